@@ -1,0 +1,1 @@
+"""Texts and models brought in, preference records, tokenizers, and the input pipeline."""

