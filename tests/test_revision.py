@@ -1,0 +1,123 @@
+"""The jitted revision loop against a plain loop without cache, padding or batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from srpo_jax import revision
+from srpo_jax.errors import UserError
+from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision import Sampling
+
+CONFIG = DecoderConfig(
+    vocab_size=13,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    dtype="float32",
+    max_length=96,
+)
+EOS = 2
+PROMPTS = [
+    Prompt((3, 4, 5, 6), (3, 4, 5, 7, 8), (9, 10)),
+    Prompt((3, 11, 12, 4, 5, 6, 6), (3, 11, 12, 4, 7), (9,)),
+    Prompt((5, 6), (5, 7, 7, 7), (10, 10, 10)),
+    Prompt((3, 4, 4), (3, 4, 4, 4), (9, 10)),  # the direct prompt is a prefix of the improve prompt
+    Prompt((8, 3), (4, 4), (9,)),  # nothing is shared
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    graphdef, state = nnx.split(Decoder(CONFIG, nnx.Rngs(0)))
+    # Larger weights than the initialisation's: completions of different lengths, some without end.
+    return nnx.merge(graphdef, jax.tree.map(lambda x: 3 * x, state))
+
+
+@jax.jit
+def next_logits(model, ids, length):
+    mask = jnp.tril(jnp.ones((1, len(ids), len(ids)), bool))
+    return model.logits(model(ids[None], jnp.arange(len(ids))[None], mask))[0, length - 1]
+
+
+def plain(model, prompt, revisions, new):
+    """What revise is to do, in Python: read everything again for each token."""
+
+    def write(context):
+        y = []
+        while len(y) < new:
+            ids = np.zeros(96, np.int32)
+            ids[: len(context) + len(y)] = [*context, *y]
+            token = int(next_logits(model, jnp.array(ids), len(context) + len(y)).argmax())
+            if token == EOS:
+                break
+            y.append(token)
+        return y
+
+    ys = [write(prompt.direct)]
+    for _ in range(revisions):
+        ys.append(write(prompt.improve(ys[-1])))
+    return ys
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_greedy_equals_the_plain_loop_token_by_token(model, batch_size):
+    sampling = Sampling(max_new_tokens=6, batch_size=batch_size)
+    got = revision.revise_ids(model, PROMPTS, 3, sampling, eos=EOS)
+    want = [plain(model, prompt, 3, 6) for prompt in PROMPTS]
+    assert got == want
+    lengths = {len(y) for row in want for y in row}
+    assert len(lengths) > 2, "the test model should write completions of several lengths"
+    assert len({tuple(y) for row in want for y in row}) > 5
+
+
+def test_no_revisions_is_plain_sampling(model):
+    got = revision.revise_ids(model, PROMPTS[:2], 0, Sampling(max_new_tokens=4), eos=EOS)
+    assert got == [plain(model, prompt, 0, 4) for prompt in PROMPTS[:2]]
+
+
+def test_what_is_drawn_depends_on_seed_and_row_alone(model):
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, top_p=0.9, batch_size=8)
+    together = revision.revise_ids(model, PROMPTS, 2, sampling, eos=EOS, seed=1)
+    pairs = dataclasses.replace(sampling, batch_size=2)
+    assert revision.revise_ids(model, PROMPTS, 2, pairs, eos=EOS, seed=1) == together
+    assert revision.revise_ids(model, PROMPTS, 2, sampling, eos=EOS, seed=2) != together
+
+
+def test_samples_follow_the_model(model):
+    """First tokens drawn 2,000 times against the exact distribution, tempered, cut at top_p."""
+    prompt, n = PROMPTS[0], 2000
+    sampling = Sampling(max_new_tokens=1, temperature=0.7, top_p=0.8, batch_size=n)
+    drawn = revision.revise_ids(model, [prompt] * n, 0, sampling, eos=EOS)
+    counts = np.bincount([y[0][0] if y[0] else EOS for y in drawn], minlength=CONFIG.vocab_size)
+    ids = jnp.zeros(96, jnp.int32).at[: len(prompt.direct)].set(jnp.array(prompt.direct))
+    p = np.array(jax.nn.softmax(next_logits(model, ids, len(prompt.direct)) / 0.7), np.float64)
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), 0.8)) + 1]
+    exact = np.zeros_like(p)
+    exact[kept] = p[kept] / p[kept].sum()
+    assert counts[exact == 0].sum() == 0
+    # five standard deviations of a binomial
+    assert (np.abs(counts / n - exact) <= 5 * np.sqrt(exact * (1 - exact) / n)).all()
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(model):
+    long = Prompt((3,) * 90, (3,) * 91, (9,))
+    with pytest.raises(UserError, match="prompt 1 needs"):
+        revision.revise_ids(model, [PROMPTS[0], long], 1, Sampling(max_new_tokens=8), eos=EOS)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"max_new_tokens": 0}]
+)
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        Sampling(**bad)
