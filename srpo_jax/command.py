@@ -1,0 +1,62 @@
+"""The command line that all programs share: --config, --workdir, --config.key=value, --help."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from srpo_jax import config as config_module
+from srpo_jax.errors import UserError
+from srpo_jax.runtime.program import run_program
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(
+    main: Callable[[ConfigDict, Path], None],
+    sections: tuple[str, ...],
+    *,
+    config: str | None = None,
+    workdir: str | None = None,
+) -> NoReturn:
+    """Parses the command line and runs main(config, workdir); see `run_program` for how it ends.
+
+    sections: those of the configuration that the program reads, listed by --help. config, workdir:
+    defaults of the flags, without which they must be given; config is relative to the repository.
+    """
+    default = str(ROOT / config) if config else None
+    config_flags.DEFINE_config_file(
+        "config", default, f"file with the settings (default: {config})", lock_config=True
+    )
+    flags.DEFINE_string("workdir", workdir, "folder of the run; the same folder resumes it")
+    # absl shows the flags of the module that is __main__, and that module's docstring.
+    for name in ("config", "workdir"):
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    program = sys.modules["__main__"]
+    program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
+
+    def checked(_: list[str]) -> None:
+        if flags.FLAGS.config is None:
+            raise UserError("--config is missing: give a file of configs/, or your own")
+        if not flags.FLAGS.workdir:
+            raise UserError("--workdir is missing: give the folder this run is to live in")
+        values = config_module.default()
+        config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
+        main(values, Path(flags.FLAGS.workdir))
+
+    run_program(checked)
+
+
+def settings(sections: tuple[str, ...]) -> str:
+    """The settings of some sections with their defaults, a line each."""
+    flat = config_module.flatten(config_module.default().to_dict())
+    lines = [
+        f"  --config.{key}={value!r}"
+        for key, value in flat.items()
+        if key.split(".")[0] in (*sections, "seed")
+    ]
+    return "\n".join(["Settings and their defaults (srpo_jax/config.py explains each):", *lines])

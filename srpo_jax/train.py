@@ -1,0 +1,201 @@
+"""Trains a model on preference pairs: SRPO (arXiv:2406.01660), or DPO, IPO, SFT, … on the same pairs.
+
+    python -m srpo_jax.train --config=configs/NAME.py --workdir=DIR [--config.objective.beta=0.05]
+
+The same command resumes an interrupted run where it stopped, on any number of devices; a finished run
+says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensorboard/ and
+reference_scores.npz.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from srpo_jax import config as config_module
+from srpo_jax import command, objectives, reference, step
+from srpo_jax.data import pipeline, records
+from srpo_jax.errors import UserError
+from srpo_jax.models import loading
+from srpo_jax.prompts import Renderer
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints, flatten
+from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+
+# A run may go on with another value of these: they change neither the loss nor the data order.
+MAY_CHANGE = ("mesh.", "data.workers", "train.log_every", "train.checkpoint_", "train.keep_")
+
+
+def train(config: ConfigDict, workdir: Path) -> bool:
+    """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
+
+    Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
+    """
+    mesh = mesh_module.make(**config.mesh)
+    objective = objectives.get(config.objective.name)
+    hyper = objective_settings(config)
+
+    # The pairs, as prefix trees
+    source = loading.open_source(config.model.source)
+    pairs = records.read_pairs(config.data.pairs)
+    data = pipeline.prepare(
+        pairs,
+        Renderer(config.data.template, source.tokenizer),
+        objective.needs,
+        max_length=source.config.max_length,
+        row_length=config.data.row_length,
+        overlong=config.data.overlong,
+        source=config.data.pairs,
+    )
+    claim(workdir, config, source.tokenizer.fingerprint, data.fingerprint)
+    report_data(data)
+
+    # The policy and its reference, which is the policy as it starts
+    architecture = loading.decoder_config(config)
+    parameters = source.read_parameters() if source.read_parameters else None
+    graphdef, trained, frozen = loading.create(architecture, parameters, mesh, config.seed)
+    del parameters
+    optimizer, schedule = step.make_optimizer(config)
+    steps = step.make(
+        graphdef, trained, optimizer, objective, hyper, mesh, accumulate=config.train.accumulate
+    )
+    if objective.needs_reference:
+        score = lambda batch: steps.reference(trained, frozen, batch)
+        path, size = workdir / "reference_scores.npz", config.train.batch_size
+        data.reference = reference.load_or_score(path, data, (trained, frozen), score, size, mesh)
+    report_model(trained, frozen, mesh)
+
+    # Where an earlier attempt stopped, or the beginning
+    state = step.TrainState(trained, steps.init(trained))
+    with (
+        Checkpoints(
+            workdir / "checkpoints", config.train.keep_checkpoints, config.train.checkpoint_every
+        ) as checkpoints,
+        distributed.StopSignal() as stop,
+    ):
+        restored = checkpoints.restore_latest(state)
+        start, state = restored or (0, state)
+        if start >= config.train.steps:
+            status(f"{workdir} is finished: step {start} of {config.train.steps}")
+            return True
+        if start:
+            status(f"resuming at step {start} of {config.train.steps}")
+
+        stream = pipeline.batches(
+            data,
+            config.train.batch_size,
+            config.seed,
+            start,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            workers=config.data.workers,
+        )
+        with (
+            Metrics(workdir, resume=start) as log,
+            Progress("train", config.train.steps, unit="tokens", done=start) as progress,
+        ):
+            for number in range(start + 1, config.train.steps + 1):
+                began = time.perf_counter()
+                local = next(stream)
+                tokens = int(np.count_nonzero(local["rows"].ancestors)) * jax.process_count()
+                batch = mesh_module.host_to_global(mesh, local)
+
+                state, metrics = steps.train(state, frozen, batch)
+
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                check_finite(values, number, checkpoints)
+                if number % config.train.log_every == 0 or number == config.train.steps:
+                    seconds = time.perf_counter() - began
+                    values["learning_rate"] = float(schedule(number - 1))
+                    values["tokens_per_second"] = tokens / seconds
+                    values["pairs_per_second"] = config.train.batch_size / seconds
+                    log.write(number, values)
+                progress.advance(work=tokens, note=f"loss {values['loss']:.4f}")
+                stopping = stop.requested(number)
+                last = stopping or number == config.train.steps
+                checkpoints.save(number, state, force=last)
+                if last:
+                    break
+    if stopping:
+        status(f"stopped at step {number} of {config.train.steps}; the same command goes on from there")
+    return not stopping
+
+
+def objective_settings(config: ConfigDict) -> dict[str, Any]:
+    """The hyperparameters that the objective reads, checked; says which settings it leaves unread."""
+    objective = objectives.get(config.objective.name)
+    given = {k: v for k, v in config.objective.items() if k != "name" and v is not None}
+    hyper = {k: v for k, v in given.items() if k in objective.hyperparameters}
+    objectives.check_hyperparameters(objective.name, **hyper)
+    unread = [k for k in given if k not in hyper]
+    values = ", ".join(f"{k}={v}" for k, v in hyper.items()) or "no hyperparameters"
+    status(f"objective {objective.name}: {values}" + (f" (not read: {', '.join(unread)})" if unread else ""))
+    return hyper
+
+
+def claim(workdir: Path, config: ConfigDict, tokenizer: str, data: str) -> None:
+    """Writes config.json and run.json, or checks that the run already there is this one."""
+    settings, identity = workdir / "config.json", workdir / "run.json"
+    if not is_main():
+        return
+    if settings.is_file() and identity.is_file():
+        before = config_module.flatten(config_module.read(settings).to_dict())
+        now = config_module.flatten(config.to_dict())
+        sections = ("seed", "model.", "lora.", "data.", "objective.", "train.", "optimizer.", "mesh.")
+        for key, value in now.items():
+            if before[key] != value and key.startswith(sections) and not key.startswith(MAY_CHANGE):
+                raise UserError(
+                    f"{workdir} holds a run with {key}={before[key]!r}, now {value!r}: take the old "
+                    "value to go on with it, or another --workdir"
+                )
+        kept = json.loads(identity.read_text())
+        for what, fingerprint in (("tokenizer", tokenizer), ("data", data)):
+            if kept[what] != fingerprint:
+                raise UserError(
+                    f"{workdir} was trained with another {what} ({kept[what][:12]}… in run.json, now "
+                    f"{fingerprint[:12]}…): bring that back, or use another --workdir"
+                )
+    config_module.save(config, settings)
+    identity.write_text(json.dumps({"tokenizer": tokenizer, "data": data}, indent=2) + "\n")
+
+
+def report_data(data: pipeline.PairTrees) -> None:
+    """How many pairs, how large their trees, what was left out."""
+    saved = 1 - data.tokens / data.separate_tokens
+    status(
+        f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
+        f"tokens a tree in rows of {data.row_length} ({saved:.0%} saved by shared prefixes)"
+    )
+
+
+def report_model(trained: Any, frozen: Any, mesh: Any) -> None:
+    """Sizes of what is trained and what is not, and the mesh."""
+    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    status(f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}")
+
+
+def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints) -> None:
+    """Stops the run on a loss or gradient that is no number; what is saved stays as it is."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(values[name]):
+            kept = checkpoints.latest()
+            where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was due yet"
+            raise UserError(
+                f"{name} is {values[name]} at step {number}; {where}. Lower "
+                "config.optimizer.learning_rate or config.objective.beta, and look at metrics.jsonl"
+            )
+
+
+def main(config: ConfigDict, workdir: Path) -> None:
+    distributed.initialize()
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    command.run(main, ("model", "lora", "mesh", "data", "objective", "train", "optimizer"))
