@@ -1,0 +1,1 @@
+"""Machines: mesh and sharding, checkpoints, metrics and progress, multi-host start-up."""

@@ -1,0 +1,320 @@
+"""Checkpoints: asynchronous, atomic, sharded; a restore may use another mesh or process count.
+
+On disk a checkpoint is flat: parameter name -> array, with names such as
+`model.blocks.mlp.up.kernel`. So it depends on no tree type of any library, and a mismatch between a
+checkpoint and a configuration can be named.
+"""
+
+import contextlib
+import gc
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from srpo_jax.errors import UserError
+from srpo_jax.runtime.metrics import status
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory/<step>/`.
+
+    Every method is called by all processes, with the same step, from the main thread.
+
+    Args:
+        directory: a local folder, or one of a shared or cloud file system when there are several
+            machines.
+        keep: how many of the newest to keep.
+        every: `save` does something at multiples of this many steps (and when forced).
+        read_only: nothing is written, and what another program is writing there is left alone.
+
+    Raises:
+        UserError: `read_only`, and there is no such directory.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        keep: int = 3,
+        every: int = 1,
+        read_only: bool = False,
+    ) -> None:
+        path = epath.Path(directory)
+        self.directory = path if "://" in str(directory) else path.resolve()
+        if read_only and not self.directory.is_dir():
+            raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
+        self._read_only = read_only
+        self._manager = ocp.training.Checkpointer(
+            self.directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=not read_only,
+        )
+
+    def save(self, step: int, state: Any, force: bool = False) -> bool:
+        """Begins to save, in the background; the state may be donated as soon as this returns.
+
+        An earlier save that is still under way is waited for, and its failure is raised here.
+
+        Args:
+            state: pytree of jax arrays, NumPy arrays and scalars, and Python numbers. nnx Variables
+                are saved as their values.
+            force: save at a step that is no multiple of `every` too.
+
+        Returns:
+            Whether a save was begun: False when it is not due, or when the step is saved already.
+        """
+        if self._read_only:
+            raise ValueError(f"{self.directory} was opened read-only")
+        if any(saved.step == step for saved in self._manager.checkpoints):
+            return False
+        if not (force or self._manager.should_save(step)):
+            return False
+        # Orbax refuses NumPy scalars but takes arrays without dimensions.
+        flat = {
+            name: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
+            for name, leaf in flatten(state).items()
+        }
+        return self._manager.save_async(step, flat, force=force) is not None
+
+    def latest(self) -> int | None:
+        """The newest complete checkpoint's step; None when there is none.
+
+        A save that was cut off never counts. One whose description cannot be read is passed over,
+        and that is said.
+        """
+        for step in self.steps():
+            try:
+                self._held(step)
+            except _Damaged as error:
+                status(f"{self.directory / str(step)}: passed over, it is damaged: {error}")
+            else:
+                return step
+        return None
+
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints whose save was completed, newest first."""
+        return [saved.step for saved in reversed(self._manager.checkpoints)]
+
+    def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
+        """Reads one checkpoint.
+
+        Args:
+            abstract: tree of the same structure as the state saved, whose leaves are
+                `jax.ShapeDtypeStruct`s with the shardings wanted (any mesh), jax arrays (their
+                shape, dtype and sharding count), NumPy arrays or numbers.
+            partial: the checkpoint may hold more than is asked for (say, the optimiser's state).
+
+        Returns:
+            Tree like `abstract`.
+
+        Raises:
+            UserError: there is no such checkpoint, it is damaged, or it does not hold what is asked
+                for: another structure, shape or dtype. The sentence names the first key.
+        """
+        if step not in self.steps():
+            raise UserError(f"{self.directory}: there is no checkpoint of step {step}")
+        try:
+            return self._read(step, abstract, partial)
+        except _Damaged as error:
+            raise UserError(
+                f"{self.directory / str(step)}: this checkpoint is damaged ({error}): move it "
+                "away to go on from an earlier one"
+            ) from error
+
+    def restore_latest(self, abstract: Any, partial: bool = False) -> tuple[int, Any] | None:
+        """Reads the newest checkpoint that can be read: (step, state), or None without checkpoints.
+
+        A damaged one is passed over, which is said, and, once an older one has been read, renamed
+        to `<step>.damaged`, because it would stand in the way of the next save of that step.
+
+        Raises:
+            UserError: all are damaged, or the newest readable one does not match (see `restore`).
+        """
+        damaged: list[int] = []
+        for step in self.steps():
+            failure = None
+            try:
+                state = self._read(step, abstract, partial)
+            except _Damaged as error:
+                failure = str(error)
+            # A process that could read must not go on alone while another could not.
+            if _any_process(failure is not None):
+                reason = failure or "another process could not read it"
+                status(f"{self.directory / str(step)}: passed over, it is damaged: {reason}")
+                damaged.append(step)
+                continue
+            if damaged:
+                status(f"{self.directory / str(step)}: this older checkpoint is used instead")
+                self._set_aside(damaged)
+            return step, state
+        if damaged:
+            raise UserError(
+                f"{self.directory}: none of the checkpoints ({', '.join(map(str, damaged))}) can "
+                "be read: bring one back, or delete the folder to start anew"
+            )
+        return None
+
+    def wait(self) -> None:
+        """Waits until the last save is complete, and raises its failure if it failed."""
+        self._manager.wait()
+
+    def close(self) -> None:
+        """Waits for the last save. Without it the last save may be lost."""
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _read(self, step: int, abstract: Any, partial: bool) -> Any:
+        wanted = {name: _abstract(name, leaf) for name, leaf in flatten(abstract).items()}
+        _check(str(self.directory / str(step)), self._held(step), wanted, partial)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = partial
+        with _damage(), context:
+            # The manager's own context has no partial_load, hence not its `load`.
+            flat = ocp.load(self.directory / str(step), wanted)
+        return unflatten(abstract, flat)
+
+    def _held(self, step: int) -> dict[str, Any]:
+        """What the checkpoint holds: name -> description with shape and dtype."""
+        with _damage():
+            held = self._manager.metadata(step).metadata
+            if held is None:  # Orbax's word for: files are missing or make no sense
+                raise ValueError("its description cannot be read")
+            return dict(held)
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._read_only:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+        _any_process(False)  # nobody looks again before the renaming is done
+        self._manager.reload()
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Leaves under dotted names; an nnx Variable counts as one leaf, its value."""
+    leaves, _ = jax.tree.flatten_with_path(tree, is_leaf=_is_variable)
+    flat = {
+        jax.tree_util.keystr(path, simple=True, separator="."): (
+            leaf.get_value() if _is_variable(leaf) else leaf
+        )
+        for path, leaf in leaves
+    }
+    if len(flat) != len(leaves):
+        raise ValueError("two leaves of the tree have the same dotted name")
+    return flat
+
+
+def unflatten(like: Any, flat: dict[str, Any]) -> Any:
+    """Inverse of `flatten`: the values of `flat` in a tree like `like`."""
+
+    def leaf(path: tuple[Any, ...], old: Any) -> Any:
+        value = flat[jax.tree_util.keystr(path, simple=True, separator=".")]
+        return old.replace(value) if _is_variable(old) else value
+
+    return jax.tree.map_with_path(leaf, like, is_leaf=_is_variable)
+
+
+class _Damaged(Exception):
+    """A checkpoint whose save was completed cannot be read; the message says why."""
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turns what Orbax raises for unreadable files into `_Damaged`, and keeps it quiet.
+
+    Too little memory is no damage: it passes through.
+    """
+    # asyncio and Orbax report each array that could not be read, at length.
+    logs = [logging.getLogger("asyncio"), logging.getLogger("absl")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except Exception as error:
+        causes = list(_chain(error))
+        if any(isinstance(cause, jax.errors.JaxRuntimeError | MemoryError) for cause in causes):
+            raise
+        raise _Damaged(_cause(error)) from error
+    finally:
+        gc.collect()  # asyncio reports on collection
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _cause(error: BaseException) -> str:
+    """First line of the innermost cause, at readable length."""
+    *_, root = _chain(error)
+    lines = str(root).splitlines() or [type(root).__name__]
+    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "…"
+
+
+def _check(where: str, held: dict[str, Any], wanted: dict[str, Any], partial: bool) -> None:
+    advice = "use the configuration the checkpoint was made with, or another workdir"
+    for name, leaf in wanted.items():
+        if name not in held:
+            raise UserError(f'{where}: this checkpoint has no "{name}": {advice}')
+        for what in ("shape", "dtype"):
+            want, have = getattr(leaf, what, None), getattr(held[name], what, None)
+            if want != have and not _is_key(leaf):
+                raise UserError(
+                    f'{where}: {what} of "{name}" is {have} in this checkpoint, but this '
+                    f"configuration needs {want}: {advice}"
+                )
+    for name in () if partial else held:
+        if name not in wanted:
+            raise UserError(
+                f'{where}: this checkpoint has "{name}", which this configuration has not: {advice}'
+            )
+
+
+def _abstract(name: str, leaf: Any) -> Any:
+    if isinstance(leaf, np.generic):
+        return np.asarray(leaf)
+    if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return leaf
+    if leaf.sharding is None:
+        raise ValueError(f"{name}: an abstract array to restore needs a sharding")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _is_variable(leaf: Any) -> bool:
+    return isinstance(leaf, nnx.Variable)
+
+
+def _is_key(leaf: Any) -> bool:
+    """Whether this is a typed PRNG key, which is stored as its raw words."""
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _any_process(flag: bool) -> bool:
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

@@ -1,0 +1,178 @@
+"""Several processes as one machine: start-up, and a stop that all of them take at the same step.
+
+Environment variables (set by launch/local.sh, or by hand on machines nothing else describes):
+
+- SRPO_COORDINATOR: host:port of process 0, on which it listens and which all others can reach;
+- SRPO_PROCESSES: how many processes there are;
+- SRPO_PROCESS_ID: which one this is, from 0;
+- SRPO_DISTRIBUTED=cluster: what mode "auto" means here (set by launch/tpu_vm.sh).
+"""
+
+import os
+import signal
+import socket
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from srpo_jax.errors import UserError
+
+MODES = ("auto", "cluster", "none")
+
+_VARIABLES = ("SRPO_COORDINATOR", "SRPO_PROCESSES", "SRPO_PROCESS_ID")
+
+
+def initialize(mode: str = "auto", timeout: int = 300) -> None:
+    """Joins the other processes; the first thing a program does with JAX.
+
+    Args:
+        mode: "auto": as the environment variables above say, one process when there are none.
+            "cluster": JAX finds the others by itself, on TPU pods, SLURM, GKE and Open MPI.
+            "none": one process, whatever the environment says.
+        timeout: seconds to wait for the others.
+
+    Raises:
+        UserError: the processes did not come together; host, process and coordinator come first.
+    """
+    if mode not in MODES:
+        raise UserError(f"config.distributed is {mode!r}: choose one of {', '.join(MODES)}")
+    if mode == "none":
+        return
+    if mode == "auto" and any(name in os.environ for name in _VARIABLES):
+        _join(*_settings(), timeout)
+    elif mode == "cluster" or os.environ.get("SRPO_DISTRIBUTED") == "cluster":
+        host = socket.gethostname()
+        _connect(
+            {},
+            timeout,
+            f"host {host}: cannot join the cluster",
+            "the other processes were not all there",
+        )
+
+
+class StopSignal:
+    """Turns SIGTERM and Ctrl-C into a question that the loop asks at each step.
+
+        with StopSignal() as stop:
+            for step in range(start, steps):
+                ...
+                if stop.requested(step):
+                    break
+
+    A signal to one process stops all of them after the same step. A second Ctrl-C ends the process
+    at once. Use it in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        # Under jax.distributed JAX itself catches SIGTERM, a machine's notice that it will be taken
+        # away, and tells the other processes.
+        watched = (
+            [signal.SIGINT] if jax.distributed.is_initialized() else [signal.SIGINT, signal.SIGTERM]
+        )
+        for number in watched:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handlers[number] = signal.signal(number, self._receive)
+        return self
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step. All processes ask at every step, and agree.
+
+        With several processes this costs no communication between devices: JAX's coordinator
+        chooses a step none of them has reached yet, so the answer comes a few steps after a signal.
+        """
+        if jax.distributed.is_initialized():
+            return bool(multihost_utils.reached_preemption_sync_point(step))
+        return self._received
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+        # The operating system's own reaction ends even a process that is deep in compiled code.
+        signal.signal(number, signal.SIG_DFL)
+        os.write(2, b"stopping at the next step; once more (Ctrl-C) aborts without saving\n")
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _settings() -> tuple[str, int, int]:
+    missing = [name for name in _VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} is not set, though others of {', '.join(_VARIABLES)} are: set "
+            "all three or none"
+        )
+    coordinator, processes, process = (os.environ[name] for name in _VARIABLES)
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"SRPO_COORDINATOR is {coordinator!r}: it must be host:port")
+    if not (processes.isdecimal() and process.isdecimal() and int(process) < int(processes)):
+        raise UserError(
+            f"SRPO_PROCESS_ID is {process!r} and SRPO_PROCESSES {processes!r}: they must be whole "
+            "numbers, the first less than the second"
+        )
+    return coordinator, int(processes), int(process)
+
+
+def _join(coordinator: str, processes: int, process: int, timeout: int) -> None:
+    who = (
+        f"process {process} of {processes} on host {socket.gethostname()}: cannot join the "
+        f"coordinator {coordinator}"
+    )
+    if process == 0:
+        _check_port(int(coordinator.rpartition(":")[2]), who)
+        waited = "other processes did not come: look at what they say"
+    else:
+        waited = "process 0 is not there, or cannot be reached from here"
+    arguments = {
+        "coordinator_address": coordinator,
+        "num_processes": processes,
+        "process_id": process,
+    }
+    _connect(arguments, timeout, who, waited)
+
+
+def _check_port(port: int, who: str) -> None:
+    """JAX ends with a segmentation fault when the coordinator's port is taken."""
+    try:
+        if socket.has_dualstack_ipv6():
+            socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True).close()
+        else:
+            socket.create_server(("", port)).close()
+    except OSError as error:
+        raise UserError(f"{who}: port {port} cannot be opened here: {error.strerror}") from error
+
+
+def _connect(arguments: dict[str, Any], timeout: int, who: str, waited: str) -> None:
+    """`jax.distributed.initialize`, which would abort the process when its own time is up."""
+    failures: list[Exception] = []
+
+    def connect() -> None:
+        try:
+            jax.distributed.initialize(**arguments, initialization_timeout=timeout + 60)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if thread.is_alive():
+        raise UserError(f"{who}: {waited} (waited {timeout} s)")
+    if failures:
+        reason = (str(failures[0]).splitlines() or [type(failures[0]).__name__])[0]
+        raise UserError(f"{who}: {reason}") from failures[0]

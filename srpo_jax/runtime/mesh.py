@@ -1,0 +1,201 @@
+"""The device mesh, and the one table that says which dimension lies along which mesh axis.
+
+Models name the dimensions of their parameters logically ("embed", "heads", …) and know nothing of
+machines; everything that places an array on devices goes through `RULES`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from srpo_jax.errors import UserError
+
+AXES = ("replica", "fsdp", "tensor")
+
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("replica", "fsdp"),
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "layers": None,
+    "rank": None,
+}
+
+LogicalAxes = tuple[str | None, ...]
+
+
+def make(
+    replica: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Mesh with the axes ("replica", "fsdp", "tensor"), all of type Auto.
+
+    Args:
+        replica: copies of the whole model. The only axis that may cross the slow network between
+            TPU slices; with several slices it must be a multiple of their number.
+        fsdp: devices that share one copy of parameters and optimiser, split along "embed".
+        tensor: devices that share every matrix product, split along heads, mlp and vocabulary.
+            At most one of the three is -1: all devices that the others leave.
+        devices: default `jax.devices()`, those of all processes.
+
+    Raises:
+        UserError: the sizes are not positive, or their product is not the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _complete({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    # make_mesh is not used: it knows neither several slices nor allow_split_physical_axes, without
+    # which a mesh that does not map onto the torus is refused.
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    elif shape[0] % slices == 0:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]),
+            (slices, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        raise UserError(
+            f"config.mesh.replica is {shape[0]}, but the devices are in {slices} slices: make it a "
+            f"multiple of {slices}, so that only replicas talk over the network between slices"
+        )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sharding(mesh: Mesh, axes: LogicalAxes) -> NamedSharding:
+    """Sharding of an array whose dimensions have these logical names (None: not split).
+
+    "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp".
+    """
+    return NamedSharding(mesh, PartitionSpec(*(_mesh_axes(name) or None for name in axes)))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding that splits the leading dimension over the batch axes, for arrays of any rank."""
+    return sharding(mesh, ("batch",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array of which every device holds all."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAxes) -> None:
+    """Checks that every dimension can be cut evenly along its mesh axes.
+
+    Raises:
+        UserError: naming the parameter, dimension, mesh axis and both sizes.
+    """
+    if len(shape) != len(axes):
+        raise ValueError(f"{name}: shape {tuple(shape)} has not the dimensions {axes}")
+    for dimension, (size, logical) in enumerate(zip(shape, axes, strict=True)):
+        mesh_axes = _mesh_axes(logical)
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes)
+        if size % parts:
+            settings = " * ".join(f"config.mesh.{axis}" for axis in mesh_axes)
+            raise UserError(
+                f'{name}: dimension {dimension} ("{logical}", size {size}) cannot be cut into '
+                f"{settings} = {parts} equal parts: choose a size that divides it"
+            )
+
+
+def parameter_shardings(mesh: Mesh, state: nnx.State) -> nnx.State:
+    """Where each Variable of a state lies.
+
+    A Variable names its dimensions in its metadata: `nnx.Param(value, axes=("embed", "mlp"))`. One
+    with one dimension more than names is stacked: "layers" stands in front. One without names (a
+    counter, say) is replicated.
+
+    Args:
+        state: values are arrays or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        A state of the same tree structure (Variables and metadata included) that holds a
+        NamedSharding where `state` holds an array. It fits `in_shardings` and `out_shardings` of
+        `jax.jit`, `jax.device_put`, and `jax.tree.map` together with `state`.
+
+    Raises:
+        UserError: see `check_divisible`.
+    """
+    flat = nnx.to_flat_state(state)
+    placed = [
+        (path, variable.replace(_variable_sharding(mesh, path, variable)))
+        for path, variable in flat
+    ]
+    return nnx.from_flat_state(placed)
+
+
+def host_to_global(mesh: Mesh, tree: Any) -> Any:
+    """Global batch arrays from each process's own rows.
+
+    Args:
+        tree: pytree of NumPy arrays [rows of this process, ...]; the same shapes in every process.
+
+    Returns:
+        Same tree of jax arrays [rows of all processes, ...], the leading dimension split over the
+        batch axes.
+
+    Raises:
+        UserError: the global number of rows cannot be split evenly over the batch axes.
+    """
+    target = batch_sharding(mesh)
+    processes = len({device.process_index for device in mesh.devices.flat})
+    parts = math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+
+    def place(array: np.ndarray) -> jax.Array:
+        rows = array.shape[0] * processes
+        if rows % parts:
+            raise UserError(
+                f"a batch of {rows} rows cannot be split over config.mesh.replica * "
+                f"config.mesh.fsdp = {parts} devices: choose a batch size that is a multiple"
+            )
+        return jax.make_array_from_process_local_data(target, array, (rows, *array.shape[1:]))
+
+    return jax.tree.map(place, tree)
+
+
+def _complete(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
+    written = ", ".join(f"config.mesh.{axis}={size}" for axis, size in sizes.items())
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1 or any(size < 1 for size in sizes.values() if size != -1):
+        raise UserError(
+            f"{written}: sizes must be positive, and at most one may be -1 (all that is left)"
+        )
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if devices % known or (not rest and known != devices):
+        raise UserError(
+            f"{written}: the product is {known}{' times the rest' if rest else ''}, which does not "
+            f"match the {devices} devices here: change config.mesh.* (one may be -1: all that is "
+            "left)"
+        )
+    return tuple(devices // known if size == -1 else size for size in sizes.values())
+
+
+def _mesh_axes(logical: str | None) -> tuple[str, ...]:
+    rule = None if logical is None else RULES[logical]
+    return (rule,) if isinstance(rule, str) else (rule or ())
+
+
+def _variable_sharding(
+    mesh: Mesh, path: tuple[Any, ...], variable: nnx.Variable[Any]
+) -> NamedSharding:
+    axes: LogicalAxes | None = variable.get_metadata().get("axes")
+    if axes is None:
+        return replicated(mesh)
+    shape = variable.get_value().shape
+    if len(shape) == len(axes) + 1:
+        axes = ("layers", *axes)
+    check_divisible(mesh, ".".join(map(str, path)), shape, axes)
+    return sharding(mesh, axes)

@@ -1,0 +1,101 @@
+"""What all programs share: reading the command line, and ending with one sentence on a failure."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+
+from srpo_jax.errors import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+
+def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Parses absl flags, runs `main` and exits.
+
+    Exit status: what `main` returns (None: 0); 2 after a `UserError` or a mistake on the command
+    line, which is printed as one line `error: …` on standard error; 130 after Ctrl-C. Any other
+    exception is this package's mistake and keeps its traceback.
+
+    Args:
+        main: takes the arguments that are no flags, the program's name first.
+    """
+    app.run(lambda arguments: _guarded(main, arguments), flags_parser=_parse)
+    raise AssertionError("absl's app.run exits")
+
+
+def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    try:
+        return main(arguments) or 0
+    except UserError as error:
+        code = _say(f"error: {error}", USER_ERROR)
+    except KeyboardInterrupt:
+        code = _say("interrupted", INTERRUPTED)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if jax.distributed.is_initialized():
+        # A usual exit would wait for the other processes, which wait for this one.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _say(sentence: str, code: int) -> int:
+    print(" ".join(sentence.split()), file=sys.stderr)
+    return code
+
+
+def _parse(arguments: Sequence[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(list(arguments))
+        _check_config_files()
+    except SystemExit:  # --help has been answered; absl would exit with 1
+        sys.exit(0)
+    except UserError as error:
+        sys.exit(_say(f"error: {error}", USER_ERROR))
+    except flags.Error as error:
+        sys.exit(_say(f"error: {error} (--help lists the flags)", USER_ERROR))
+    except (AttributeError, KeyError) as error:
+        sentence = _unknown_key(error, arguments)
+        if sentence is None:
+            raise
+        sys.exit(_say(f"error: {sentence}", USER_ERROR))
+    if flags.FLAGS["verbosity"].using_default_value:
+        # absl's default tells all that JAX and Orbax do inside.
+        flags.FLAGS["verbosity"].value = logging.WARNING
+        flags.FLAGS["verbosity"].using_default_value = False
+    return rest
+
+
+def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Sentence on the override `--config.….key=…` whose key ml_collections did not find."""
+    text = str(error).replace("\\n", "\n")  # the error is a quoted error
+    key = re.sub(r"\W", "", text.splitlines()[0])
+    for argument in arguments:
+        path = argument.lstrip("-").split("=")[0].split(".")
+        if argument.startswith("-") and key in path[1:]:
+            similar = re.search(r'Did you mean "(\w+)"', text)
+            advice = f'did you mean "{similar[1]}"?' if similar else "see srpo_jax/config.py"
+            return f'{argument}: the configuration has no key "{key}": {advice}'
+    return None
+
+
+def _check_config_files() -> None:
+    """ml_collections keeps a missing file to itself until the configuration is first used."""
+    for name in flags.FLAGS:
+        try:
+            getattr(flags.FLAGS[name].value, "keys", None)
+        except OSError as error:
+            found = re.findall(r"\[Errno \d+\] (.+?): '(.+?)'", str(error))
+            what = f"cannot read {found[-1][1]}: {found[-1][0]}" if found else str(error)
+            raise UserError(f"--{name}: {what}") from error

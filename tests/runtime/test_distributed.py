@@ -1,0 +1,173 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from srpo_jax.errors import UserError
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime.distributed import StopSignal
+
+VARIABLES = ("SRPO_COORDINATOR", "SRPO_PROCESSES", "SRPO_PROCESS_ID", "SRPO_DISTRIBUTED")
+
+LOOP = """
+import os, signal, sys, time
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from srpo_jax.runtime import distributed, mesh
+from srpo_jax.runtime.checkpoints import Checkpoints
+
+distributed.initialize(timeout=200)
+grid = mesh.make()
+state = {"x": jax.device_put(np.zeros(4), mesh.batch_sharding(grid)), "step": 0}
+step_fn = jax.jit(lambda x: x + jnp.mean(x) + 1)
+with Checkpoints(sys.argv[1], every=1000) as checkpoints, distributed.StopSignal() as stop:
+    found = checkpoints.restore_latest(state)
+    start, state = found or (0, state)
+    for step in range(start + 1, start + 1000):
+        state = {"x": step_fn(state["x"]), "step": step}
+        if step == start + 3 and jax.process_index() == 1:
+            os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+        if stop.requested(step):
+            checkpoints.save(step, state, force=True)
+            break
+        time.sleep(0.05)
+print("start", start, "stop", step, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(code: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    flags = "--xla_force_host_platform_device_count=2"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"XLA_FLAGS": flags} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_no_variables_mean_one_process() -> None:
+    distributed.initialize()
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (("localhost:1", "2", ""), "SRPO_PROCESS_ID is not set"),
+        (("localhost", "2", "0"), "must be host:port"),
+        (("localhost:1", "2", "2"), "the first less than the second"),
+        (("localhost:1", "two", "0"), "whole numbers"),
+    ],
+)
+def test_wrong_variables_are_named(
+    monkeypatch: pytest.MonkeyPatch, values: tuple[str, str, str], said: str
+) -> None:
+    for name, value in zip(VARIABLES, values, strict=False):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        distributed.initialize()
+
+
+def test_an_unknown_mode_is_refused() -> None:
+    with pytest.raises(UserError, match="auto, cluster, none"):
+        distributed.initialize("yes")
+
+
+def test_mode_none_ignores_the_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRPO_PROCESSES", "2")
+    distributed.initialize("none")
+    assert not jax.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("process", "reason"), [("0", "other processes did not come"), ("1", "process 0 is not there")]
+)
+def test_who_cannot_join_says_so(process: str, reason: str) -> None:
+    code = """
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime.program import run_program
+run_program(lambda _: distributed.initialize(timeout=1))
+"""
+    coordinator = f"127.0.0.1:{free_port()}"
+    done = start(code, SRPO_COORDINATOR=coordinator, SRPO_PROCESSES="2", SRPO_PROCESS_ID=process)
+    _, said = done.communicate(timeout=60)
+    assert done.returncode == 2
+    assert len(said.splitlines()) == 1
+    assert said.startswith(
+        f"error: process {process} of 2 on host {socket.gethostname()}: cannot join the "
+        f"coordinator {coordinator}: {reason}"
+    )
+
+
+def test_a_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in zip(VARIABLES, (f"localhost:{port}", "2", "0"), strict=False):
+            monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"process 0 of 2 .*port {port} cannot be opened"):
+            distributed.initialize()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_to_stop(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    with StopSignal() as stop:
+        assert not stop.requested(1)
+        os.kill(os.getpid(), number)
+        assert stop.requested(1)
+    assert signal.getsignal(number) is before
+    assert "stopping" in capfd.readouterr().err
+
+
+def test_a_second_interrupt_aborts_at_once() -> None:
+    code = """
+import os, signal, time
+from srpo_jax.runtime.distributed import StopSignal
+with StopSignal():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("going on", flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    done = start(code)
+    out, _ = done.communicate(timeout=30)
+    assert out == "going on\n"
+    assert done.returncode == -signal.SIGINT
+
+
+def test_all_processes_stop_at_the_same_step_and_resume(tmp_path: Path) -> None:
+    stopped = 0
+    for number in ("SIGINT", "SIGTERM"):  # sent to process 1 alone
+        coordinator = f"127.0.0.1:{free_port()}"
+        variables = {"SRPO_COORDINATOR": coordinator, "SRPO_PROCESSES": "2"}
+        both = [
+            start(LOOP, str(tmp_path), number, SRPO_PROCESS_ID=str(process), **variables)
+            for process in range(2)
+        ]
+        (out, error), (other, _) = [process.communicate(timeout=240) for process in both]
+        assert [process.returncode for process in both] == [0, 0], error
+        last = out.splitlines()[-1]  # Gloo prints on standard output too
+        assert last == other.splitlines()[-1]
+        _, began, _, ended = last.split()
+        assert int(began) == stopped
+        assert int(ended) > stopped + 3
+        stopped = int(ended)
+        assert (tmp_path / ended).is_dir()

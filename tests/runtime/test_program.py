@@ -1,0 +1,105 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = '''
+"""Trains nothing."""
+
+import sys
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from srpo_jax.errors import UserError
+from srpo_jax.runtime.program import run_program
+
+config = config_flags.DEFINE_config_file("config")
+workdir = flags.DEFINE_string("workdir", None, "Where the run is kept.", required=True)
+
+
+def main(arguments):
+    print(config.value.steps, arguments[1:])
+    if workdir.value == "bad":
+        raise UserError("bad: no such\\nfolder")
+    if workdir.value == "bug":
+        raise ValueError("a mistake")
+    if workdir.value == "stop":
+        raise KeyboardInterrupt
+    return 3 if workdir.value == "three" else None
+
+
+run_program(main)
+'''
+
+CONFIG = """
+import ml_collections
+
+
+def get_config():
+    return ml_collections.ConfigDict({"steps": 1, "mesh": {"fsdp": 1}})
+"""
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "config.py").write_text(CONFIG)
+    return subprocess.run(
+        [sys.executable, str(folder / "program.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("workdir", "code", "said"),
+    [
+        ("good", 0, ""),
+        ("three", 3, ""),
+        ("bad", 2, "error: bad: no such folder\n"),
+        ("stop", 130, "interrupted\n"),
+    ],
+)
+def test_ends_as_main_does(tmp_path: Path, workdir: str, code: int, said: str) -> None:
+    config = f"--config={tmp_path / 'config.py'}"
+    done = run(tmp_path, config, f"--workdir={workdir}", "--config.steps=5", "rest")
+    assert (done.returncode, done.stdout, done.stderr) == (code, "5 ['rest']\n", said)
+
+
+def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
+    done = run(tmp_path, f"--config={tmp_path / 'config.py'}", "--workdir=bug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        (
+            "--config.mesh.fdsp=2",
+            'error: --config.mesh.fdsp=2: the configuration has no key "fdsp": did',
+        ),
+        ("--config.zzz=2", 'error: --config.zzz=2: the configuration has no key "zzz"'),
+        ("--config.steps=x", "error: flag --config.steps=x"),
+        ("--nope=1", "error: Unknown command line flag 'nope'"),
+        ("--config=none.py", "error: --config: cannot read none.py: No such file or directory"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence(
+    tmp_path: Path, argument: str, said: str
+) -> None:
+    done = run(tmp_path, f"--config={tmp_path / 'config.py'}", "--workdir=good", argument)
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_is_no_failure(tmp_path: Path) -> None:
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "Trains nothing." in done.stdout
+    assert "Where the run is kept." in done.stdout
