@@ -148,13 +148,16 @@ def _revise_jit(graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens,
     rest_width = max(inputs.direct.shape[1], improve_width)
     layout = _Layout(inputs.shared_length, shared_width, rest_width, max_new_tokens)
     sample = functools.partial(_sample, temperature=temperature, top_p=top_p)
+    unrolled = jax.default_backend() == "cpu"
+    layers = model.unrolled_layers() if unrolled else None
+    extend = functools.partial(model.extend, layers=layers)
 
     def complete(cache: Cache, rest: Array, rest_length: Array, key: Array):
         """Reads the rest of a prompt over the shared beginning and writes one completion after it."""
         keys = jax.vmap(lambda k: jax.random.split(k, max_new_tokens))(key).swapaxes(0, 1)
         slots = shared_width + jnp.arange(rest_width)
         positions = inputs.shared_length[:, None] + jnp.arange(rest_width)
-        hidden, cache = model.extend(
+        hidden, cache = extend(
             rest, positions, layout.mask(rest_length, slots), cache, shared_width
         )
         last = jnp.take_along_axis(hidden, rest_length[:, None, None] - 1, axis=1)[:, 0]
@@ -169,7 +172,7 @@ def _revise_jit(graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens,
             token = jax.lax.dynamic_slice_in_dim(w.tokens, w.count - 1, 1, axis=1)
             slot = layout.first_new + w.count - 1
             position = (inputs.shared_length + rest_length + w.count - 1)[:, None]
-            hidden, cache = model.extend(
+            hidden, cache = extend(
                 token, position, layout.mask(rest_length, slot[None]), w.cache, slot
             )
             token = sample(model.logits(hidden[:, 0]), keys[w.count])
@@ -180,11 +183,11 @@ def _revise_jit(graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens,
         written = jax.lax.while_loop(unfinished, write, start)
         return written.cache, written.tokens, jnp.sum(written.tokens != eos, axis=1)
 
-    cache = Cache.zeros(model.config, batch, layout.slots)
+    cache = Cache.zeros(model.config, batch, layout.slots, unrolled)
     slots = jnp.arange(shared_width)
     positions = jnp.broadcast_to(slots, (batch, shared_width))
     no_rest = jnp.zeros(batch, jnp.int32)
-    _, cache = model.extend(inputs.shared, positions, layout.mask(no_rest, slots), cache, 0)
+    _, cache = extend(inputs.shared, positions, layout.mask(no_rest, slots), cache, 0)
 
     keys = jax.vmap(lambda k: jax.random.split(k, n_revisions + 1))(inputs.key).swapaxes(0, 1)
     direct = jnp.pad(inputs.direct, ((0, 0), (0, rest_width - inputs.direct.shape[1])))

@@ -55,19 +55,26 @@ class DecoderConfig:
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens read so far.
+    """Keys and values of the tokens read so far, keys already rotated, in the compute dtype.
 
-    keys, values: [L, B, C, K, Hd] in the compute dtype, keys already rotated. Which slots hold
-    something is the caller's knowledge and reaches the model as the attention mask.
+    keys, values: one array [L, B, C, K, Hd] for scanned layers, or a list of L arrays [B, C, K, Hd] for
+    unrolled ones. Which slots hold something is the caller's knowledge, and reaches the model as the
+    attention mask.
     """
 
-    keys: Array
-    values: Array
+    keys: Any
+    values: Any
 
     @classmethod
-    def zeros(cls, config: DecoderConfig, batch: int, slots: int) -> "Cache":
-        shape = (config.layers, batch, slots, config.kv_heads, config.head_dim)
-        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
+    def zeros(cls, config: DecoderConfig, batch: int, slots: int, unrolled: bool = False) -> "Cache":
+        shape = (batch, slots, config.kv_heads, config.head_dim)
+
+        def make() -> Any:
+            if unrolled:
+                return [jnp.zeros(shape, config.dtype) for _ in range(config.layers)]
+            return jnp.zeros((config.layers, *shape), config.dtype)
+
+        return cls(make(), make())
 
 
 class RMSNorm(nnx.Module):
@@ -127,7 +134,7 @@ class Attention(nnx.Module):
         positions: Array,
         mask: Array,
         cache: Cache | None,
-        layer: Array,
+        layer: Array | None,
         slot: Array | int,
         adapter: bool,
     ) -> tuple[Array, Cache | None]:
@@ -136,15 +143,20 @@ class Attention(nnx.Module):
         key = rotary(self.key(x, adapter), positions, theta)
         value = self.value(x, adapter)
         if cache is not None:
-            # One in-place write of the new slots; copying a layer's cache through scan outputs
-            # instead would move the whole cache at each decoded token.
-            start = (layer, 0, slot, 0, 0)
+            # Only the new slots are written, in place; a layer's cache that goes through the scan's
+            # outputs would be moved whole at each decoded token.
+            if layer is None:
+                start: tuple = (0, slot, 0, 0)
+            else:
+                start, key, value = (layer, 0, slot, 0, 0), key[None], value[None]
             cache = Cache(
-                jax.lax.dynamic_update_slice(cache.keys, key[None], start),
-                jax.lax.dynamic_update_slice(cache.values, value[None], start),
+                jax.lax.dynamic_update_slice(cache.keys, key, start),
+                jax.lax.dynamic_update_slice(cache.values, value, start),
             )
-            key = jax.lax.dynamic_index_in_dim(cache.keys, layer, keepdims=False)
-            value = jax.lax.dynamic_index_in_dim(cache.values, layer, keepdims=False)
+            key, value = cache.keys, cache.values
+            if layer is not None:
+                key = jax.lax.dynamic_index_in_dim(key, layer, keepdims=False)
+                value = jax.lax.dynamic_index_in_dim(value, layer, keepdims=False)
         return self.output(attend(query, key, value, mask), adapter), cache
 
 
@@ -210,45 +222,76 @@ class Decoder(nnx.Module):
         mask [B, S, S] bool: True where the row token sees the column token. adapter=False computes
         the base model, as if no LoRA had been trained: the reference policy.
         """
-        hidden, _ = self._run(tokens, positions, mask, None, 0, adapter)
-        return hidden
+        config = self.config
+        graphdef, layers = nnx.split(self.blocks)
+
+        def step(x: Array, state: nnx.State) -> tuple[Array, None]:
+            block = nnx.merge(graphdef, state)
+            return block(x, positions, mask, None, None, 0, adapter)[0], None
+
+        if config.remat == "full":
+            step = jax.checkpoint(step, prevent_cse=False)
+        elif config.remat == "dots":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        x, _ = jax.lax.scan(step, self._embed(tokens), layers)
+        return self.final_norm(x)
 
     def extend(
-        self, tokens: Array, positions: Array, mask: Array, cache: Cache, slot: Array | int
+        self,
+        tokens: Array,
+        positions: Array,
+        mask: Array,
+        cache: Cache,
+        slot: Array | int,
+        layers: list[nnx.State] | None = None,
     ) -> tuple[Array, Cache]:
         """Reads S more tokens into cache slots slot … slot+S-1; mask is [B, S, C].
 
+        layers: from `unrolled_layers`, with a cache made for them; else the layers are scanned.
         Returns hidden states [B, S, D] and the cache with those slots overwritten.
         """
-        return self._run(tokens, positions, mask, cache, slot, True)
+        x = self._embed(tokens)
+        graphdef, stacked = nnx.split(self.blocks)
+        if layers is None:
+
+            def step(carry, inputs):
+                state, layer = inputs
+                block = nnx.merge(graphdef, state)
+                return block(carry[0], positions, mask, carry[1], layer, slot, True), None
+
+            numbers = jnp.arange(self.config.layers)
+            (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, numbers))
+            return self.final_norm(x), cache
+        keys, values = [], []
+        for state, key, value in zip(layers, cache.keys, cache.values, strict=True):
+            block = nnx.merge(graphdef, state)
+            x, new = block(x, positions, mask, Cache(key, value), None, slot, True)
+            keys.append(new.keys)
+            values.append(new.values)
+        return self.final_norm(x), Cache(keys, values)
+
+    def unrolled_layers(self) -> list[nnx.State]:
+        """The layers' parameters apart, for `extend`: to be made once, outside a decoding loop.
+
+        On CPUs a matrix that is a slice of a stack multiplies 2 (float32) to 8 (bfloat16) times more
+        slowly than one that stands alone, so each is copied out; the barrier keeps XLA from undoing it.
+        """
+        _, stacked = nnx.split(self.blocks)
+        apart = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(self.config.layers)]
+        return jax.lax.optimization_barrier(apart)
 
     def logits(self, hidden: Array) -> Array:
         """[..., D] -> float32 [..., V]."""
-        kernel = self.embedder.embedding[...].T if self.head is None else self.head.kernel[...]
+        # The tied table is multiplied as it lies: transposing it first costs more than the product.
+        tied = self.head is None
+        kernel = self.embedder.embedding if tied else self.head.kernel
         return jnp.einsum(
-            "...d,dv->...v",
+            "...d,vd->...v" if tied else "...d,dv->...v",
             hidden,
-            kernel.astype(self.config.dtype),
+            kernel[...].astype(self.config.dtype),
             preferred_element_type=jnp.float32,
         )
 
-    def _run(self, tokens, positions, mask, cache, slot, adapter) -> tuple[Array, Any]:
-        config = self.config
-        x = self.embedder.embedding[...][tokens].astype(config.dtype)
-        graphdef, layers = nnx.split(self.blocks)
-
-        def step(carry, inputs):
-            state, layer = inputs
-            x, cache = nnx.merge(graphdef, state)(*carry_args(carry), layer, slot, adapter)
-            return (x, cache), None
-
-        def carry_args(carry):
-            return carry[0], positions, mask, carry[1]
-
-        if config.remat == "full" and cache is None:
-            step = jax.checkpoint(step, prevent_cse=False)
-        elif config.remat == "dots" and cache is None:
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-        (x, cache), _ = jax.lax.scan(step, (x, cache), (layers, jnp.arange(config.layers)))
-        return self.final_norm(x), cache
+    def _embed(self, tokens: Array) -> Array:
+        return self.embedder.embedding[...][tokens].astype(self.config.dtype)

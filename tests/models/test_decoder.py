@@ -27,17 +27,18 @@ def tokens():
     return jax.random.randint(jax.random.key(1), (2, 7), 0, TINY.vocab_size)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_reading_in_pieces_equals_reading_at_once(tokens, tied):
+@pytest.mark.parametrize(("tied", "unrolled"), [(True, False), (False, False), (True, True)])
+def test_reading_in_pieces_equals_reading_at_once(tokens, tied, unrolled):
     config = dataclasses.replace(TINY, tied=tied)
     model = Decoder(config, nnx.Rngs(0))
     positions, mask = causal(2, 7)
     whole = model.logits(model(tokens, positions, mask))
-    cache, parts = Cache.zeros(config, 2, 9), []
+    cache, parts = Cache.zeros(config, 2, 9, unrolled), []
+    layers = model.unrolled_layers() if unrolled else None
     for start, stop in ((0, 3), (3, 4), (4, 7)):
         piece = jnp.pad(mask[:, start:stop], ((0, 0), (0, 0), (0, 2)))
         hidden, cache = model.extend(
-            tokens[:, start:stop], positions[:, start:stop], piece, cache, start
+            tokens[:, start:stop], positions[:, start:stop], piece, cache, start, layers
         )
         parts.append(model.logits(hidden))
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
