@@ -1,0 +1,194 @@
+"""What the embedding judge reads off a text and a summary of it, similarity of meaning apart.
+
+Every feature is bounded: past a point, more of it neither helps nor harms.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from srpo_jax.data.documents import Document
+
+NAMES = (
+    "fluency",
+    "weakest link",
+    "ending",
+    "lead",
+    "copied run",
+    "copied share",
+    "grounded",
+    "repetition",
+    "chatter",
+    "words",
+    "too short",
+    "too long",
+)
+
+_FOCUS = re.compile(r"\n\nFocus: .*\Z")
+_WORD = re.compile(r"\w+(?:['’.\-–]\w+)*")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“(])")
+_SUFFIXES = (
+    *("ation", "ment", "ness", "ists", "ians", "able", "ical", "ious"),
+    *("ing", "ion", "ist", "ian", "ity", "ish", "ese", "ous", "ive", "ful", "est", "ers"),
+    *("ed", "ly", "er", "al", "ic", "an", "es", "or", "s"),
+)
+_KNOWN_WORDS = 4000
+# Words that speak of the text or of the answer, in place of what the text is about.
+_CHATTER = frozenset(
+    (
+        *("text", "document", "article", "passage", "subject", "topic", "question"),
+        *("summary", "summarize", "summarizes", "overview", "description", "describes"),
+        *("phrase", "sentence", "following", "discusses", "answer", "response"),
+    )
+)
+_START, _END = "<start>", "<end>"
+
+
+def text_of(prompt: str) -> str:
+    """The text to be summarised: `prompt` without a final line that names the aspect."""
+    return _FOCUS.sub("", prompt)
+
+
+def words_of(text: str) -> list[str]:
+    """The words of `text`, in lower case, without punctuation."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def sentences_of(text: str) -> list[str]:
+    return _SENTENCE.split(text)
+
+
+class Language:
+    """A trigram model of words, of the kind of rare words where a word is rare.
+
+    Smoothed after Witten and Bell: a context seen with many different successors trusts the
+    shorter context more. It is not there to know facts, only to tell text from a heap of words.
+    """
+
+    def __init__(self, sentences: Iterable[list[str]]) -> None:
+        texts = list(sentences)
+        counts = Counter(word for text in texts for word in text)
+        self._known = {word for word, _ in counts.most_common(_KNOWN_WORDS)}
+        self._counts: Counter[tuple[str, ...]] = Counter()
+        for text in texts:
+            tokens = self._tokens(text)
+            self._counts.update(zip(tokens[2:], strict=True))
+            self._counts.update(pairwise(tokens[1:]))
+            self._counts.update(zip(tokens, tokens[1:], tokens[2:], strict=False))
+        self._totals: dict[tuple[str, ...], int] = defaultdict(int)
+        self._kinds: dict[tuple[str, ...], int] = defaultdict(int)
+        for entry, count in self._counts.items():
+            self._totals[entry[:-1]] += count
+            self._kinds[entry[:-1]] += 1
+
+    def gains(self, words: Sequence[str]) -> list[float]:
+        """log p(word | two before) - log p(word), in nats, of each word and then of the end."""
+        tokens = self._tokens(words)
+        return [
+            float(np.log(self._probability(tokens[i - 2 : i], tokens[i])))
+            - float(np.log(self._probability((), tokens[i])))
+            for i in range(2, len(tokens))
+        ]
+
+    def _tokens(self, words: Sequence[str]) -> tuple[str, ...]:
+        return (_START, _START, *(self._token(word) for word in words), _END)
+
+    def _token(self, word: str) -> str:
+        return word if word in self._known else _kind(word)
+
+    def _probability(self, context: tuple[str, ...], token: str) -> float:
+        shorter = self._probability(context[1:], token) if context else 1e-4
+        total = self._totals.get(context, 0)
+        if not total:
+            return shorter
+        kinds = self._kinds[context]
+        return (self._counts[(*context, token)] + kinds * shorter) / (total + kinds)
+
+
+def _kind(word: str) -> str:
+    """A name for all rare words of one kind: years, numbers, or one ending."""
+    if any(letter.isdigit() for letter in word):
+        return "<year>" if re.fullmatch(r"1\d\d\d|20\d\d", word) else "<number>"
+    return f"<-{next((ending for ending in _SUFFIXES if word.endswith(ending)), '')}>"
+
+
+def learn_language(documents: Iterable[Document]) -> Language:
+    """The language of the golds and of the sentences of `documents`."""
+    texts: dict[str, None] = {}  # a dict and not a set: the order must not change
+    for document in documents:
+        texts[document.gold] = None
+        texts.update(dict.fromkeys(sentences_of(text_of(document.prompt))))
+    return Language(words_of(text) for text in texts)
+
+
+def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
+    """The features [len(NAMES)] float64 of `summary` as a summary of `prompt`.
+
+    fluency, weakest link: mean and lowest `Language.gains` of its words; ending: that of its end.
+    lead: share of it that is the text's own beginning. copied run: length of the longest passage
+    in both, 0 up to 3 words, 1 from 12. copied share: share of its trigrams that the text has.
+    grounded: share of its longer words that the text has, by their first five letters.
+    repetition: share of its bigrams and longer words that it said before.
+    chatter: number of words that speak of the text itself and are not in it, 1 from 3.
+    words, too short, too long: logarithm of the number of words up to 30, what 4 exceeds it by,
+    what it exceeds 30 by (at most a factor e).
+    """
+    source, words = words_of(text_of(prompt)), words_of(summary)
+    count = len(words)
+    gains = language.gains(words)
+    inner = gains[:-1] or [-3.0]
+    return np.array(
+        [
+            np.clip(np.mean(inner), -3, 3),
+            np.clip(min(inner), -4, 0),
+            np.clip(gains[-1], -3, 3),
+            _shared_start(source, words) / max(count, 1),
+            np.clip((_longest_run(source, words) - 3) / 9, 0, 1),
+            _share(_ngrams(words, 3), set(_ngrams(source, 3))),
+            _share(_stems(words), set(_stems(source))),
+            _repeated(words),
+            min(len(_CHATTER.intersection(words) - set(source)), 3) / 3,
+            np.log(np.clip(count, 1, 30)),
+            np.log(4 / np.clip(count, 0.5, 4)),
+            np.log(np.clip(count / 30, 1, np.e)),
+        ]
+    )
+
+
+def _stems(words: Sequence[str]) -> list[str]:
+    return [word[:5] for word in words if len(word) > 3]
+
+
+def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def _share(items: Sequence[object], of: set) -> float:
+    return sum(item in of for item in items) / len(items) if items else 0.0
+
+
+def _shared_start(source: Sequence[str], words: Sequence[str]) -> int:
+    pairs = zip(source, words, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(source), len(words)))
+
+
+def _longest_run(source: Sequence[str], words: Sequence[str]) -> int:
+    """Length of the longest run of words that both have."""
+    longest, before = 0, [0] * (len(source) + 1)
+    for word in words:
+        now = [0] * (len(source) + 1)
+        for i, other in enumerate(source):
+            if word == other:
+                now[i + 1] = before[i] + 1
+        longest, before = max(longest, max(now)), now
+    return longest
+
+
+def _repeated(words: Sequence[str]) -> float:
+    items: list[object] = [*_ngrams(words, 2), *_stems(words)]
+    return 1 - len(set(items)) / len(items) if items else 0.0

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from srpo_jax.data.documents import Document
+from srpo_jax.judges import validation
+from srpo_jax.judges.validation import validate
+
+
+def document(identifier: str, gold: str, text: str = "One two three four five six.") -> Document:
+    return Document(identifier, text, gold, "validation")
+
+
+class Longer:
+    """A judge for tests: the longer completion is better."""
+
+    name = description = "longer"
+
+    def probabilities(self, prompts, a, b):
+        return (np.sign([len(x) - len(y) for x, y in zip(a, b, strict=True)]) + 1) / 2
+
+
+def test_other_gold_is_of_another_text_and_differs():
+    aspects = [
+        document("s/p/a", "first", "T.\n\nFocus: a"),
+        document("s/p/b", "second", "T.\n\nFocus: b"),
+        document("s/q", "first", "U."),
+        document("s/r", "third", "V."),
+    ]
+    assert validation.other_gold(aspects, 0) == "third"
+    assert validation.other_gold(aspects, 1) == "first"
+    assert validation.other_gold(aspects[:2], 0) is None
+
+
+def test_shuffled_has_the_same_words_in_another_order():
+    golds = [document(f"s/{i}", "a b") for i in range(20)]
+    assert {validation.shuffled(golds, i) for i in range(20)} == {"b a"}
+    long = [document("s/1", "a b c d e f")]
+    assert sorted(validation.shuffled(long, 0).split()) == list("abcdef")
+    assert validation.shuffled(long, 0) == validation.shuffled(long, 0)
+    assert validation.shuffled([document("s/1", "a a a")], 0) is None
+
+
+def test_half():
+    assert validation.half([document("s/1", "a b c d e")], 0) == "a b"
+    assert validation.half([document("s/1", "a")], 0) is None
+
+
+def test_lead_has_as_many_words_as_the_gold():
+    assert validation.lead([document("s/1", "a b c")], 0) == "One two three"
+    assert validation.lead([document("s/1", "One two")], 0) is None
+
+
+def test_validate_counts_by_set_and_damage():
+    golds = [document(f"first/{i}", f"gold number {i}") for i in range(5)]
+    golds += [document(f"second/{i}", f"other gold {i}", f"Words of {i}.") for i in range(3)]
+    checks = {(check.documents, check.damage): check for check in validate(Longer(), golds)}
+    # The texts of the first set are all the same: none has another document's gold.
+    assert len(checks) == 3 + 4
+    half = checks["first", "gold cut in half"]
+    assert (half.rate, half.low, half.high, half.count) == (1.0, 1.0, 1.0, 5)
+    assert checks["first", "gold shuffled"].rate == 0.5
+    assert checks["second", "another document's gold"].count == 3
+
+
+@pytest.mark.parametrize("apply", validation.DAMAGES.values())
+def test_damages_change_the_gold(apply):
+    golds = [document(f"s/{i}", f"gold number {i}", f"Text {i} is this one.") for i in range(4)]
+    assert all(apply(golds, i) != golds[i].gold for i in range(4))
