@@ -1,7 +1,7 @@
 """The command line that all programs share: --config, --workdir, --config.key=value, --help."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,24 +17,29 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(
-    main: Callable[[ConfigDict, Path], None],
+    main: Callable[..., None],
     sections: tuple[str, ...],
     *,
     config: str | None = None,
     workdir: str | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Parses the command line and runs main(config, workdir); see `run_program` for how it ends.
+    """Parses the command line and runs main(config, workdir, **options); `run_program` says how it ends.
 
     sections: those of the configuration that the program reads, listed by --help. config, workdir:
     defaults of the flags, without which they must be given; config is relative to the repository.
+    options: further flags that hold a text (None when not given), name -> help.
     """
+    options = options or {}
     default = str(ROOT / config) if config else None
     config_flags.DEFINE_config_file(
         "config", default, f"file with the settings (default: {config})", lock_config=True
     )
     flags.DEFINE_string("workdir", workdir, "folder of the run; the same folder resumes it")
+    for name, meaning in options.items():
+        flags.DEFINE_string(name, None, meaning)
     # absl shows the flags of the module that is __main__, and that module's docstring.
-    for name in ("config", "workdir"):
+    for name in ("config", "workdir", *options):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     program = sys.modules["__main__"]
     program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
@@ -46,7 +51,11 @@ def run(
             raise UserError("--workdir is missing: give the folder this run is to live in")
         values = config_module.default()
         config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
-        main(values, Path(flags.FLAGS.workdir))
+        main(
+            values,
+            Path(flags.FLAGS.workdir),
+            **{name: flags.FLAGS[name].value for name in options},
+        )
 
     run_program(checked)
 

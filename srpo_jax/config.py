@@ -98,9 +98,9 @@ def default() -> ConfigDict:
     judge.name = "embedding"  # or "llm": an OpenAI-compatible endpoint
     judge.base_url = ""  # llm: where it listens; empty is the client's default
     judge.model = ""  # llm: its model's name
-    judge.api_key_env = "OPENAI_API_KEY"  # llm: environment variable that holds the key
+    judge.api_key_env = "OPENAI_API_KEY"  # llm: variable that holds the key; "" for none
     judge.concurrency = 8  # llm: requests under way at once
-    judge.cache = "judge_cache.jsonl"  # llm: verdicts already paid for
+    judge.cache = "judge_cache.sqlite"  # llm: verdicts already paid for, in the workdir
 
     quickstart = config.quickstart = ConfigDict()  # program `quickstart`
     quickstart.methods = ("srpo", "dpo")  # trained from one start on the same pairs

@@ -34,9 +34,8 @@ TEMPLATES = {
         improve=f"{X}\n\nSummary of this text, a draft:\n{Y}\n\nSummary of this text, improved:\n",
     ),
     "chat": Template(
-        direct=f"{X}\n\nDescribe what this text is about in one short sentence.",
-        improve=f"{X}\n\nA draft description: {Y}\n\nDescribe what this text is about in one short "
-        "sentence, better than the draft.",
+        direct=f"{X}\n\nDescribe this in one short phrase.",
+        improve=f"{X}\n\nDescription: {Y}\n\nWrite a better description in one short phrase.",
         chat=True,
         system="You describe texts precisely and concisely.",
     ),
@@ -85,11 +84,15 @@ class Renderer:
         self.fingerprint = (template, tokenizer.fingerprint)
         direct, improve = template.direct, template.improve
         if template.chat:
-            direct, improve = (_as_chat(text, template.system, name, tokenizer) for text in (direct, improve))
+            direct, improve = (
+                _as_chat(text, template.system, name, tokenizer) for text in (direct, improve)
+            )
         self._head, self._direct_tail = (self._template_ids(part) for part in direct.split(X))
         head, rest = improve.split(X)
         if self._template_ids(head) != self._head:
-            raise ValueError(f"template {name!r}: what stands before x must be the same in both prompts")
+            raise ValueError(
+                f"template {name!r}: what stands before x must be the same in both prompts"
+            )
         self._middle, self._after = (self._template_ids(part) for part in rest.split(Y))
 
     def prompt(self, x: str) -> Prompt:
@@ -130,6 +133,12 @@ def _as_chat(text: str, system: str, name: str, tokenizer: Tokenizer) -> str:
         )
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
-    return environment.from_string(tokenizer.chat_template).render(
-        messages=messages, add_generation_prompt=True
-    )
+    try:
+        return environment.from_string(tokenizer.chat_template).render(
+            messages=messages, add_generation_prompt=True
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(
+            f"config.data.template={name!r}: the tokenizer's chat template does not take a system and a "
+            f"user message ({error}): use config.data.template=plain"
+        ) from error

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,13 @@ def load_or_score(
     """{name: float32 [n]} for all pairs of data, from `path` if it is there, else scored and written.
 
     weights: pytree of the reference's arrays, for the fingerprint. score: a batch {"rows",
-    "index"} -> (scores [B] under the reference, index [B]), on every process. Called by all processes; process 0 reads and writes. Raises UserError when the
-    file belongs to other weights, template, tokenizer or pairs.
+    "index"} -> (scores [B] under the reference, index [B]), on every process. Called by all processes;
+    process 0 reads and writes. Raises UserError when the file belongs to other weights, template,
+    tokenizer or pairs, and when a score is not finite.
     """
-    fingerprint = hashlib.sha256(f"{data.fingerprint}{weights_digest(weights)}".encode()).hexdigest()
+    fingerprint = hashlib.sha256(
+        f"{data.fingerprint}{weights_digest(weights)}".encode()
+    ).hexdigest()
     kept = _read(path, fingerprint, data) if metrics.is_main() else None
     if jax.process_count() > 1:
         found = multihost_utils.broadcast_one_to_all(np.array(kept is not None))
@@ -65,7 +69,9 @@ def load_or_score(
     bad = [name for name, values in result.items() if not np.isfinite(values).all()]
     if bad:
         pair = int(np.flatnonzero(~np.isfinite(result[bad[0]]))[0])
-        raise UserError(f"the reference score {bad[0]!r} of pair {pair} is not finite: check its weights")
+        raise UserError(
+            f"the reference score {bad[0]!r} of pair {pair} is not finite: check its weights"
+        )
     if metrics.is_main():
         _write(path, fingerprint, result)
     return result
@@ -86,7 +92,9 @@ def _digest(x: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
     index = jnp.zeros(x.shape, jnp.uint32)
     for axis in range(x.ndim):
-        index = index * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        index = index * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(
+            jnp.uint32, x.shape, axis
+        )
     # Multiplication by a constant and xor-shift spread neighbouring indices (Knuth's 2^32 / phi).
     index = index * jnp.uint32(2654435769)
     return jnp.sum(bits.astype(jnp.uint32) * ((index ^ (index >> 15)) | 1), dtype=jnp.uint32)
@@ -98,7 +106,7 @@ def _read(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores | No
     try:
         with np.load(path) as file:
             kept = dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     if str(kept.pop("fingerprint", "")) != fingerprint:
         raise UserError(

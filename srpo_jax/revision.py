@@ -14,7 +14,7 @@ Shapes: B rows, P slots of shared prompt, M slots for the rest, G new tokens, N 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from srpo_jax.models.decoder import Cache, Decoder
 from srpo_jax.prompts import Prompt
 
 Array = jax.Array
-ROUND = 32  # prompt parts are padded to multiples of this, so that few programs are compiled
+# The parts are padded to multiples of these, so that few programs are compiled.
+ROUND_SHARED, ROUND_REST = 128, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +53,12 @@ class Sampling:
         ):
             if not good:
                 raise UserError(f"config.sampling.{key}={getattr(self, key)} must be {wanted}")
+
+
+class Progress(Protocol):
+    """What is told how far the work is; runtime.metrics.Progress is one."""
+
+    def advance(self, steps: int) -> None: ...
 
 
 class Inputs(NamedTuple):
@@ -79,15 +86,18 @@ def revise(
     sampling: Sampling,
     *,
     seed: int = 0,
-    progress: Any = None,
+    rows: Sequence[int] | None = None,
+    progress: Progress | None = None,
 ) -> list[list[str]]:
     """For each prompt the texts [y_0, …, y_N]; only the last revision is shown, not the history.
 
-    The row of a prompt is drawn from (seed, its index): batch size and order of work change nothing.
+    What is drawn for a prompt depends on seed and its number in `rows` (by default its index) alone:
+    batch size and order of work change nothing. progress is advanced by the prompts done.
     Raises UserError when a prompt and what must follow it do not fit the model's positions.
     """
+    eos = tokenizer.eos_id
     ids = revise_ids(
-        model, prompts, n_revisions, sampling, eos=tokenizer.eos_id, seed=seed, progress=progress
+        model, prompts, n_revisions, sampling, eos=eos, seed=seed, rows=rows, progress=progress
     )
     return [[tokenizer.decode(y).strip() for y in row] for row in ids]
 
@@ -100,7 +110,8 @@ def revise_ids(
     *,
     eos: int,
     seed: int = 0,
-    progress: Any = None,
+    rows: Sequence[int] | None = None,
+    progress: Progress | None = None,
 ) -> list[list[list[int]]]:
     """`revise` in token ids, [prompt][revision][token], without end of sequence."""
     for i, prompt in enumerate(prompts):
@@ -112,14 +123,15 @@ def revise_ids(
                 "config.sampling.max_new_tokens"
             )
     graphdef, state = nnx.split(model)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(len(prompts)))
+    numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
     results: list[list[list[int]]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: prompts[i].shared)
     for first in range(0, len(prompts), sampling.batch_size):
         chosen = by_length[first : first + sampling.batch_size]
         # A short last batch repeats a row rather than compile another program.
-        rows = chosen + chosen[-1:] * (min(sampling.batch_size, len(prompts)) - len(chosen))
-        inputs = _arrays([prompts[i] for i in rows], keys[jnp.array(rows)])
+        full = chosen + chosen[-1:] * (min(sampling.batch_size, len(prompts)) - len(chosen))
+        inputs = _arrays([prompts[i] for i in full], keys[jnp.array(full)])
         tokens, lengths = _revise_jit(
             graphdef,
             state,
@@ -140,7 +152,9 @@ def revise_ids(
 @functools.partial(
     jax.jit, static_argnames=("n_revisions", "max_new_tokens", "temperature", "top_p", "eos")
 )
-def _revise_jit(graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens, temperature, top_p, eos):
+def _revise_jit(
+    graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens, temperature, top_p, eos
+):
     """-> completions int32 [B, N+1, G] without end of sequence, and their lengths int32 [B, N+1]."""
     model: Decoder = nnx.merge(graphdef, state)
     batch, shared_width = inputs.shared.shape
@@ -189,19 +203,23 @@ def _revise_jit(graphdef, state, inputs: Inputs, *, n_revisions, max_new_tokens,
     no_rest = jnp.zeros(batch, jnp.int32)
     _, cache = extend(inputs.shared, positions, layout.mask(no_rest, slots), cache, 0)
 
-    keys = jax.vmap(lambda k: jax.random.split(k, n_revisions + 1))(inputs.key).swapaxes(0, 1)
     direct = jnp.pad(inputs.direct, ((0, 0), (0, rest_width - inputs.direct.shape[1])))
-    cache, first, first_length = complete(cache, direct, inputs.direct_length, keys[0])
 
-    def revision(carry, key):
+    def revision(carry, step):
+        # y_0 differs from a revision only in the prompt, so the loop is compiled once for both.
         cache, y, length = carry
-        rest, rest_length = _improve(inputs, y, length, rest_width)
+        number, key = step
+        improve, improve_length = _improve(inputs, y, length, rest_width)
+        rest = jnp.where(number == 0, direct, improve)
+        rest_length = jnp.where(number == 0, inputs.direct_length, improve_length)
         cache, y, length = complete(cache, rest, rest_length, key)
         return (cache, y, length), (y, length)
 
-    _, (later, later_lengths) = jax.lax.scan(revision, (cache, first, first_length), keys[1:])
-    tokens = jnp.concatenate([first[None], later]).swapaxes(0, 1)
-    return tokens, jnp.concatenate([first_length[None], later_lengths]).swapaxes(0, 1)
+    keys = jax.vmap(lambda k: jax.random.split(k, n_revisions + 1))(inputs.key).swapaxes(0, 1)
+    nothing = jnp.zeros((batch, max_new_tokens), jnp.int32), jnp.zeros(batch, jnp.int32)
+    steps = jnp.arange(n_revisions + 1), keys
+    _, (tokens, lengths) = jax.lax.scan(revision, (cache, *nothing), steps)
+    return tokens.swapaxes(0, 1), lengths.swapaxes(0, 1)
 
 
 class _Writing(NamedTuple):
@@ -253,7 +271,9 @@ def _improve(inputs: Inputs, y: Array, length: Array, width: int) -> tuple[Array
         index = jnp.clip(slots - start, 0, part.shape[1] - 1)
         return jnp.take_along_axis(part, index, axis=1)
 
-    rest = jnp.where(slots < y_start, take(inputs.before, jnp.zeros_like(y_start)), take(y, y_start))
+    rest = jnp.where(
+        slots < y_start, take(inputs.before, jnp.zeros_like(y_start)), take(y, y_start)
+    )
     rest = jnp.where(slots < after_start, rest, take(inputs.after, after_start))
     return rest, inputs.before_length + length + inputs.after_length
 
@@ -288,17 +308,17 @@ def _nucleus(logits: Array, top_p: float) -> Array:
 
 
 def _arrays(prompts: Sequence[Prompt], keys: Array) -> Inputs:
-    def pad(parts: Sequence[Sequence[int]]) -> tuple[Array, Array]:
-        width = -(-max(map(len, parts)) // ROUND) * ROUND
+    def pad(parts: Sequence[Sequence[int]], multiple: int) -> tuple[Array, Array]:
+        width = -(-max(map(len, parts)) // multiple) * multiple
         ids = np.zeros((len(parts), width), np.int32)
         for row, part in zip(ids, parts, strict=True):
             row[: len(part)] = part
         return jnp.array(ids), jnp.array([len(part) for part in parts], jnp.int32)
 
     return Inputs(
-        *pad([p.direct[: p.shared] for p in prompts]),
-        *pad([p.direct[p.shared :] for p in prompts]),
-        *pad([p.before[p.shared :] for p in prompts]),
-        *pad([p.after for p in prompts]),
+        *pad([p.direct[: p.shared] for p in prompts], ROUND_SHARED),
+        *pad([p.direct[p.shared :] for p in prompts], ROUND_REST),
+        *pad([p.before[p.shared :] for p in prompts], ROUND_REST),
+        *pad([p.after for p in prompts], ROUND_REST),
         keys,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from srpo_jax import config as config_module
@@ -37,6 +38,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
     """
     mesh = mesh_module.make(**config.mesh)
+    check_settings(config, mesh)
     objective = objectives.get(config.objective.name)
     hyper = objective_settings(config)
 
@@ -122,8 +124,34 @@ def train(config: ConfigDict, workdir: Path) -> bool:
                 if last:
                     break
     if stopping:
-        status(f"stopped at step {number} of {config.train.steps}; the same command goes on from there")
+        status(
+            f"stopped at step {number} of {config.train.steps}; the same command goes on from there"
+        )
     return not stopping
+
+
+def check_settings(config: ConfigDict, mesh: Mesh) -> None:
+    """UserError for a number of config.train, .optimizer or .data that is out of range."""
+    at_least_1 = ("train.steps", "train.batch_size", "train.accumulate", "train.log_every")
+    at_least_1 += ("train.checkpoint_every", "train.keep_checkpoints")
+    at_least_0 = ("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay")
+    at_least_0 += ("data.row_length", "data.workers")
+    checks = [(key, lambda v: v >= 1, "at least 1") for key in at_least_1]
+    checks += [(key, lambda v: v >= 0, "0 or more") for key in at_least_0]
+    checks += [(f"optimizer.{key}", lambda v: 0 <= v < 1, "in [0, 1)") for key in ("b1", "b2")]
+    checks += [("optimizer.clip_norm", lambda v: v > 0, "positive")]
+    values = config_module.flatten(config.to_dict())
+    for key, good, wanted in checks:
+        if not good(values[key]):
+            raise UserError(f"config.{key}={values[key]} must be {wanted}")
+    size, parts = config.train.batch_size, config.train.accumulate
+    devices = mesh.shape["replica"] * mesh.shape["fsdp"]
+    if size % (parts * devices):
+        raise UserError(
+            f"config.train.batch_size={size} must be a multiple of {parts * devices}: "
+            f"config.train.accumulate={parts} parts, each over config.mesh.replica * config.mesh.fsdp = "
+            f"{devices} devices"
+        )
 
 
 def objective_settings(config: ConfigDict) -> dict[str, Any]:
@@ -134,7 +162,10 @@ def objective_settings(config: ConfigDict) -> dict[str, Any]:
     objectives.check_hyperparameters(objective.name, **hyper)
     unread = [k for k in given if k not in hyper]
     values = ", ".join(f"{k}={v}" for k, v in hyper.items()) or "no hyperparameters"
-    status(f"objective {objective.name}: {values}" + (f" (not read: {', '.join(unread)})" if unread else ""))
+    status(
+        f"objective {objective.name}: {values}"
+        + (f" (not read: {', '.join(unread)})" if unread else "")
+    )
     return hyper
 
 
@@ -146,7 +177,16 @@ def claim(workdir: Path, config: ConfigDict, tokenizer: str, data: str) -> None:
     if settings.is_file() and identity.is_file():
         before = config_module.flatten(config_module.read(settings).to_dict())
         now = config_module.flatten(config.to_dict())
-        sections = ("seed", "model.", "lora.", "data.", "objective.", "train.", "optimizer.", "mesh.")
+        sections = (
+            "seed",
+            "model.",
+            "lora.",
+            "data.",
+            "objective.",
+            "train.",
+            "optimizer.",
+            "mesh.",
+        )
         for key, value in now.items():
             if before[key] != value and key.startswith(sections) and not key.startswith(MAY_CHANGE):
                 raise UserError(
@@ -177,7 +217,9 @@ def report_model(trained: Any, frozen: Any, mesh: Any) -> None:
     """Sizes of what is trained and what is not, and the mesh."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
-    status(f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}")
+    status(
+        f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}"
+    )
 
 
 def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints) -> None:
@@ -185,7 +227,9 @@ def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints
     for name in ("loss", "grad_norm"):
         if not np.isfinite(values[name]):
             kept = checkpoints.latest()
-            where = f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was due yet"
+            where = (
+                f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was due yet"
+            )
             raise UserError(
                 f"{name} is {values[name]} at step {number}; {where}. Lower "
                 "config.optimizer.learning_rate or config.objective.beta, and look at metrics.jsonl"

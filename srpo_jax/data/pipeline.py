@@ -56,15 +56,21 @@ class PairTrees:
     def separate_tokens(self) -> int:
         """Tokens the same sequences would take in rows of their own."""
         return sum(
-            int(tree.positions[tree.target_source[(tree.target_members >> np.uint32(i)) & 1 == 1]].max()) + 2
+            int(
+                tree.positions[
+                    tree.target_source[(tree.target_members >> np.uint32(i)) & 1 == 1]
+                ].max()
+            )
+            + 2
             for tree in self.trees
             for i in range(len(self.names))
         )
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything that the reference scores depend on, the reference itself apart."""
+        """sha256 of everything that scores and labels depend on, the weights apart."""
         digest = hashlib.sha256(repr(self.names).encode())
+        digest.update(self.label_prob.tobytes())
         for tree in self.trees:
             for field in dataclasses.fields(tree):
                 values = getattr(tree, field.name)
@@ -118,7 +124,9 @@ def prepare(
         trees.append(tree)
         labels.append(pair.label_prob)
     if not trees:
-        raise UserError(f"{source}: none of {len(pairs)} pairs fits config.data.row_length={row_length}")
+        raise UserError(
+            f"{source}: none of {len(pairs)} pairs fits config.data.row_length={row_length}"
+        )
     return PairTrees(
         names=names,
         trees=trees,
@@ -153,7 +161,9 @@ def batches(
     order = order[start * batch_size + process :: processes]
     dataset = order.batch(batch_size // processes, batch_fn=collate).to_iter_dataset()
     if workers:
-        dataset = dataset.mp_prefetch(grain.multiprocessing.MultiprocessingOptions(num_workers=workers))
+        dataset = dataset.mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        )
     return iter(dataset)
 
 
@@ -169,6 +179,7 @@ def in_order(data: PairTrees, batch_size: int) -> Iterator[dict[str, Any]]:
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Examples -> batch, each field with a leading B."""
+
     def join(field: str) -> dict[str, np.ndarray]:
         return {name: np.stack([e[field][name] for e in examples]) for name in examples[0][field]}
 

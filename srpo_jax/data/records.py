@@ -30,11 +30,8 @@ def read_pairs(path: str | Path) -> list[Pair]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no pairs at {path}: set config.data.pairs to a JSON lines file")
-    with path.open(encoding="utf-8", errors="strict") as lines:
-        try:
-            pairs = [_parse(text, f"{path}:{n}", n) for n, text in enumerate(lines, 1) if text.strip()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not UTF-8 text: {error.reason}") from error
+    with path.open("rb") as lines:
+        pairs = [_parse(text, f"{path}:{n}", n) for n, text in enumerate(lines, 1) if text.strip()]
     if not pairs:
         raise UserError(f"{path} holds no pairs")
     return pairs
@@ -52,9 +49,11 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     os.replace(part, path)
 
 
-def _parse(text: str, where: str, line: int) -> Pair:
+def _parse(text: bytes, where: str, line: int) -> Pair:
     try:
-        record = json.loads(text)
+        record = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):
@@ -64,6 +63,8 @@ def _parse(text: str, where: str, line: int) -> Pair:
             raise UserError(f"{where}: {name!r} is missing or not a text")
         if not record[name].strip():
             raise UserError(f"{where}: {name!r} is empty")
+        if any("\ud800" <= character <= "\udfff" for character in record[name]):
+            raise UserError(f"{where}: {name!r} holds half of a character (a lone surrogate)")
     label_prob = record.get("label_prob", 1.0)
     if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
         raise UserError(f"{where}: 'label_prob' is not a number")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,8 +27,10 @@ class Judge(Protocol):
         ...
 
 
-def load(config: Any) -> Judge:
+def load(config: Any, folder: str | Path = ".") -> Judge:
     """The judge that `config.name` names: "embedding" (a local proxy) or "llm" (an endpoint).
+
+    What the judge keeps (`config.cache`) is relative to `folder`.
 
     Raises:
         UserError: the name is unknown, or the judge lacks something (see its module).
@@ -39,5 +42,5 @@ def load(config: Any) -> Judge:
     if config.name == "llm":
         from srpo_jax.judges.llm import LlmJudge
 
-        return LlmJudge.from_config(config)
+        return LlmJudge.from_config(config, folder)
     raise UserError(f"config.judge.name is {config.name!r}: known judges are embedding, llm")

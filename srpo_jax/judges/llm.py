@@ -88,14 +88,17 @@ class LlmJudge:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_config(cls, config: Any) -> LlmJudge:
-        """From `config.judge`: base_url, model, api_key_env, concurrency, cache ("": none)."""
+    def from_config(cls, config: Any, folder: str | Path = ".") -> LlmJudge:
+        """From `config.judge`: base_url, model, api_key_env, concurrency, cache ("": none).
+
+        cache is relative to `folder`.
+        """
         return cls(
             base_url=config.base_url,
             model=config.model,
             api_key_env=config.api_key_env or None,
             concurrency=config.concurrency,
-            cache=config.cache or None,
+            cache=Path(folder) / config.cache if config.cache else None,
         )
 
     def probabilities(

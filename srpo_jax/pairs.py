@@ -1,0 +1,157 @@
+"""Makes a preference data set from a policy: two completions a document, compared by a judge.
+
+    python -m srpo_jax.pairs --config=configs/NAME.py --workdir=DIR [--output=pairs.jsonl]
+
+Both completions are sampled from config.model.source under the direct prompt; the judge's probability
+becomes label_prob. The same command goes on where an interrupted one stopped.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from srpo_jax import command, judges, revision
+from srpo_jax.data import documents
+from srpo_jax.data.documents import Document
+from srpo_jax.data.records import Pair, write_pairs
+from srpo_jax.data.tokenizer import Tokenizer
+from srpo_jax.errors import UserError
+from srpo_jax.models import loading
+from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime.metrics import Progress, status
+
+
+def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
+    """Samples, judges and writes `output`, JSON lines of {prompt, chosen, rejected, label_prob}.
+
+    Does nothing if output is there. Raises UserError for settings at fault and when no pair is left.
+    """
+    if output.exists():
+        status(f"pairs: {output} is there already")
+        return
+    settings = config.pairs
+    tokenizer = loading.load_tokenizer(config.model.source)
+    renderer = Renderer(config.data.template, tokenizer)
+    chosen, prompts = select(
+        settings.documents, settings.split, settings.count, settings.max_prompt_tokens, renderer
+    )
+    part = output.with_name(output.name + ".samples")
+    completions = _sample(config, tokenizer, chosen, prompts, part)
+    judge = judges.load(config.judge, workdir)
+    usable = [(d, a, b) for d, (a, b) in zip(chosen, completions, strict=True) if a and b and a != b]
+    if not usable:
+        raise UserError(f"pairs: all {len(chosen)} documents got two equal or empty completions")
+    xs, a, b = (list(column) for column in zip(*usable, strict=True))
+    probabilities = judge.probabilities([x.prompt for x in xs], a, b)
+    pairs = [
+        Pair(x.prompt, *((a, b) if p >= 0.5 else (b, a)), float(max(p, 1 - p)))
+        for (x, a, b), p in zip(usable, probabilities, strict=True)
+    ]
+    write_pairs(output, pairs)
+    part.unlink()
+    status(
+        f"pairs: {len(pairs)} written to {output}, labelled by {judge.name}; "
+        f"{len(chosen) - len(pairs)} documents left out (completions equal or empty)"
+    )
+
+
+def select(
+    name: str, split: str, count: int, max_tokens: int, renderer: Renderer
+) -> tuple[list[Document], list[Prompt]]:
+    """The first `count` documents whose direct prompt has at most max_tokens tokens.
+
+    Says how many longer ones were passed over. Raises UserError when there are too few.
+    """
+    chosen: list[Document] = []
+    prompts: list[Prompt] = []
+    longer = 0
+    for document in documents.load(name, split):
+        if len(chosen) == count:
+            break
+        prompt = renderer.prompt(document.prompt)
+        if len(prompt.direct) > max_tokens:
+            longer += 1
+            continue
+        chosen.append(document)
+        prompts.append(prompt)
+    if len(chosen) < count:
+        raise UserError(
+            f"{name} has {len(chosen)} {split} documents of at most {max_tokens} prompt tokens, fewer "
+            f"than the {count} asked for: lower the count or raise max_prompt_tokens"
+        )
+    status(f"{name} ({split}): {count} documents, {longer} longer than {max_tokens} tokens passed over")
+    return chosen, prompts
+
+
+def _sample(
+    config: ConfigDict,
+    tokenizer: Tokenizer,
+    chosen: list[Document],
+    prompts: list[Prompt],
+    part: Path,
+) -> list[tuple[str, str]]:
+    """Two completions of each document, kept in `part` as they come: a line a document."""
+    settings = {"model": config.model.to_dict(), "seed": config.seed, "template": config.data.template}
+    settings |= {"sampling": config.sampling.to_dict(), "pairs": config.pairs.to_dict()}
+    done = _read(part, settings, [document.id for document in chosen])
+    if len(done) == len(chosen):
+        return done
+    model = loading.load(config.model.source, config.model.dtype, seed=config.seed)
+    sampling = revision.Sampling(
+        max_new_tokens=config.sampling.max_new_tokens,
+        temperature=config.pairs.temperature,
+        top_p=config.pairs.top_p,
+        batch_size=config.sampling.batch_size,
+    )
+    size = max(1, sampling.batch_size // 2)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        Progress("sample pairs", len(chosen), unit="documents", done=len(done)) as progress,
+        part.open("a", encoding="utf-8") as out,
+    ):
+        if not done:
+            out.write(json.dumps(settings) + "\n")
+        for first in range(len(done), len(chosen), size):
+            batch = range(first, min(first + size, len(chosen)))
+            rows = [2 * i + side for i in batch for side in (0, 1)]
+            twice = [prompts[row // 2] for row in rows]
+            texts = revision.revise(model, tokenizer, twice, 0, sampling, seed=config.seed, rows=rows)
+            for i, a, b in zip(batch, texts[::2], texts[1::2], strict=True):
+                done.append((a[0], b[0]))
+                out.write(json.dumps({"id": chosen[i].id, "a": a[0], "b": b[0]}) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+            progress.advance(len(batch))
+    return done
+
+
+def _read(part: Path, settings: dict, ids: list[str]) -> list[tuple[str, str]]:
+    """What an interrupted attempt with the same settings has sampled; a cut last line is dropped."""
+    if not part.is_file():
+        return []
+    lines = part.read_text(encoding="utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if not whole or json.loads(whole[0]) != json.loads(json.dumps(settings)):
+        raise UserError(f"{part} was sampled with other settings: delete it, or use another --output")
+    if len(whole) < len(lines):
+        part.write_text("".join(whole), encoding="utf-8")
+    records = [json.loads(line) for line in whole[1:]]
+    if [record["id"] for record in records] != ids[: len(records)]:
+        raise UserError(f"{part} was sampled from other documents: delete it, or use another --output")
+    return [(record["a"], record["b"]) for record in records]
+
+
+def main(config: ConfigDict, workdir: Path, output: str | None) -> None:
+    distributed.initialize()
+    make_pairs(config, workdir, Path(output) if output else workdir / "pairs.jsonl")
+
+
+if __name__ == "__main__":
+    command.run(
+        main,
+        ("model", "data", "sampling", "pairs", "judge"),
+        options={"output": "JSON lines file to write (default: pairs.jsonl in the workdir)"},
+    )
