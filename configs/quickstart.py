@@ -1,6 +1,6 @@
 """The quickstart: SmolLM2-135M-Instruct learns to describe Wikipedia leads, and to improve its answer.
 
-    python -m srpo_jax.quickstart
+python -m srpo_jax.quickstart
 
 """
 
@@ -23,8 +23,9 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 32
     config.pairs.count = 160
     config.pairs.max_prompt_tokens = 128
+    config.pairs.temperature = 0.8
     config.evaluate.count = 48
     config.evaluate.max_prompt_tokens = 256
     config.evaluate.revisions = 3
-    config.quickstart.learning_rate = (3e-4, 3e-4)
+    config.quickstart.learning_rate = (5e-4, 5e-4)
     return config

@@ -1,6 +1,6 @@
 """A tiny random model on bytes, for trying things out: seconds on a laptop, learns nothing useful.
 
-    python -m srpo_jax.train --config=configs/tiny.py --workdir=/tmp/tiny --config.data.pairs=PAIRS.jsonl
+python -m srpo_jax.train --config=configs/tiny.py --workdir=/tmp/tiny --config.data.pairs=PAIRS.jsonl
 """
 
 from ml_collections import ConfigDict

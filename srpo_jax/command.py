@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module

@@ -4,7 +4,6 @@ A file in configs/ starts from `default()` and changes what it needs; the comman
 with --config.key=value. The dictionary is locked: a key that is not here is an error.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,21 +108,6 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def load_file(path: str | Path) -> ConfigDict:
-    """The result of get_config() in a Python file; UserError if there is none."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no configuration file at {path}: see configs/ for those that exist")
-    spec = importlib.util.spec_from_file_location("srpo_jax_user_config", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-        return module.get_config()
-    except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
-
-
 def save(config: ConfigDict, path: Path) -> None:
     """Writes the resolved settings as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +137,9 @@ def update(config: ConfigDict, changes: Mapping[str, Any], origin: str) -> None:
                 value = tuple(value)
             target[name] = value
         except (KeyError, TypeError) as error:
-            raise UserError(f"{origin}: {key}={value!r} is not a setting, or not of its type") from error
+            raise UserError(
+                f"{origin}: {key}={value!r} is not a setting, or not of its type"
+            ) from error
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -96,7 +96,12 @@ Chosen = Mapping[str, tuple[list[Document], list[Prompt]]]
 
 
 def _revisions(
-    config: ConfigDict, workdir: Path, method: str, source: str, tokenizer: Tokenizer, chosen: Chosen
+    config: ConfigDict,
+    workdir: Path,
+    method: str,
+    source: str,
+    tokenizer: Tokenizer,
+    chosen: Chosen,
 ) -> dict[str, Texts]:
     """y_0 … y_N of every document under one model; the model is loaded only if some are missing."""
     sampling = revision.Sampling(**config.sampling)
@@ -159,7 +164,9 @@ def _read(path: Path, settings: dict, docs: list[Document]) -> Texts:
     return []
 
 
-def _judge(judge: Judge, method: str, chosen: Chosen, texts: dict[str, Texts]) -> dict[str, np.ndarray]:
+def _judge(
+    judge: Judge, method: str, chosen: Chosen, texts: dict[str, Texts]
+) -> dict[str, np.ndarray]:
     """P(revision k of document i better than its gold), {document set: float64 [N, K + 1]}."""
     judged = {}
     for name, (docs, _) in chosen.items():
@@ -190,7 +197,9 @@ def _check(judge: Judge, settings: ConfigDict) -> tuple[report.JudgeCheck, ...]:
     )
 
 
-def _curve(method: str, name: str, inside: bool, texts: Texts, probabilities: np.ndarray) -> report.Curve:
+def _curve(
+    method: str, name: str, inside: bool, texts: Texts, probabilities: np.ndarray
+) -> report.Curve:
     revisions = range(probabilities.shape[1])
     return report.Curve(
         method=method,
@@ -225,10 +234,16 @@ def _facts(config: ConfigDict, written: Mapping[str, dict[str, Texts]]) -> list[
     memory = psutil.virtual_memory().total / 2**30
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
     return [
-        ("machine", f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), "
-         f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}"),
-        ("versions", ", ".join(f"{p} {version(p)}" for p in packages)
-         + f", Python {platform.python_version()}"),
+        (
+            "machine",
+            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), "
+            f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}",
+        ),
+        (
+            "versions",
+            ", ".join(f"{p} {version(p)}" for p in packages)
+            + f", Python {platform.python_version()}",
+        ),
         ("model", f"{config.model.source}, {config.model.dtype}"),
         ("decoding", ", ".join(f"{k} {v}" for k, v in config.sampling.items())),
     ]

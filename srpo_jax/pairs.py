@@ -41,7 +41,9 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
     part = output.with_name(output.name + ".samples")
     completions = _sample(config, tokenizer, chosen, prompts, part)
     judge = judges.load(config.judge, workdir)
-    usable = [(d, a, b) for d, (a, b) in zip(chosen, completions, strict=True) if a and b and a != b]
+    usable = [
+        (d, a, b) for d, (a, b) in zip(chosen, completions, strict=True) if a and b and a != b
+    ]
     if not usable:
         raise UserError(f"pairs: all {len(chosen)} documents got two equal or empty completions")
     xs, a, b = (list(column) for column in zip(*usable, strict=True))
@@ -82,7 +84,9 @@ def select(
             f"{name} has {len(chosen)} {split} documents of at most {max_tokens} prompt tokens, fewer "
             f"than the {count} asked for: lower the count or raise max_prompt_tokens"
         )
-    status(f"{name} ({split}): {count} documents, {longer} longer than {max_tokens} tokens passed over")
+    status(
+        f"{name} ({split}): {count} documents, {longer} longer than {max_tokens} tokens passed over"
+    )
     return chosen, prompts
 
 
@@ -94,7 +98,11 @@ def _sample(
     part: Path,
 ) -> list[tuple[str, str]]:
     """Two completions of each document, kept in `part` as they come: a line a document."""
-    settings = {"model": config.model.to_dict(), "seed": config.seed, "template": config.data.template}
+    settings = {
+        "model": config.model.to_dict(),
+        "seed": config.seed,
+        "template": config.data.template,
+    }
     settings |= {"sampling": config.sampling.to_dict(), "pairs": config.pairs.to_dict()}
     done = _read(part, settings, [document.id for document in chosen])
     if len(done) == len(chosen):
@@ -118,7 +126,9 @@ def _sample(
             batch = range(first, min(first + size, len(chosen)))
             rows = [2 * i + side for i in batch for side in (0, 1)]
             twice = [prompts[row // 2] for row in rows]
-            texts = revision.revise(model, tokenizer, twice, 0, sampling, seed=config.seed, rows=rows)
+            texts = revision.revise(
+                model, tokenizer, twice, 0, sampling, seed=config.seed, rows=rows
+            )
             for i, a, b in zip(batch, texts[::2], texts[1::2], strict=True):
                 done.append((a[0], b[0]))
                 out.write(json.dumps({"id": chosen[i].id, "a": a[0], "b": b[0]}) + "\n")
@@ -135,12 +145,16 @@ def _read(part: Path, settings: dict, ids: list[str]) -> list[tuple[str, str]]:
     lines = part.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if not whole or json.loads(whole[0]) != json.loads(json.dumps(settings)):
-        raise UserError(f"{part} was sampled with other settings: delete it, or use another --output")
+        raise UserError(
+            f"{part} was sampled with other settings: delete it, or use another --output"
+        )
     if len(whole) < len(lines):
         part.write_text("".join(whole), encoding="utf-8")
     records = [json.loads(line) for line in whole[1:]]
     if [record["id"] for record in records] != ids[: len(records)]:
-        raise UserError(f"{part} was sampled from other documents: delete it, or use another --output")
+        raise UserError(
+            f"{part} was sampled from other documents: delete it, or use another --output"
+        )
     return [(record["a"], record["b"]) for record in records]
 
 

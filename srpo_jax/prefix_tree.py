@@ -14,7 +14,7 @@ sequence is then computed exactly as if it stood alone. The sharing is found fro
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,16 +47,17 @@ class Tree:
 class Rows(NamedTuple):
     """B trees, one a row, padded to S slots and T targets: what scoring reads.
 
-    Fields as in Tree with a leading B. Padding slots have ancestors 0, padding targets members 0.
+    Fields as in Tree with a leading B, numpy or jax arrays. Padding slots have ancestors 0, padding
+    targets members 0.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    node: np.ndarray
-    ancestors: np.ndarray
-    target_source: np.ndarray
-    target_token: np.ndarray
-    target_members: np.ndarray
+    tokens: Any
+    positions: Any
+    node: Any
+    ancestors: Any
+    target_source: Any
+    target_token: Any
+    target_members: Any
 
 
 @dataclasses.dataclass
@@ -80,7 +81,9 @@ def build(sequences: Sequence[tuple[Ids, Ids]]) -> Tree:
     root = _Token(-1, -1)
     for i, (prompt, completion) in enumerate(sequences):
         if not len(prompt) or not len(completion):
-            raise ValueError(f"sequence {i} has an empty {'completion' if len(prompt) else 'prompt'}")
+            raise ValueError(
+                f"sequence {i} has an empty {'completion' if len(prompt) else 'prompt'}"
+            )
         at = root
         for depth, token in enumerate([*prompt, *completion]):
             at = at.children.setdefault(int(token), _Token(int(token), depth))
@@ -139,10 +142,13 @@ def pad(tree: Tree, length: int, targets: int) -> Rows:
         return np.pad(values, (0, size - len(values)))
 
     return Rows(
-        *(widen(values, length) for values in (tree.tokens, tree.positions, tree.node)),
-        widen(tree.ancestors, length),
-        *(widen(values, targets) for values in (tree.target_source, tree.target_token)),
-        widen(tree.target_members, targets),
+        tokens=widen(tree.tokens, length),
+        positions=widen(tree.positions, length),
+        node=widen(tree.node, length),
+        ancestors=widen(tree.ancestors, length),
+        target_source=widen(tree.target_source, targets),
+        target_token=widen(tree.target_token, targets),
+        target_members=widen(tree.target_members, targets),
     )
 
 

@@ -40,10 +40,18 @@ def main(config: ConfigDict, workdir: Path) -> None:
     status(f"\n{len(runs) + 2}. Revising and judging")
     methods = {"start": config.model.source} | {name: str(workdir / name) for name in runs}
     facts = [
-        ("training", f"{config.train.steps} steps of {config.train.batch_size} pairs, LoRA rank "
-         f"{config.lora.rank}, alpha {config.objective.alpha} (SRPO)"),
-        *((name.upper(), f"beta {run.objective.beta}, learning rate {run.optimizer.learning_rate}")
-          for name, run in runs.items()),
+        (
+            "training",
+            f"{config.train.steps} steps of {config.train.batch_size} pairs, LoRA rank "
+            f"{config.lora.rank}, alpha {config.objective.alpha} (SRPO)",
+        ),
+        *(
+            (
+                name.upper(),
+                f"beta {run.objective.beta}, learning rate {run.optimizer.learning_rate}",
+            )
+            for name, run in runs.items()
+        ),
     ]
     title = "SRPO quickstart: does the model improve its own answer?"
     evaluate(config, workdir, methods, title=title, facts=facts)
@@ -75,8 +83,19 @@ def method_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
 if __name__ == "__main__":
     command.run(
         main,
-        ("model", "lora", "data", "objective", "train", "optimizer", "sampling", "pairs", "evaluate",
-         "judge", "quickstart"),
+        (
+            "model",
+            "lora",
+            "data",
+            "objective",
+            "train",
+            "optimizer",
+            "sampling",
+            "pairs",
+            "evaluate",
+            "judge",
+            "quickstart",
+        ),
         config="configs/quickstart.py",
         workdir="runs/quickstart",
     )

@@ -180,22 +180,24 @@ def _revise_jit(
         start = _Writing(jnp.int32(1), tokens, token == eos, cache)
 
         def unfinished(w: _Writing) -> Array:
-            return (w.count < max_new_tokens) & ~w.done.all()
+            return (w.written < max_new_tokens) & ~w.done.all()
 
         def write(w: _Writing) -> _Writing:
-            token = jax.lax.dynamic_slice_in_dim(w.tokens, w.count - 1, 1, axis=1)
-            slot = layout.first_new + w.count - 1
-            position = (inputs.shared_length + rest_length + w.count - 1)[:, None]
+            token = jax.lax.dynamic_slice_in_dim(w.tokens, w.written - 1, 1, axis=1)
+            slot = layout.first_new + w.written - 1
+            position = (inputs.shared_length + rest_length + w.written - 1)[:, None]
             hidden, cache = extend(
                 token, position, layout.mask(rest_length, slot[None]), w.cache, slot
             )
-            token = sample(model.logits(hidden[:, 0]), keys[w.count])
+            token = sample(model.logits(hidden[:, 0]), keys[w.written])
             token = jnp.where(w.done, eos, token)
-            tokens = jax.lax.dynamic_update_slice_in_dim(w.tokens, token[:, None], w.count, axis=1)
-            return _Writing(w.count + 1, tokens, w.done | (token == eos), cache)
+            tokens = jax.lax.dynamic_update_slice_in_dim(
+                w.tokens, token[:, None], w.written, axis=1
+            )
+            return _Writing(w.written + 1, tokens, w.done | (token == eos), cache)
 
-        written = jax.lax.while_loop(unfinished, write, start)
-        return written.cache, written.tokens, jnp.sum(written.tokens != eos, axis=1)
+        end = jax.lax.while_loop(unfinished, write, start)
+        return end.cache, end.tokens, jnp.sum(end.tokens != eos, axis=1)
 
     cache = Cache.zeros(model.config, batch, layout.slots, unrolled)
     slots = jnp.arange(shared_width)
@@ -223,9 +225,9 @@ def _revise_jit(
 
 
 class _Writing(NamedTuple):
-    """The decoding loop's state: `count` tokens [B, G] written, rows done, their cache."""
+    """The decoding loop's state: `written` of tokens [B, G], which rows are done, their cache."""
 
-    count: Array
+    written: Array
     tokens: Array
     done: Array
     cache: Cache

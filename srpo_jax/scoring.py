@@ -65,7 +65,9 @@ def score(
     hidden = model(rows.tokens, rows.positions, mask, adapter=adapter)
     states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
     logp = log_probabilities(model, states, rows.target_token, chunk)
-    members = (rows.target_members[:, None] >> jnp.arange(len(names), dtype=jnp.uint32)[:, None]) & 1
+    members = (
+        rows.target_members[:, None] >> jnp.arange(len(names), dtype=jnp.uint32)[:, None]
+    ) & 1
     sums = jnp.sum(jnp.where(members == 1, logp[:, None], 0.0), axis=-1)
     return {name: sums[:, i] for i, name in enumerate(names)}
 

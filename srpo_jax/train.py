@@ -226,6 +226,7 @@ def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints
     """Stops the run on a loss or gradient that is no number; what is saved stays as it is."""
     for name in ("loss", "grad_norm"):
         if not np.isfinite(values[name]):
+            checkpoints.wait()  # the last save may still be under way
             kept = checkpoints.latest()
             where = (
                 f"the checkpoint of step {kept} is kept" if kept else "no checkpoint was due yet"

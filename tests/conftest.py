@@ -7,3 +7,26 @@ _FLAG = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if _FLAG not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Equal programs of one test file are compiled once, also where `jax.jit` is called anew."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {key: getattr(jax.config, key) for key in settings}
+    compilation_cache.reset_cache()
+    for key, value in settings.items():
+        jax.config.update(key, value)
+    yield
+    for key, value in before.items():
+        jax.config.update(key, value)
+    compilation_cache.reset_cache()

@@ -26,7 +26,9 @@ def test_random_sequences_are_read_back(seed):
     base = rng.integers(0, 3, 12)
     sequences = []
     for _ in range(6):
-        prompt = np.concatenate([base[: rng.integers(1, 12)], rng.integers(0, 3, rng.integers(0, 4))])
+        prompt = np.concatenate(
+            [base[: rng.integers(1, 12)], rng.integers(0, 3, rng.integers(0, 4))]
+        )
         sequences.append((prompt, rng.integers(0, 3, rng.integers(1, 6))))
     tree = prefix_tree.build(sequences)
     assert paths(tree) == [([*p, *c], [*c]) for p, c in sequences]
@@ -41,7 +43,9 @@ def test_six_sequences_of_a_pair_cost_one_prompt_and_eight_completions():
     # |x| + 8 |y| and four template tokens, less the six last tokens that predict nothing
     assert len(tree.tokens) == 400 + 8 * 40 + 4 - 6
     assert len(tree.target_token) == 6 * 40
-    assert tree.node.max() + 1 == 2 + 1 + 2 + 2 * 3  # x, improve; direct; its two; per shown one, three
+    assert (
+        tree.node.max() + 1 == 2 + 1 + 2 + 2 * 3
+    )  # x, improve; direct; its two; per shown one, three
 
 
 def test_identical_completions_share_everything():

@@ -10,7 +10,14 @@ from srpo_jax import prefix_tree, scoring
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 
 CONFIG = DecoderConfig(
-    vocab_size=16, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp_width=48, dtype="float32"
+    vocab_size=16,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    dtype="float32",
 )
 NAMES = ("w", "l", "w|l", "l|l", "w|w", "l|w")
 
@@ -96,7 +103,9 @@ def test_a_batch_and_its_gradient_equal_separate_sequences(model):
 
     def by_sequence(state):
         model = nnx.merge(graphdef, state)
-        return sum(w * separate(model, p, c) for s in pairs for w, (p, c) in zip(weights, s, strict=True))
+        return sum(
+            w * separate(model, p, c) for s in pairs for w, (p, c) in zip(weights, s, strict=True)
+        )
 
     (one, gradient), (other, expected) = map(
         lambda f: jax.value_and_grad(f)(state), (jax.jit(by_tree), by_sequence)

@@ -8,6 +8,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from srpo_jax import prefix_tree
 from srpo_jax.data.records import Pair
@@ -161,6 +162,8 @@ def batches(
     order = order[start * batch_size + process :: processes]
     dataset = order.batch(batch_size // processes, batch_fn=collate).to_iter_dataset()
     if workers:
+        if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
         )

@@ -70,4 +70,5 @@ def _parse(text: bytes, where: str, line: int) -> Pair:
         raise UserError(f"{where}: 'label_prob' is not a number")
     if not 0 <= label_prob <= 1:
         raise UserError(f"{where}: 'label_prob' is {label_prob}, which is not between 0 and 1")
-    return Pair(*(record[name] for name in TEXTS), float(label_prob), line)
+    prompt, chosen, rejected = (record[name] for name in TEXTS)
+    return Pair(prompt, chosen, rejected, float(label_prob), line)

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from srpo_jax.models.lora import Projection
+from srpo_jax.models.product import einsum
 
 Array = jax.Array
 
@@ -66,7 +67,9 @@ class Cache:
     values: Any
 
     @classmethod
-    def zeros(cls, config: DecoderConfig, batch: int, slots: int, unrolled: bool = False) -> "Cache":
+    def zeros(
+        cls, config: DecoderConfig, batch: int, slots: int, unrolled: bool = False
+    ) -> "Cache":
         shape = (batch, slots, config.kv_heads, config.head_dim)
 
         def make() -> Any:
@@ -109,11 +112,11 @@ def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
     """
     batch, length, heads, head_dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
-    logits = jnp.einsum("bskgd,bckd->bkgsc", grouped, key, preferred_element_type=jnp.float32)
+    logits = einsum("bskgd,bckd->bkgsc", grouped, key, "float32")
     logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bkgsc,bckd->bskgd", weights, value, preferred_element_type=jnp.float32)
-    return out.reshape(batch, length, heads, head_dim).astype(query.dtype)
+    out = einsum("bkgsc,bckd->bskgd", weights, value, query.dtype.name)
+    return out.reshape(batch, length, heads, head_dim)
 
 
 class Attention(nnx.Module):
@@ -121,12 +124,18 @@ class Attention(nnx.Module):
         self.config = config
         width, head_dim = config.width, config.head_dim
         project = functools.partial(Projection, config=config, rngs=rngs)
-        self.query = project("query", (width,), (config.heads, head_dim), ("embed", "heads", "head"))
-        self.key = project("key", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head"))
+        self.query = project(
+            "query", (width,), (config.heads, head_dim), ("embed", "heads", "head")
+        )
+        self.key = project(
+            "key", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head")
+        )
         self.value = project(
             "value", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head")
         )
-        self.output = project("output", (config.heads, head_dim), (width,), ("heads", "head", "embed"))
+        self.output = project(
+            "output", (config.heads, head_dim), (width,), ("heads", "head", "embed")
+        )
 
     def __call__(
         self,
@@ -216,7 +225,9 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tied else Head(config, rngs)
 
-    def __call__(self, tokens: Array, positions: Array, mask: Array, *, adapter: bool = True) -> Array:
+    def __call__(
+        self, tokens: Array, positions: Array, mask: Array, *, adapter: bool = True
+    ) -> Array:
         """Hidden states [B, S, D] of tokens [B, S] int32 standing at positions [B, S] int32.
 
         mask [B, S, S] bool: True where the row token sees the column token. adapter=False computes
@@ -283,15 +294,13 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """[..., D] -> float32 [..., V]."""
-        # The tied table is multiplied as it lies: transposing it first costs more than the product.
-        tied = self.head is None
-        kernel = self.embedder.embedding if tied else self.head.kernel
-        return jnp.einsum(
-            "...d,vd->...v" if tied else "...d,dv->...v",
-            hidden,
-            kernel[...].astype(self.config.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        batch = "abc"[: hidden.ndim - 1]
+        if self.head is None:
+            # The tied table is multiplied as it lies: transposing it costs more than the product.
+            spec, kernel = f"{batch}d,vd->{batch}v", self.embedder.embedding
+        else:
+            spec, kernel = f"{batch}d,dv->{batch}v", self.head.kernel
+        return einsum(spec, hidden, kernel[...].astype(self.config.dtype), "float32")
 
     def _embed(self, tokens: Array) -> Array:
         return self.embedder.embedding[...][tokens].astype(self.config.dtype)

@@ -14,11 +14,12 @@ import numpy as np
 from flax import nnx
 
 from srpo_jax.errors import UserError
+from srpo_jax.models.product import einsum
 
 if TYPE_CHECKING:
     from srpo_jax.models.decoder import DecoderConfig
 
-LETTERS_IN, LETTERS_OUT = "de", "fg"
+LETTERS_BATCH, LETTERS_IN, LETTERS_OUT = "abc", "de", "fg"
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # names in the decoder
 
 
@@ -60,18 +61,16 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array, adapter: bool = True) -> jax.Array:
         inputs, outputs = LETTERS_IN[: self.dims[0]], LETTERS_OUT[: self.dims[1]]
-        y = self._product(f"...{inputs},{inputs}{outputs}->...{outputs}", x, self.kernel)
+        batch = LETTERS_BATCH[: x.ndim - len(inputs)]
+        y = self._product(f"{batch}{inputs},{inputs}{outputs}->{batch}{outputs}", x, self.kernel)
         if adapter and self.lora_a is not None and self.lora_b is not None:
-            low = self._product(f"...{inputs},{inputs}r->...r", x, self.lora_a)
-            y = y + self.scale * self._product(f"...r,r{outputs}->...{outputs}", low, self.lora_b)
+            low = self._product(f"{batch}{inputs},{inputs}r->{batch}r", x, self.lora_a)
+            up = self._product(f"{batch}r,r{outputs}->{batch}{outputs}", low, self.lora_b)
+            y = y + self.scale * up
         return y
 
     def _product(self, spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        # Narrow inputs, wide sums: on CPU also faster than bfloat16 results.
-        product = jnp.einsum(
-            spec, x, weight[...].astype(self.dtype), preferred_element_type=jnp.float32
-        )
-        return product.astype(self.dtype)
+        return einsum(spec, x, weight[...].astype(self.dtype), self.dtype)
 
 
 def check_targets(patterns: Sequence[str]) -> None:

@@ -12,14 +12,23 @@ from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.models.lora import Adapter
 
 TINY = DecoderConfig(
-    vocab_size=64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp_width=48, dtype="float32"
+    vocab_size=64,
+    width=32,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    dtype="float32",
 )
 LORA = dataclasses.replace(TINY, lora_rank=4, lora_targets=("query", "value", "down"))
 
 
 def causal(batch, length):
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    return positions, jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, length, length))
+    return positions, jnp.broadcast_to(
+        jnp.tril(jnp.ones((length, length), bool)), (batch, length, length)
+    )
 
 
 @pytest.fixture(scope="module")

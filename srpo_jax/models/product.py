@@ -1,0 +1,39 @@
+"""Matrix products with narrow inputs and wide sums, forward and backward."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+def einsum(spec: str, a: Array, b: Array, out: str) -> Array:
+    """einsum(spec, a, b) of arrays of one dtype, summed in float32, rounded to dtype `out`.
+
+    spec: explicit, without ellipsis, each index of an input in the other input or in the output. The
+    gradients are products of the same kind: the cotangent is first rounded to the inputs' dtype. JAX's
+    own rule would multiply it in float32, which costs 2 to 6 times more and, where `out` is narrow
+    already, adds nothing.
+    """
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(out)
+
+
+def _forward(spec: str, a: Array, b: Array, out: str) -> tuple[Array, tuple[Array, Array]]:
+    return einsum(spec, a, b, out), (a, b)
+
+
+def _backward(
+    spec: str, out: str, inputs: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    a, b = inputs
+    left, right = spec.split("->")[0].split(",")
+    result = spec.split("->")[1]
+    narrow = cotangent.astype(a.dtype)
+    grad_a = jnp.einsum(f"{result},{right}->{left}", narrow, b, preferred_element_type=jnp.float32)
+    grad_b = jnp.einsum(f"{left},{result}->{right}", a, narrow, preferred_element_type=jnp.float32)
+    return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
+
+
+einsum.defvjp(_forward, _backward)
