@@ -48,6 +48,8 @@ def run(
             raise UserError("--config is missing: give a file of configs/, or your own")
         if not flags.FLAGS.workdir:
             raise UserError("--workdir is missing: give the folder this run is to live in")
+        if Path(flags.FLAGS.workdir).is_file():
+            raise UserError(f"--workdir={flags.FLAGS.workdir} is a file: give a folder")
         values = config_module.default()
         config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
         main(

@@ -31,6 +31,7 @@ from srpo_jax.models import Decoder, loading
 from srpo_jax.pairs import select
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.metrics import Progress, status
 from srpo_jax.winrate import win_rate
 
@@ -129,7 +130,8 @@ def _revisions(
                 out.write(json.dumps(settings) + "\n")
             for first in range(len(done), len(docs), size):
                 if model is None:
-                    model = loading.load(source, config.model.dtype, seed=config.seed)
+                    mesh = mesh_module.make(**config.mesh)
+                    model = loading.load(source, config.model.dtype, mesh, config.seed)
                 part = slice(first, first + size)
                 texts = revision.revise(
                     model,
@@ -260,6 +262,7 @@ def _module() -> str:
 
 def main(config: ConfigDict, workdir: Path) -> None:
     distributed.initialize()
+    distributed.require_one_process("srpo_jax.evaluate")
     run = config_module.read(workdir / "config.json")
     if run.data.template != config.data.template or run.model.source != config.model.source:
         raise UserError(
@@ -271,4 +274,4 @@ def main(config: ConfigDict, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, ("model", "data", "sampling", "evaluate", "judge"))
+    command.run(main, ("model", "mesh", "data", "sampling", "evaluate", "judge"))

@@ -21,6 +21,7 @@ from srpo_jax.errors import UserError
 from srpo_jax.models import loading
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.metrics import Progress, status
 
 
@@ -107,7 +108,9 @@ def _sample(
     done = _read(part, settings, [document.id for document in chosen])
     if len(done) == len(chosen):
         return done
-    model = loading.load(config.model.source, config.model.dtype, seed=config.seed)
+    model = loading.load(
+        config.model.source, config.model.dtype, mesh_module.make(**config.mesh), config.seed
+    )
     sampling = revision.Sampling(
         max_new_tokens=config.sampling.max_new_tokens,
         temperature=config.pairs.temperature,
@@ -160,12 +163,13 @@ def _read(part: Path, settings: dict, ids: list[str]) -> list[tuple[str, str]]:
 
 def main(config: ConfigDict, workdir: Path, output: str | None) -> None:
     distributed.initialize()
+    distributed.require_one_process("srpo_jax.pairs")
     make_pairs(config, workdir, Path(output) if output else workdir / "pairs.jsonl")
 
 
 if __name__ == "__main__":
     command.run(
         main,
-        ("model", "data", "sampling", "pairs", "judge"),
+        ("model", "mesh", "data", "sampling", "pairs", "judge"),
         options={"output": "JSON lines file to write (default: pairs.jsonl in the workdir)"},
     )

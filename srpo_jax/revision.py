@@ -25,6 +25,7 @@ from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.models.decoder import Cache, Decoder
 from srpo_jax.prompts import Prompt
+from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
 # The parts are padded to multiples of these, so that few programs are compiled.
@@ -125,13 +126,19 @@ def revise_ids(
     graphdef, state = nnx.split(model)
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
+    mesh = mesh_module.of(state)
+    size = min(sampling.batch_size, len(prompts))
+    if mesh is not None:  # every device gets equally many rows
+        size = -(-size // mesh_module.batch_parts(mesh)) * mesh_module.batch_parts(mesh)
     results: list[list[list[int]]] = [[] for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: prompts[i].shared)
     for first in range(0, len(prompts), sampling.batch_size):
         chosen = by_length[first : first + sampling.batch_size]
         # A short last batch repeats a row rather than compile another program.
-        full = chosen + chosen[-1:] * (min(sampling.batch_size, len(prompts)) - len(chosen))
+        full = chosen + chosen[-1:] * (size - len(chosen))
         inputs = _arrays([prompts[i] for i in full], keys[jnp.array(full)])
+        if mesh is not None:
+            inputs = jax.device_put(inputs, mesh_module.batch_sharding(mesh))
         tokens, lengths = _revise_jit(
             graphdef,
             state,

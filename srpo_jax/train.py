@@ -17,15 +17,15 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from srpo_jax import config as config_module
 from srpo_jax import command, objectives, reference, step
+from srpo_jax import config as config_module
 from srpo_jax.data import pipeline, records
 from srpo_jax.errors import UserError
 from srpo_jax.models import loading
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.runtime.checkpoints import Checkpoints, flatten
+from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
@@ -41,6 +41,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     check_settings(config, mesh)
     objective = objectives.get(config.objective.name)
     hyper = objective_settings(config)
+    architecture = loading.decoder_config(config)
+    optimizer, schedule = step.make_optimizer(config)
 
     # The pairs, as prefix trees
     source = loading.open_source(config.model.source)
@@ -58,11 +60,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     report_data(data)
 
     # The policy and its reference, which is the policy as it starts
-    architecture = loading.decoder_config(config)
     parameters = source.read_parameters() if source.read_parameters else None
     graphdef, trained, frozen = loading.create(architecture, parameters, mesh, config.seed)
     del parameters
-    optimizer, schedule = step.make_optimizer(config)
     steps = step.make(
         graphdef, trained, optimizer, objective, hyper, mesh, accumulate=config.train.accumulate
     )
@@ -132,10 +132,10 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
 def check_settings(config: ConfigDict, mesh: Mesh) -> None:
     """UserError for a number of config.train, .optimizer or .data that is out of range."""
-    at_least_1 = ("train.steps", "train.batch_size", "train.accumulate", "train.log_every")
-    at_least_1 += ("train.checkpoint_every", "train.keep_checkpoints")
-    at_least_0 = ("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay")
-    at_least_0 += ("data.row_length", "data.workers")
+    at_least_1 = ["train.steps", "train.batch_size", "train.accumulate", "train.log_every"]
+    at_least_1 += ["train.checkpoint_every", "train.keep_checkpoints"]
+    at_least_0 = ["optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay"]
+    at_least_0 += ["data.row_length", "data.workers"]
     checks = [(key, lambda v: v >= 1, "at least 1") for key in at_least_1]
     checks += [(key, lambda v: v >= 0, "0 or more") for key in at_least_0]
     checks += [(f"optimizer.{key}", lambda v: 0 <= v < 1, "in [0, 1)") for key in ("b1", "b2")]

@@ -38,7 +38,10 @@ def mesh():
     return mesh_module.make(devices=jax.devices()[:1])
 
 
-def load(path, mesh, data=data(), weights=WEIGHTS, score=score):
+PAIRS = data()
+
+
+def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score):
     return reference.load_or_score(path, data, weights, score, 4, mesh)
 
 

@@ -162,11 +162,15 @@ def test_a_run_that_is_killed_goes_on_from_its_checkpoint(config, tmp_path, whol
 
 def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
     config.mesh.update({"fsdp": 2, "tensor": 2})
-    monkeypatch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:4]))
+    monkeypatch.setattr(
+        mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:4])
+    )
     assert train.train(config, stopped)
     workdir, expected = whole
     same_losses(stopped, workdir, rtol=1e-4)  # float32 sums of another order, then Adam
-    monkeypatch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
+    monkeypatch.setattr(
+        mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1])
+    )
     for name, value in weights(stopped).items():
         np.testing.assert_allclose(value, expected[name], atol=2e-4, err_msg=name)
 
@@ -255,7 +259,7 @@ def test_every_objective_trains(config, tmp_path, name):
     for line in lines(tmp_path):
         numbers = {k: float(v) for k, v in line.items()}
         assert all(np.isfinite(v) for v in numbers.values()), numbers
-        assert line["grad_norm"] > 0
+    assert lines(tmp_path)[0]["grad_norm"] > 0  # a hinge may be content after one step
     assert (tmp_path / "reference_scores.npz").is_file() == objectives.get(name).needs_reference
 
 
@@ -278,6 +282,9 @@ def test_every_objective_trains(config, tmp_path, name):
         ("objective.name", "srpo2"),
         ("objective.beta", 0.0),
         ("objective.alpha", 2.0),
+        ("optimizer.schedule", "linear"),
+        ("lora.rank", -1),
+        ("model.dtype", "half"),
         ("mesh.tensor", 3),
         ("model.source", "no such model"),
         ("data.template", "none"),

@@ -53,6 +53,15 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
         )
 
 
+def require_one_process(program: str) -> None:
+    """UserError where several processes run a program that is made for one."""
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{program} runs in one process, on all devices of its host: start it without "
+            "launch/local.sh, or on one worker"
+        )
+
+
 class StopSignal:
     """Turns SIGTERM and Ctrl-C into a question that the loop asks at each step.
 

@@ -94,6 +94,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def of(state: Any) -> Mesh | None:
+    """The mesh that the arrays of a pytree lie on; None for one device."""
+    placed = getattr(jax.tree.leaves(state)[0], "sharding", None)
+    several = isinstance(placed, NamedSharding) and placed.mesh.size > 1
+    return placed.mesh if several else None
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Into how many parts `batch_sharding` splits the leading dimension."""
+    return math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+
+
 def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAxes) -> None:
     """Checks that every dimension can be cut evenly along its mesh axes.
 
@@ -154,7 +166,7 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
     """
     target = batch_sharding(mesh)
     processes = len({device.process_index for device in mesh.devices.flat})
-    parts = math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+    parts = batch_parts(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
         rows = array.shape[0] * processes

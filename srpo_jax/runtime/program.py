@@ -65,8 +65,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         sys.exit(_say(f"error: {error}", USER_ERROR))
     except flags.Error as error:
         sys.exit(_say(f"error: {error} (--help lists the flags)", USER_ERROR))
-    except (AttributeError, KeyError) as error:
-        sentence = _unknown_key(error, arguments)
+    except Exception as error:
+        sentence = _unknown_key(error, arguments) or _in_config_file(error)
         if sentence is None:
             raise
         sys.exit(_say(f"error: {sentence}", USER_ERROR))
@@ -79,6 +79,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
 
 def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:
     """Sentence on the override `--config.….key=…` whose key ml_collections did not find."""
+    if not isinstance(error, AttributeError | KeyError):
+        return None
     text = str(error).replace("\\n", "\n")  # the error is a quoted error
     key = re.sub(r"\W", "", text.splitlines()[0])
     for argument in arguments:
@@ -87,6 +89,18 @@ def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:
             similar = re.search(r'Did you mean "(\w+)"', text)
             advice = f'did you mean "{similar[1]}"?' if similar else "see srpo_jax/config.py"
             return f'{argument}: the configuration has no key "{key}": {advice}'
+    return None
+
+
+def _in_config_file(error: Exception) -> str | None:
+    """Sentence on what a configuration file's own code raised, with file and line."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "get_config":
+            where = f"{frame.f_code.co_filename}:{line}"
+            lines = str(error.args[0] if error.args else error).splitlines() or [""]
+            advice = f" ({lines[-1]})" if lines[-1].startswith("Did you mean") else ""
+            reason = lines[0].partition(" Other fields present")[0]
+            return f"{where}: {type(error).__name__}: {reason}{advice}"
     return None
 
 

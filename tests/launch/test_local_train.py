@@ -99,8 +99,9 @@ def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
 def test_a_tensor_group_cannot_span_processes(pairs, tmp_path):
     done = run(train(pairs, tmp_path, 2, 2, "--config.mesh.tensor=4"))
     assert done.returncode == 2
-    assert re.search(r"^\d\| error: config\.mesh\.tensor=4: .* 2 processes", done.stderr, re.M)
-    assert "Traceback" not in done.stderr
+    # The other process may lose its coordinator before it can say the same.
+    first = done.stderr.splitlines()[0]
+    assert re.match(r"\d\| error: config\.mesh\.tensor=4: .* 2 processes", first), done.stderr
 
 
 def test_a_mistake_is_told_and_ends_all_processes(tmp_path):

@@ -13,7 +13,14 @@ from srpo_jax.models import lora
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 
 CONFIG = DecoderConfig(
-    vocab_size=16, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, mlp_width=24, dtype="float32"
+    vocab_size=16,
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=4,
+    mlp_width=24,
+    dtype="float32",
 )
 ADAPTED = dataclasses.replace(CONFIG, lora_rank=3, lora_alpha=6.0, lora_targets=(".*",))
 TOKENS = jnp.array([[3, 5, 7, 9, 11]])

@@ -63,6 +63,13 @@ def test_only_replicas_cross_slices() -> None:
         mesh_lib.make(devices=devices)
 
 
+def test_a_tensor_group_stays_in_one_process() -> None:
+    devices: list[Any] = [SliceDevice(id=n, slice_index=0, process_index=n // 4) for n in range(8)]
+    assert mesh_lib.make(fsdp=2, tensor=4, devices=devices).devices.shape == (1, 2, 4)
+    with pytest.raises(UserError, match=r"config\.mesh\.tensor=8: .* 2 processes"):
+        mesh_lib.make(fsdp=1, tensor=8, devices=devices)
+
+
 @pytest.mark.parametrize(
     "sizes", [{"fsdp": 3}, {"fsdp": 4}, {"fsdp": 16}, {"tensor": 3}, {"replica": 2, "fsdp": 2}]
 )

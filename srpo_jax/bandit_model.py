@@ -1,0 +1,227 @@
+"""The bandit with a transformer in place of tables: completions are single tokens.
+
+The decoder, the prefix trees, the scoring and the train step are those that train a language model;
+only the data are special. The vocabulary is the K actions, so that what follows a prompt is one of
+them and the policy is a whole softmax that can be read off and laid beside `bandit.solve`. A batch is
+the exact population: each pair of actions as often as the behaviour policy draws it.
+
+    python -m srpo_jax.bandit_model --output=DIR      trains SRPO, IPO and DPO, prints, and draws
+"""
+
+import argparse
+import dataclasses
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from srpo_jax import bandit, objectives, prefix_tree, step
+from srpo_jax import config as config_module
+from srpo_jax.bandit_picture import COLOURS, EXAMPLES, OBJECTIVES, largest_move
+from srpo_jax.data import pipeline
+from srpo_jax.models import loading
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.runtime import mesh as mesh_module
+
+PREFERENCE = EXAMPLES["cycle"]
+BETA, ALPHA = 0.3, 0.5
+# How often each action is drawn, in whole numbers, so that a batch can hold the exact population.
+BEHAVIOURS = {"uniform": (1, 1, 1), "80 % A": (8, 1, 1)}
+# Prompts are actions too: the vocabulary has no other tokens. An action shown follows IMPROVE.
+DIRECT, IMPROVE = 0, 1
+STEPS, LEARNING_RATE = 300, 1e-2
+SEED = 1  # of the reference; with this one no probability is small, and the picture is easy to read
+ACTIONS = string.ascii_uppercase[: len(PREFERENCE)]
+ARCHITECTURE = dataclasses.replace(
+    loading.TINY, vocab_size=len(PREFERENCE), dtype="float32", remat="none"
+)
+
+
+class Run(NamedTuple):
+    """One model trained.
+
+    reference, policy: what it says before and after, float64 [1 + K, K]; row 0 under the direct
+    prompt, row 1 + b under the improve prompt that shows b. exact: what tables in its place would say
+    after, the same rows, but without improve scores row 0 only. losses: [steps].
+    """
+
+    reference: np.ndarray
+    policy: np.ndarray
+    exact: np.ndarray
+    losses: np.ndarray
+
+
+def population(names: Sequence[str], counts: Sequence[int]) -> pipeline.PairTrees:
+    """All ordered pairs (a, b) of actions as prefix trees, each counts[a] * counts[b] times.
+
+    names: the score names that are needed. label_prob is PREFERENCE[a, b].
+    """
+    pairs = bandit.population(PREFERENCE, np.divide(counts, np.sum(counts)))
+
+    def tree(pair: int) -> prefix_tree.Tree:
+        action = {"w": int(pairs.chosen[pair]), "l": int(pairs.rejected[pair])}
+        sequences = []
+        for name in names:
+            scored, _, shown = name.partition("|")
+            prompt = [IMPROVE, action[shown]] if shown else [DIRECT]
+            sequences.append((prompt, [action[scored]]))
+        return prefix_tree.build(sequences)
+
+    trees = [tree(pair) for pair in range(len(pairs.weight))]
+    repeated = np.repeat(np.arange(len(trees)), np.outer(counts, counts).ravel())
+    return pipeline.PairTrees(
+        names=tuple(names),
+        trees=[trees[pair] for pair in repeated],
+        label_prob=pairs.label_prob[repeated].astype(np.float32),
+        row_length=max(len(tree.tokens) for tree in trees),
+        targets=max(len(tree.target_token) for tree in trees),
+    )
+
+
+def policy(model: Decoder) -> np.ndarray:
+    """What the model says, as in `Run`: a plain forward pass without prefix trees and scoring."""
+
+    def after(prompts: list[list[int]]) -> np.ndarray:
+        count, length = len(prompts), len(prompts[0])
+        positions = jnp.broadcast_to(jnp.arange(length), (count, length))
+        mask = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (count, length, length))
+        hidden = model(jnp.array(prompts), positions, mask)
+        logits = np.asarray(model.logits(hidden[:, -1]), np.float64)
+        return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+
+    improve = [[IMPROVE, shown] for shown in range(model.config.vocab_size)]
+    return np.vstack([after([[DIRECT]]), after(improve)])
+
+
+def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run:
+    """Trains the model on the pairs of one behaviour policy.
+
+    The reference is the model as it starts, drawn from SEED: the same in every call.
+    """
+    objective = objectives.get(objective_name)
+    hyper = {"beta": BETA, "alpha": ALPHA} if objective_name == "srpo" else {"beta": BETA}
+    config = config_module.default()
+    config.train.steps = steps
+    config.optimizer.learning_rate = LEARNING_RATE
+
+    mesh = mesh_module.make(devices=jax.local_devices()[:1])
+    graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
+    optimizer, _ = step.make_optimizer(config)
+    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+
+    data = population(objective.needs, counts)
+    batch = next(pipeline.in_order(data, len(data)))
+    batch["reference"], _ = programs.reference(trained, frozen, batch)
+    reference = policy(nnx.merge(graphdef, trained, frozen))
+    state, losses = step.TrainState(trained, programs.init(trained)), []
+    for _ in range(steps):
+        state, metrics = programs.train(state, frozen, batch)
+        losses.append(metrics["loss"])
+    return Run(
+        reference=reference,
+        policy=policy(nnx.merge(graphdef, state.model, frozen)),
+        exact=exact(objective_name, np.divide(counts, np.sum(counts)), reference),
+        losses=np.array(jax.device_get(losses)),
+    )
+
+
+def exact(objective_name: str, behaviour: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The answer of tables, rows as in `Run`: SRPO's and IPO's closed forms, a fit for others."""
+    direct, improve = reference[0], reference[1:]
+    if objective_name == "srpo":
+        return np.vstack(bandit.solve(PREFERENCE, direct, improve, BETA))
+    if objective_name == "ipo":
+        return bandit.solve_ipo(PREFERENCE, behaviour, direct, BETA)[None]
+    return bandit.fit(objective_name, PREFERENCE, behaviour, direct, improve, beta=BETA)[0][None]
+
+
+# --- what came out --------------------------------------------------------------------------------
+
+
+def gaps(run: Run) -> list[float]:
+    """Total variation between the model and the exact answer, under each prompt of run.exact."""
+    return [bandit.total_variation(p, q) for p, q in zip(run.policy, run.exact, strict=False)]
+
+
+def moves_by(runs: Mapping[str, Run]) -> float:
+    """Total variation between the pi of an objective's runs, by behaviour policy."""
+    return largest_move({label: (run.policy[0], None) for label, run in runs.items()})
+
+
+def report(name: str, runs: Mapping[str, Run]) -> str:
+    """The answers of one objective's runs as a few lines of text."""
+    answers = [("reference", runs["uniform"].reference[0], "")]
+    answers += [
+        (label, run.policy[0], f"   {max(gaps(run)):.0e} from the exact answer")
+        for label, run in runs.items()
+    ]
+    rows = [
+        f"  {label:<10}" + " ".join(f"{p:.4f}" for p in pi) + note for label, pi, note in answers
+    ]
+    title = f"{name.upper()}: pi({'), pi('.join(ACTIONS)}), in total variation:"
+    return "\n".join([title, *rows, f"  moves by {moves_by(runs):.4f} between behaviour policies"])
+
+
+def draw(path: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
+    """Above pi after each objective, below SRPO's improve policy for each completion shown.
+
+    runs: objective -> behaviour -> run. Bars are the models, lines across them the exact answers.
+    """
+    figure = Figure(figsize=(11, 6))
+    above, below = figure.subplots(2, len(ACTIONS), sharey=True)
+    for axis, (name, by_behaviour) in zip(above, runs.items(), strict=True):
+        title = f"{name.upper()}: moves by {moves_by(by_behaviour):.2f} (total variation)"
+        _draw_row(axis, title, by_behaviour, 0)
+    for row, (axis, action) in enumerate(zip(below, ACTIONS, strict=True), start=1):
+        _draw_row(axis, f"SRPO, showing {action}", runs["srpo"], row)
+    above[0].set_ylabel(r"generative policy $\pi(y)$")
+    below[0].set_ylabel(r"self-improvement policy $\pi^\dagger(y\,|\,\cdot)$")
+    above[0].plot([], [], color="black", label="exact answer")
+    figure.tight_layout(rect=(0, 0, 0.86, 1))
+    handles, labels = above[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="pairs written by", loc="center right", frameon=False)
+    figure.savefig(path, dpi=90)
+    print(f"wrote {path}")
+
+
+def _draw_row(axis: Axes, title: str, runs: Mapping[str, Run], row: int) -> None:
+    width = 0.8 / (1 + len(runs))
+    at = np.arange(len(ACTIONS)) - 0.4 + width / 2
+    axis.bar(at, runs["uniform"].reference[row], 0.9 * width, color="#d8dee9", label="(reference)")
+    for colour, (label, run) in zip(COLOURS, runs.items(), strict=False):
+        at = at + width
+        axis.bar(at, run.policy[row], 0.9 * width, color=colour, label=label)
+        axis.hlines(run.exact[row], at - width / 2, at + width / 2, color="black", zorder=3)
+    axis.set_title(title, fontsize=10)
+    axis.set_xticks(range(len(ACTIONS)), list(ACTIONS))
+    axis.set_xlabel("completion")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains the six models, prints the table and writes the picture."""
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_jax.bandit_model",
+        description="A small transformer trained by SRPO, IPO and DPO on pairs from two behaviour "
+        "policies: SRPO ends at its closed form both times, the others end elsewhere. Prints a table "
+        "and writes bandit_model.png. Takes about a minute.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("bandit"), help="folder (%(default)s)")
+    options = parser.parse_args(arguments)
+    options.output.mkdir(parents=True, exist_ok=True)
+    runs: dict[str, dict[str, Run]] = {}
+    for name in OBJECTIVES:
+        runs[name] = {label: train(name, counts) for label, counts in BEHAVIOURS.items()}
+        print(report(name, runs[name]))
+    draw(options.output / "bandit_model.png", runs)
+
+
+if __name__ == "__main__":
+    main()
