@@ -13,6 +13,7 @@ from srpo_jax.errors import UserError
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import Sampling
+from srpo_jax.runtime import mesh as mesh_module
 
 CONFIG = DecoderConfig(
     vocab_size=13,
@@ -121,3 +122,12 @@ def test_a_prompt_beyond_the_models_positions_is_refused(model):
 def test_settings_out_of_range_are_refused(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         Sampling(**bad)
+
+
+def test_a_mesh_changes_nothing(model):
+    graphdef, state = nnx.split(model)
+    mesh = mesh_module.make(fsdp=4, devices=jax.devices()[:4])
+    sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
+    sampling = Sampling(max_new_tokens=4, temperature=1.0, batch_size=8)
+    got = revision.revise_ids(nnx.merge(graphdef, sharded), PROMPTS, 1, sampling, eos=EOS)
+    assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
