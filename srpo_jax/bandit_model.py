@@ -36,9 +36,8 @@ BETA, ALPHA = 0.3, 0.5
 BEHAVIOURS = {"uniform": (1, 1, 1), "80 % A": (8, 1, 1)}
 # Prompts are actions too: the vocabulary has no other tokens. An action shown follows IMPROVE.
 DIRECT, IMPROVE = 0, 1
-STEPS, LEARNING_RATE = 300, 1e-2
-SEED = 14  # of the reference: one from which SRPO has to move far
-ACTIONS = "ABC"
+STEPS, LEARNING_RATE, SEED = 300, 1e-2, 14  # SEED draws a reference that SRPO leaves visibly
+ACTIONS = ("A", "B", "C")
 ARCHITECTURE = dataclasses.replace(loading.TINY, vocab_size=len(PREFERENCE), dtype="float32")
 
 
@@ -61,8 +60,7 @@ def population(names: Sequence[str], counts: Sequence[int]) -> pipeline.PairTree
 
     names: the score names that are needed. label_prob is PREFERENCE[a, b].
     """
-    drawn = np.repeat(np.arange(len(counts)), counts)
-    pairs = list(itertools.product(drawn, drawn))
+    pairs = list(itertools.product(np.repeat(range(len(counts)), counts).tolist(), repeat=2))
 
     def sequence(name: str, pair: tuple[int, int]) -> tuple[list[int], list[int]]:
         action = dict(zip("wl", pair, strict=True))
@@ -81,17 +79,17 @@ def population(names: Sequence[str], counts: Sequence[int]) -> pipeline.PairTree
 
 def policy(model: Decoder) -> np.ndarray:
     """What the model says, as in `Run`: a plain forward pass without prefix trees and scoring."""
-
-    def after(prompts: list[list[int]]) -> np.ndarray:
-        tokens = jnp.array(prompts)
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        mask = positions[:, :, None] >= positions[:, None, :]
-        hidden = model(tokens, positions, mask)
-        logits = np.asarray(model.logits(hidden[:, -1]), np.float64)
-        return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-
     improve = [[IMPROVE, shown] for shown in range(model.config.vocab_size)]
-    return np.vstack([after([[DIRECT]]), after(improve)])
+    logits = [_logits(model, jnp.array(prompts)) for prompts in ([[DIRECT]], improve)]
+    weights = np.exp(np.vstack(logits).astype(np.float64))
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+@nnx.jit
+def _logits(model: Decoder, prompts: jax.Array) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(prompts.shape[1]), prompts.shape)
+    causal = positions[:, :, None] >= positions[:, None, :]
+    return model.logits(model(prompts, positions, causal)[:, -1])
 
 
 def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run:
@@ -102,9 +100,7 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     objective = objectives.get(objective_name)
     hyper = {"beta": BETA, "alpha": ALPHA} if objective_name == "srpo" else {"beta": BETA}
     config = config_module.default()
-    config.train.steps = steps
-    config.optimizer.learning_rate = LEARNING_RATE
-
+    config.update({"train": {"steps": steps}, "optimizer": {"learning_rate": LEARNING_RATE}})
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
     optimizer, _ = step.make_optimizer(config)
@@ -142,25 +138,22 @@ def moves_by(runs: Mapping[str, Run]) -> float:
 
 
 def gap(run: Run) -> float:
-    """Total variation between the model and the exact answer, the largest of all prompts."""
+    """Total variation between the model and the exact answer, the largest of any prompt."""
     return bandit.total_variation(run.policy[: len(run.exact)], run.exact)
 
 
 def report(name: str, runs: Mapping[str, Run]) -> str:
     """The answers of one objective's runs as a few lines of text."""
-    text = lambda pi: " ".join(f"{p:.4f}" for p in pi)
+    row = lambda label, pi: f"  {label:<10}" + " ".join(f"{p:.4f}" for p in pi)
     lines = [f"{name.upper()}: pi of {', '.join(ACTIONS)}"]
-    lines.append(f"  reference {text(runs['uniform'].reference[0])}")
+    lines.append(row("reference", runs["uniform"].reference[0]))
     for label, run in runs.items():
-        lines.append(f"  {label:<10}{text(run.policy[0])}   {gap(run):.0e} from the exact answer")
+        lines.append(f"{row(label, run.policy[0])}   {gap(run):.0e} from the exact answer")
     return "\n".join([*lines, f"  moves by {moves_by(runs):.4f} (total variation)"])
 
 
 def draw(path: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
-    """Above pi after each objective, below SRPO's improve policy for each completion shown.
-
-    runs: objective -> behaviour -> run. Bars are the models, lines across them the exact answers.
-    """
+    """Bars: the models by objective and behaviour; lines across them: the exact answers."""
     figure = Figure(figsize=(11, 6))
     axes = figure.subplots(2, len(ACTIONS), sharey=True)
     for axis, (name, by_behaviour) in zip(axes[0], runs.items(), strict=True):
@@ -171,8 +164,8 @@ def draw(path: Path, runs: Mapping[str, Mapping[str, Run]]) -> None:
     axes[0, 0].set_ylabel(r"generative policy $\pi(y)$")
     axes[1, 0].set_ylabel(r"self-improvement policy $\pi^\dagger(y\,|\,\cdot)$")
     figure.tight_layout(rect=(0, 0, 0.86, 1))
-    legend = axes[0, 0].get_legend_handles_labels()
-    figure.legend(*legend, title="pairs written by", loc="center right", frameon=False)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="pairs written by", loc="center right", frameon=False)
     figure.savefig(path, dpi=90)
     print(f"wrote {path}")
 
@@ -187,8 +180,7 @@ def _draw_row(axis: Axes, title: str, runs: Mapping[str, Run], row: int) -> None
         axis.hlines(run.exact[row], at - width / 2, at + width / 2, color="black", zorder=3)
     axis.plot([], [], color="black", label="exact answer")
     axis.set_title(title, fontsize=10)
-    axis.set_xlabel("completion")
-    axis.set_xticks(range(len(ACTIONS)), list(ACTIONS))
+    axis.set(xlabel="completion", xticks=range(len(ACTIONS)), xticklabels=ACTIONS)
     axis.spines[["top", "right"]].set_visible(False)
 
 
