@@ -105,7 +105,6 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
     optimizer, _ = step.make_optimizer(config)
     programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
-
     data = population(objective.needs, counts)
     batch = mesh_module.host_to_global(mesh, next(pipeline.in_order(data, len(data))))
     batch["reference"], _ = programs.reference(trained, frozen, batch)
@@ -145,8 +144,8 @@ def gap(run: Run) -> float:
 def report(name: str, runs: Mapping[str, Run]) -> str:
     """The answers of one objective's runs as a few lines of text."""
     row = lambda label, pi: f"  {label:<10}" + " ".join(f"{p:.4f}" for p in pi)
-    lines = [f"{name.upper()}: pi of {', '.join(ACTIONS)}"]
-    lines.append(row("reference", runs["uniform"].reference[0]))
+    title = f"{name.upper()}: pi of {', '.join(ACTIONS)}"
+    lines = [title, row("reference", runs["uniform"].reference[0])]
     for label, run in runs.items():
         lines.append(f"{row(label, run.policy[0])}   {gap(run):.0e} from the exact answer")
     return "\n".join([*lines, f"  moves by {moves_by(runs):.4f} (total variation)"])
@@ -189,7 +188,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("bandit"), help="folder (%(default)s)")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
-    runs: dict[str, dict[str, Run]] = {}
+    runs = {}
     for name in OBJECTIVES:
         runs[name] = {label: train(name, counts) for label, counts in BEHAVIOURS.items()}
         print(report(name, runs[name]))

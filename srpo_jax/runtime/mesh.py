@@ -97,8 +97,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def of(state: Any) -> Mesh | None:
     """The mesh that the arrays of a pytree lie on; None for one device."""
     placed = getattr(jax.tree.leaves(state)[0], "sharding", None)
-    several = isinstance(placed, NamedSharding) and placed.mesh.size > 1
-    return placed.mesh if several else None
+    if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh) and placed.mesh.size > 1:
+        return placed.mesh
+    return None
 
 
 def batch_parts(mesh: Mesh) -> int:
