@@ -189,6 +189,7 @@ def fit_pairs(
     objectives.check_hyperparameters(objective_name, **hyper)
     objectives.check_label_prob(pairs.label_prob)
     _check_has_minimiser(objective_name, hyper)
+    _check_determined(objective_name, pairs, size)
     static = tuple(sorted((k, v) for k, v in hyper.items() if isinstance(v, str)))
     traced = {k: float(v) for k, v in hyper.items() if not isinstance(v, str)}
     has_improve = bool(set(IMPROVE_SCORES) & set(objectives.get(objective_name).needs))
@@ -222,6 +223,30 @@ def _check_has_minimiser(objective_name: str, hyper: Mapping[str, Any]) -> None:
         raise UserError(
             "alpha = 0 trains only the sum of the generative and the improve log-ratios, so that "
             "many pairs of policies minimise the loss: choose alpha in (0, 1)"
+        )
+
+
+def _check_determined(objective_name: str, pairs: Pairs, size: int) -> None:
+    """UserError where the pairs compare too little: seen from who meets whom, not from rounding.
+
+    The improve policy, showing b, is told of a only by pairs of a and b. A direct policy is told of
+    all actions when comparisons connect them.
+    """
+    needs = set(objectives.get(objective_name).needs)
+    if "l" not in needs:
+        return
+    met = np.eye(size, dtype=bool)
+    drawn = pairs.weight > 0
+    met[pairs.chosen[drawn], pairs.rejected[drawn]] = True
+    met |= met.T
+    if not needs & set(IMPROVE_SCORES):
+        met = np.linalg.matrix_power(met.astype(np.float64), size) > 0
+    if not met.all():
+        a, b = np.argwhere(~met)[0]
+        wanted = "compared" if needs & set(IMPROVE_SCORES) else "connected by comparisons"
+        raise UserError(
+            f"these pairs have many minimisers of {objective_name!r}: every two actions must be "
+            f"{wanted}, and {a} and {b} are not"
         )
 
 

@@ -24,7 +24,14 @@ from matplotlib.figure import Figure
 
 from srpo_jax import bandit, objectives, prefix_tree, step
 from srpo_jax import config as config_module
-from srpo_jax.bandit_picture import COLOURS, EXAMPLES, OBJECTIVES, largest_move
+from srpo_jax.bandit_picture import (
+    COLOURS,
+    EXAMPLES,
+    OBJECTIVES,
+    largest_move,
+    make_folder,
+    one_sentence,
+)
 from srpo_jax.data import pipeline
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder
@@ -187,12 +194,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Six small models; takes about a minute.")
     parser.add_argument("--output", type=Path, default=Path("bandit"), help="folder (%(default)s)")
     options = parser.parse_args(arguments)
-    options.output.mkdir(parents=True, exist_ok=True)
-    runs = {}
-    for name in OBJECTIVES:
-        runs[name] = {label: train(name, counts) for label, counts in BEHAVIOURS.items()}
-        print(report(name, runs[name]))
-    draw(options.output / "bandit_model.png", runs)
+    with one_sentence():
+        make_folder(options.output)
+        runs: dict[str, dict[str, Run]] = {}
+        for name in OBJECTIVES:
+            runs[name] = {label: train(name, counts) for label, counts in BEHAVIOURS.items()}
+            print(report(name, runs[name]))
+        draw(options.output / "bandit_model.png", runs)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Run as `python -m srpo_jax.bandit`; `--help` lists the options.
 """
 
 import argparse
+import contextlib
 import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
         "--alpha", type=float, default=0.5, help="weight of the improve loss (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    try:
-        options.output.mkdir(parents=True, exist_ok=True)
+    with one_sentence():
+        make_folder(options.output)
         for name, preference in EXAMPLES.items():
             print(report(name, preference, options.beta, options.alpha), end="\n\n")
             path = options.output / f"bandit_{name}.png"
@@ -212,9 +214,24 @@ def main(arguments: list[str] | None = None) -> None:
         draw_hyperparameters(
             options.output / "bandit_hyperparameters.png", EXAMPLES["cycle"], options.beta
         )
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Ends the program with status 2 and the sentence of a UserError."""
+    try:
+        yield
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder for pictures; UserError where a file is in the way or it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output={path}: {error.strerror}: give another folder") from error
 
 
 def _letter(action: int) -> str:

@@ -2,11 +2,17 @@
 
 import os
 
-_FLAG = "--xla_force_host_platform_device_count"
+# Tests compile much and compute little: the cheapest code is good enough.
+_FLAGS = {
+    "--xla_force_host_platform_device_count": "8",
+    "--xla_backend_optimization_level": "0",
+    "--xla_llvm_disable_expensive_passes": "true",
+}
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if _FLAG not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=8".strip()
+_given = os.environ.get("XLA_FLAGS", "")
+_new = [f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given]
+os.environ["XLA_FLAGS"] = " ".join([_given, *_new]).strip()
 
 import pytest  # noqa: E402
 

@@ -265,6 +265,21 @@ def test_pairs_that_leave_the_policy_undetermined_are_refused():
         bandit.fit_pairs("srpo", pairs._replace(weight=never_1_and_2), **THREE, beta=0.3, alpha=0.5)
 
 
+def test_a_direct_policy_needs_its_actions_connected_only():
+    pairs = bandit.population(CYCLE, uniform(3))
+    without = lambda *never: pairs._replace(
+        weight=np.where(
+            [{a, b} in never for a, b in zip(pairs.chosen, pairs.rejected, strict=True)],
+            0.0,
+            pairs.weight,
+        )
+    )
+    pi, _ = bandit.fit_pairs("ipo", without({1, 2}), **THREE, beta=0.3)
+    assert np.isfinite(pi).all()
+    with pytest.raises(UserError, match="connected by comparisons, and 0 and 2 are not"):
+        bandit.fit_pairs("ipo", without({1, 2}, {0, 2}), **THREE, beta=0.3)
+
+
 def test_pairs_of_unknown_actions_are_refused():
     pairs = bandit.population(EXAMPLES["four"], uniform(4))
     with pytest.raises(UserError, match="reference has 3 actions"):
