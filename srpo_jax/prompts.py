@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
@@ -131,7 +132,8 @@ def _as_chat(text: str, system: str, name: str, tokenizer: Tokenizer) -> str:
             f"config.data.template={name!r} needs a chat template and the tokenizer has none: use "
             "config.data.template=plain"
         )
-    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    # A chat template comes with somebody's checkpoint: it is run, so it is run in a sandbox.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
     try:
         return environment.from_string(tokenizer.chat_template).render(

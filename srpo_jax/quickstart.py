@@ -22,6 +22,7 @@ from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.metrics import status
 from srpo_jax.train import train
+from srpo_jax.workdir import claim
 
 
 def main(config: ConfigDict, workdir: Path) -> None:
@@ -29,7 +30,8 @@ def main(config: ConfigDict, workdir: Path) -> None:
     distributed.require_one_process("srpo_jax.quickstart")
     began = time.monotonic()
     runs = method_configs(config, workdir)
-    claim(config, workdir)
+    # Those may change: they are applied to the models already trained.
+    claim(workdir, config, {}, may_change=("evaluate.", "judge.", "mesh."))
 
     status("\n1. Pairs: two completions a document, compared by the judge")
     make_pairs(config, workdir, workdir / "pairs.jsonl")
@@ -59,23 +61,6 @@ def main(config: ConfigDict, workdir: Path) -> None:
     evaluate(config, workdir, methods, title=title, facts=facts)
     minutes = (time.monotonic() - began) / 60
     status(f"\nDone in {minutes:.1f} minutes. Open {workdir / 'report' / 'report.html'}")
-
-
-def claim(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json; UserError if the folder holds a quickstart with other settings.
-
-    Those of the evaluation and the judge may change: they are applied to the models already trained.
-    """
-    path = workdir / "config.json"
-    if path.is_file():
-        before = config_module.flatten(config_module.read(path).to_dict())
-        for key, value in config_module.flatten(config.to_dict()).items():
-            if before[key] != value and not key.startswith(("evaluate.", "judge.", "mesh.")):
-                raise UserError(
-                    f"{workdir} holds a quickstart with {key}={before[key]!r}, now {value!r}: take "
-                    "the old value to go on with it, or another --workdir"
-                )
-    config_module.save(config, path)
 
 
 def method_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:

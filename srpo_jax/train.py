@@ -7,7 +7,6 @@ says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensor
 reference_scores.npz.
 """
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,13 @@ from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+from srpo_jax.workdir import claim
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
-MAY_CHANGE = ("mesh.", "data.workers", "train.log_every", "train.checkpoint_", "train.keep_")
+MAY_CHANGE = (
+    *("mesh.", "data.workers", "train.log_every", "train.checkpoint_", "train.keep_"),
+    *("sampling.", "pairs.", "evaluate.", "judge.", "quickstart."),  # settings of other programs
+)
 
 
 def train(config: ConfigDict, workdir: Path) -> bool:
@@ -56,7 +59,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         overlong=config.data.overlong,
         source=config.data.pairs,
     )
-    claim(workdir, config, source.tokenizer.fingerprint, data.fingerprint)
+    if is_main():
+        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
+        claim(workdir, config, identity, MAY_CHANGE)
     report_data(data)
 
     # The policy and its reference, which is the policy as it starts
@@ -167,41 +172,6 @@ def objective_settings(config: ConfigDict) -> dict[str, Any]:
         + (f" (not read: {', '.join(unread)})" if unread else "")
     )
     return hyper
-
-
-def claim(workdir: Path, config: ConfigDict, tokenizer: str, data: str) -> None:
-    """Writes config.json and run.json, or checks that the run already there is this one."""
-    settings, identity = workdir / "config.json", workdir / "run.json"
-    if not is_main():
-        return
-    if settings.is_file() and identity.is_file():
-        before = config_module.flatten(config_module.read(settings).to_dict())
-        now = config_module.flatten(config.to_dict())
-        sections = (
-            "seed",
-            "model.",
-            "lora.",
-            "data.",
-            "objective.",
-            "train.",
-            "optimizer.",
-            "mesh.",
-        )
-        for key, value in now.items():
-            if before[key] != value and key.startswith(sections) and not key.startswith(MAY_CHANGE):
-                raise UserError(
-                    f"{workdir} holds a run with {key}={before[key]!r}, now {value!r}: take the old "
-                    "value to go on with it, or another --workdir"
-                )
-        kept = json.loads(identity.read_text())
-        for what, fingerprint in (("tokenizer", tokenizer), ("data", data)):
-            if kept[what] != fingerprint:
-                raise UserError(
-                    f"{workdir} was trained with another {what} ({kept[what][:12]}… in run.json, now "
-                    f"{fingerprint[:12]}…): bring that back, or use another --workdir"
-                )
-    config_module.save(config, settings)
-    identity.write_text(json.dumps({"tokenizer": tokenizer, "data": data}, indent=2) + "\n")
 
 
 def report_data(data: pipeline.PairTrees) -> None:

@@ -211,7 +211,7 @@ def test_other_pairs_or_another_tokenizer_are_refused(config, whole, tmp_path):
     content = pairs.read_text()
     try:
         pairs.write_text(content.replace('"label_prob": 1.0', '"label_prob": 0.5', 1))
-        with pytest.raises(UserError, match="was trained with another data"):
+        with pytest.raises(UserError, match="was begun with another data"):
             train.train(config, tmp_path)
     finally:
         pairs.write_text(content)

@@ -79,7 +79,9 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
     """UserError when the workdir's checkpoints were trained on another tokenizer's ids."""
     path = workdir / "run.json"
     if path.is_file():
-        trained = json.loads(path.read_text())["tokenizer"]
+        trained = json.loads(path.read_text()).get("tokenizer")
+        if trained is None:
+            raise UserError(f"{workdir} is not the workdir of a training run: give one of those")
         if trained != tokenizer.fingerprint:
             raise UserError(
                 f"{workdir}: its checkpoints were trained with another tokenizer ({trained[:12]}… "
