@@ -16,14 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(
-    main: Callable[..., None],
+    main: Callable[..., int | None],
     sections: tuple[str, ...],
     *,
     config: str | None = None,
     workdir: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Parses the command line and runs main(config, workdir, **options); `run_program` says how it ends.
+    """Parses the command line and runs main(config, workdir, **options), which returns the exit status.
 
     sections: those of the configuration that the program reads, listed by --help. config, workdir:
     defaults of the flags, without which they must be given; config is relative to the repository.
@@ -43,7 +43,7 @@ def run(
     program = sys.modules["__main__"]
     program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
 
-    def checked(_: list[str]) -> None:
+    def checked(_: list[str]) -> int | None:
         if flags.FLAGS.config is None:
             raise UserError("--config is missing: give a file of configs/, or your own")
         if not flags.FLAGS.workdir:
@@ -52,7 +52,7 @@ def run(
             raise UserError(f"--workdir={flags.FLAGS.workdir} is a file: give a folder")
         values = config_module.default()
         config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
-        main(
+        return main(
             values,
             Path(flags.FLAGS.workdir),
             **{name: flags.FLAGS[name].value for name in options},

@@ -21,11 +21,12 @@ from srpo_jax.evaluate import evaluate
 from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import INTERRUPTED
 from srpo_jax.train import train
 from srpo_jax.workdir import claim
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: ConfigDict, workdir: Path) -> int:
     distributed.initialize()
     distributed.require_one_process("srpo_jax.quickstart")
     began = time.monotonic()
@@ -39,7 +40,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     for number, (name, run) in enumerate(runs.items(), 2):
         status(f"\n{number}. Training {name.upper()}")
         if not train(run, workdir / name):
-            return
+            return INTERRUPTED
 
     status(f"\n{len(runs) + 2}. Revising and judging")
     methods = {"start": config.model.source} | {name: str(workdir / name) for name in runs}
@@ -61,6 +62,7 @@ def main(config: ConfigDict, workdir: Path) -> None:
     evaluate(config, workdir, methods, title=title, facts=facts)
     minutes = (time.monotonic() - began) / 60
     status(f"\nDone in {minutes:.1f} minutes. Open {workdir / 'report' / 'report.html'}")
+    return 0
 
 
 def method_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:

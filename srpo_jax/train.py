@@ -26,6 +26,7 @@ from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+from srpo_jax.runtime.program import INTERRUPTED
 from srpo_jax.workdir import claim
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
@@ -207,9 +208,9 @@ def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints
             )
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(config: ConfigDict, workdir: Path) -> int:
     distributed.initialize()
-    train(config, workdir)
+    return 0 if train(config, workdir) else INTERRUPTED
 
 
 if __name__ == "__main__":

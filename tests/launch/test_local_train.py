@@ -74,7 +74,7 @@ def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
                 launcher.send_signal(signal.SIGTERM)
                 break
         output += launcher.stdout
-    assert launcher.returncode == 0, "".join(output)
+    assert launcher.returncode == 130, "".join(output)
     stopped = re.search(rf"stopped at step (\d+) of {STEPS}", "".join(output))
     assert stopped, "".join(output)
     assert 1 <= int(stopped[1]) < STEPS
