@@ -37,7 +37,7 @@ def default() -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.pairs = ""  # JSON lines of {prompt, chosen, rejected, label_prob?}
-    data.template = "chat"  # "chat", "plain" or "tldr", see srpo_jax/prompts.py
+    data.template = "chat"  # or "chained", "plain", "tldr": see srpo_jax/prompts.py
     data.row_length = 0  # slots of a row; 0 fits the longest pair
     data.overlong = "error"  # a pair that does not fit: "error" or "drop" (counted and reported)
     data.workers = 0  # Grain processes that prepare batches; 0 does it in this one

@@ -21,30 +21,48 @@ X, Y = "\ue000", "\ue001"  # private-use characters: where x and the shown compl
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """direct holds X once, improve holds X and then Y once; chat wraps both as a user's turn."""
+    """Both prompts. direct holds X once; improve holds X and, later, Y once.
 
-    direct: str
-    improve: str
+    chat: each text is a turn, the user's and the assistant's in alternation, behind the system's;
+    otherwise a prompt is a single text.
+    """
+
+    direct: tuple[str, ...]
+    improve: tuple[str, ...]
     chat: bool = False
     system: str = ""
 
 
+_DESCRIBE = f"{X}\n\nDescribe this in one short phrase."
+_SYSTEM = "You describe texts precisely and concisely."
+
 TEMPLATES = {
     "plain": Template(
-        direct=f"{X}\n\nSummary of this text:\n",
-        improve=f"{X}\n\nSummary of this text, a draft:\n{Y}\n\nSummary of this text, improved:\n",
+        direct=(f"{X}\n\nSummary of this text:\n",),
+        improve=(
+            f"{X}\n\nSummary of this text, a draft:\n{Y}\n\nSummary of this text, improved:\n",
+        ),
     ),
     "chat": Template(
-        direct=f"{X}\n\nDescribe this in one short phrase.",
-        improve=f"{X}\n\nDescription: {Y}\n\nWrite a better description in one short phrase.",
+        direct=(_DESCRIBE,),
+        improve=(f"{X}\n\nDescription: {Y}\n\nWrite a better description in one short phrase.",),
         chat=True,
-        system="You describe texts precisely and concisely.",
+        system=_SYSTEM,
+    ),
+    # The direct answer is the beginning of the improve prompt that shows it: the tree is smaller.
+    "chained": Template(
+        direct=(_DESCRIBE,),
+        improve=(_DESCRIBE, Y, "Write a better description in one short phrase."),
+        chat=True,
+        system=_SYSTEM,
     ),
     # The paper's task (section 5), its instruction moved behind the post so that prompts share it.
     "tldr": Template(
-        direct=f"{X}\n\nA precise and concise summary of the reddit POST above.\n\nTL;DR:\n",
-        improve=f"{X}\n\nEXAMPLE SUMMARY: {Y}\n\nA precise and concise summary of the reddit POST "
-        "above, better than the EXAMPLE SUMMARY.\n\nTL;DR:\n",
+        direct=(f"{X}\n\nA precise and concise summary of the reddit POST above.\n\nTL;DR:\n",),
+        improve=(
+            f"{X}\n\nEXAMPLE SUMMARY: {Y}\n\nA precise and concise summary of the reddit POST "
+            "above, better than the EXAMPLE SUMMARY.\n\nTL;DR:\n",
+        ),
     ),
 }
 
@@ -83,11 +101,13 @@ class Renderer:
         template = TEMPLATES[name]
         self.tokenizer = tokenizer
         self.fingerprint = (template, tokenizer.fingerprint)
-        direct, improve = template.direct, template.improve
         if template.chat:
             direct, improve = (
-                _as_chat(text, template.system, name, tokenizer) for text in (direct, improve)
+                _as_chat(turns, template.system, name, tokenizer)
+                for turns in (template.direct, template.improve)
             )
+        else:
+            (direct,), (improve,) = template.direct, template.improve
         self._head, self._direct_tail = (self._template_ids(part) for part in direct.split(X))
         head, rest = improve.split(X)
         if self._template_ids(head) != self._head:
@@ -126,7 +146,7 @@ def sequences(
     return [one(name) for name in names]
 
 
-def _as_chat(text: str, system: str, name: str, tokenizer: Tokenizer) -> str:
+def _as_chat(turns: Sequence[str], system: str, name: str, tokenizer: Tokenizer) -> str:
     if tokenizer.chat_template is None:
         raise UserError(
             f"config.data.template={name!r} needs a chat template and the tokenizer has none: use "
@@ -134,7 +154,9 @@ def _as_chat(text: str, system: str, name: str, tokenizer: Tokenizer) -> str:
         )
     # A chat template comes with somebody's checkpoint: it is run, so it is run in a sandbox.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": text}]
+    messages = [{"role": "system", "content": system}]
+    for i, turn in enumerate(turns):
+        messages.append({"role": ("user", "assistant")[i % 2], "content": turn})
     try:
         return environment.from_string(tokenizer.chat_template).render(
             messages=messages, add_generation_prompt=True

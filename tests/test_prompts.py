@@ -103,8 +103,8 @@ def test_prompts_read_as_the_template_says(renderer):
 def test_text_templates_are_the_text_itself(name):
     template, renderer = TEMPLATES[name], Renderer(name, BYTES)
     prompt = renderer.prompt("DOC")
-    assert BYTES.decode(prompt.direct) == template.direct.replace(prompts.X, "DOC")
-    whole = template.improve.replace(prompts.X, "DOC").replace(prompts.Y, "DRAFT")
+    assert BYTES.decode(prompt.direct) == template.direct[0].replace(prompts.X, "DOC")
+    whole = template.improve[0].replace(prompts.X, "DOC").replace(prompts.Y, "DRAFT")
     assert BYTES.decode(prompt.improve(BYTES.encode("DRAFT"))) == whole
     assert BYTES.bos_id not in prompt.direct
     assert BYTES.eos_id not in prompt.direct
@@ -148,7 +148,9 @@ def test_the_prompts_share_x_and_each_keeps_a_token(renderer):
 
 
 def test_an_unknown_template_is_refused():
-    with pytest.raises(UserError, match=r"config\.data\.template is 'tldr2'.*plain, chat, tldr"):
+    with pytest.raises(
+        UserError, match=r"config\.data\.template is 'tldr2'.*plain, chat, chained, tldr"
+    ):
         Renderer("tldr2", BYTES)
 
 
@@ -213,3 +215,17 @@ def test_the_log_probability_of_what_was_generated_is_its_score(tokenizer):
         assert list(logp[: len(written)].argmax(-1)) == list(written)
         expected = logp[np.arange(len(y) + 1), [*y, eos]].sum()
         np.testing.assert_allclose(scores[name][0], expected, atol=1e-4)
+
+
+def test_in_the_chained_template_a_shown_answer_is_stored_once(tokenizer):
+    renderer, eos = Renderer("chained", tokenizer), tokenizer.eos_id
+    prompt = renderer.prompt("A text about kingfishers.")
+    w, l = renderer.completion("A bird."), renderer.completion("Water, mostly.")
+    assert w[0] != l[0]
+    tree = prefix_tree.build(prompts.sequences(prompt, w, l, NAMES, eos))
+    # Each answer once as written, and both again behind each of the two as shown. The end of the
+    # answer's turn is the end of sequence, so it too is stored with what follows the answer.
+    answers = len(w) + len(l)
+    assert prompt.after[0] == eos
+    assert len(tree.tokens) == len(prompt.direct) + 3 * answers + 2 * len(prompt.after)
+    assert prompt.before == prompt.direct
