@@ -133,26 +133,33 @@ def _revisions(
                     mesh = mesh_module.make(**config.mesh)
                     model = loading.load(source, config.model.dtype, mesh, config.seed)
                 part = slice(first, first + size)
-                texts = revision.revise(
+                ids = revision.revise_ids(
                     model,
-                    tokenizer,
                     prompts[part],
                     n_revisions,
                     sampling,
+                    eos=tokenizer.eos_id,
                     seed=config.seed,
                     rows=range(len(docs))[part],
                     progress=progress,
                 )
-                for document, ys in zip(docs[part], texts, strict=True):
-                    out.write(json.dumps({"id": document.id, "revisions": ys}) + "\n")
+                for document, ys in zip(docs[part], ids, strict=True):
+                    record = {
+                        "id": document.id,
+                        "revisions": [tokenizer.decode(y).strip() for y in ys],
+                        "cut": [len(y) == sampling.max_new_tokens for y in ys],
+                    }
+                    out.write(json.dumps(record) + "\n")
+                    done.append(record)
                 out.flush()
-                done += texts
-        results[name] = done
+        share = np.mean([record["cut"] for record in done])
+        status(f"{method} on {name}: {share:.0%} cut off at {sampling.max_new_tokens} tokens")
+        results[name] = [record["revisions"] for record in done]
     return results
 
 
-def _read(path: Path, settings: dict, docs: list[Document]) -> Texts:
-    """What an earlier attempt has written under the same settings; else the file is begun anew."""
+def _read(path: Path, settings: dict, docs: list[Document]) -> list[dict]:
+    """The records an earlier attempt has written under the same settings; else the file is begun anew."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line[-1] == "\n"]
@@ -160,7 +167,7 @@ def _read(path: Path, settings: dict, docs: list[Document]) -> Texts:
         records = [json.loads(line) for line in lines[1:]]
         if [r["id"] for r in records] == [d.id for d in docs][: len(records)]:
             path.write_text("".join(lines), encoding="utf-8")
-            return [record["revisions"] for record in records]
+            return records
     status(f"{path} was written under other settings: begun anew, the old one is {path.name}.old")
     path.rename(path.with_name(path.name + ".old"))
     return []

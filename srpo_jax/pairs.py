@@ -9,6 +9,7 @@ becomes label_prob. The same command goes on where an interrupted one stopped.
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -40,7 +41,8 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
         settings.documents, settings.split, settings.count, settings.max_prompt_tokens, renderer
     )
     part = output.with_name(output.name + ".samples")
-    completions = _sample(config, tokenizer, chosen, prompts, part)
+    records = _sample(config, tokenizer, chosen, prompts, part)
+    completions = [(record["a"], record["b"]) for record in records]
     judge = judges.load(config.judge, workdir)
     usable = [
         (d, a, b) for d, (a, b) in zip(chosen, completions, strict=True) if a and b and a != b
@@ -57,7 +59,9 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
     part.unlink()
     status(
         f"pairs: {len(pairs)} written to {output}, labelled by {judge.name}; "
-        f"{len(chosen) - len(pairs)} documents left out (completions equal or empty)"
+        f"{len(chosen) - len(pairs)} documents left out (completions equal or empty); "
+        f"{sum(record['cut'] for record in records)} of {2 * len(records)} completions were cut off at "
+        f"{config.sampling.max_new_tokens} tokens"
     )
 
 
@@ -97,8 +101,12 @@ def _sample(
     chosen: list[Document],
     prompts: list[Prompt],
     part: Path,
-) -> list[tuple[str, str]]:
-    """Two completions of each document, kept in `part` as they come: a line a document."""
+) -> list[dict[str, Any]]:
+    """Two completions of each document, kept in `part` as they come: a line a document.
+
+    A record has the document's id, the completions a and b, and how many of them were cut off at
+    config.sampling.max_new_tokens.
+    """
     settings = {
         "model": config.model.to_dict(),
         "seed": config.seed,
@@ -129,19 +137,23 @@ def _sample(
             batch = range(first, min(first + size, len(chosen)))
             rows = [2 * i + side for i in batch for side in (0, 1)]
             twice = [prompts[row // 2] for row in rows]
-            texts = revision.revise(
-                model, tokenizer, twice, 0, sampling, seed=config.seed, rows=rows
+            ids = revision.revise_ids(
+                model, twice, 0, sampling, eos=tokenizer.eos_id, seed=config.seed, rows=rows
             )
-            for i, a, b in zip(batch, texts[::2], texts[1::2], strict=True):
-                done.append((a[0], b[0]))
-                out.write(json.dumps({"id": chosen[i].id, "a": a[0], "b": b[0]}) + "\n")
+            texts = [tokenizer.decode(y).strip() for (y,) in ids]
+            ends = [len(y) < sampling.max_new_tokens for (y,) in ids]
+            for j, i in enumerate(batch):
+                a, b = texts[2 * j : 2 * j + 2]
+                cut = 2 - sum(ends[2 * j : 2 * j + 2])
+                done.append({"id": chosen[i].id, "a": a, "b": b, "cut": cut})
+                out.write(json.dumps(done[-1]) + "\n")
             out.flush()
             os.fsync(out.fileno())
             progress.advance(len(batch))
     return done
 
 
-def _read(part: Path, settings: dict, ids: list[str]) -> list[tuple[str, str]]:
+def _read(part: Path, settings: dict, ids: list[str]) -> list[dict[str, Any]]:
     """What an interrupted attempt with the same settings has sampled; a cut last line is dropped."""
     if not part.is_file():
         return []
@@ -158,7 +170,7 @@ def _read(part: Path, settings: dict, ids: list[str]) -> list[tuple[str, str]]:
         raise UserError(
             f"{part} was sampled from other documents: delete it, or use another --output"
         )
-    return [(record["a"], record["b"]) for record in records]
+    return records
 
 
 def main(config: ConfigDict, workdir: Path, output: str | None) -> None:

@@ -72,7 +72,7 @@ def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
 
 def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
     whole = evaluate.evaluate(config, tmp_path / "whole", {"start": "tiny"}, title="test")
-    real, calls = revision.revise, []
+    real, calls = revision.revise_ids, []
 
     def interrupted(*args, **kwargs):
         calls.append(list(kwargs["rows"]))
@@ -80,7 +80,7 @@ def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(revision, "revise", interrupted)
+    monkeypatch.setattr(revision, "revise_ids", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(config, tmp_path / "parts", {"start": "tiny"}, title="test")
     parts = evaluate.evaluate(config, tmp_path / "parts", {"start": "tiny"}, title="test")
