@@ -191,7 +191,12 @@ def _draw_row(axis: Axes, title: str, runs: Mapping[str, Run], row: int) -> None
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Six small models; takes about a minute.")
+    parser = argparse.ArgumentParser(
+        prog="python -m srpo_jax.bandit_model",
+        description="Small transformers trained with SRPO, IPO and DPO on pairs written by two "
+        "behaviour policies, beside the exact answers. Prints them and draws bandit_model.png. "
+        "Takes about a minute.",
+    )
     parser.add_argument("--output", type=Path, default=Path("bandit"), help="folder (%(default)s)")
     options = parser.parse_args(arguments)
     with one_sentence():
