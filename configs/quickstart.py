@@ -3,8 +3,9 @@
     python -m srpo_jax.quickstart
 
 160 pairs, 56 steps of 4 pairs for SRPO and again for DPO, 3 revisions on 64 Wikipedia leads and 64 ACL
-abstracts. SRPO's alpha and beta are the best of three settings tried on validation documents; DPO's beta
-is its usual 0.1, and was not tuned. See README.md for how long it takes and what came out.
+abstracts. SRPO's alpha and beta are the last of three settings tried (the first seen on test documents, the
+others on validation documents); DPO's beta is its usual 0.1, and was not tuned. README.md has how long it
+takes and what came out.
 """
 
 from ml_collections import ConfigDict
