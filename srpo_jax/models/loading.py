@@ -178,8 +178,12 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
     config = dataclasses.replace(source.config, dtype=dtype, remat="none")
     parameters = source.read_parameters() if source.read_parameters else None
     graphdef, trained, frozen = create(config, parameters, mesh or mesh_module.make(), seed)
-    narrow = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 2 else x, trained)
-    return nnx.merge(graphdef, narrow, frozen)
+    # Nothing is trained here: what every use would cast is cast once, the embedding included.
+    narrow = [
+        (path, v if path[-1] == "scale" else v.replace(v.get_value().astype(dtype)))
+        for path, v in nnx.to_flat_state(trained)
+    ]
+    return nnx.merge(graphdef, nnx.from_flat_state(narrow), frozen)
 
 
 def load_tokenizer(path: str) -> Tokenizer:

@@ -201,3 +201,9 @@ def test_a_checkpoint_of_another_rank_is_named(tmp_path, mesh):
     config_module.save(config, tmp_path / "config.json")
     with pytest.raises(UserError, match=r'shape of "model\..*lora_a" is .*3.*needs .*4'):
         loading.load(str(tmp_path), mesh=mesh)
+
+
+def test_a_model_for_inference_holds_all_but_its_norms_in_the_compute_dtype():
+    model = loading.load("tiny", "bfloat16", mesh_module.make(devices=jax.devices()[:1]))
+    dtypes = {path[-1]: v.get_value().dtype for path, v in nnx.to_flat_state(nnx.state(model))}
+    assert dtypes == {"embedding": jnp.bfloat16, "kernel": jnp.bfloat16, "scale": jnp.float32}
