@@ -79,8 +79,6 @@ def population(names: Sequence[str], counts: Sequence[int]) -> pipeline.PairTree
         names=tuple(names),
         trees=trees,
         label_prob=np.array([PREFERENCE[pair] for pair in pairs], np.float32),
-        row_length=max(len(tree.tokens) for tree in trees),
-        targets=max(len(tree.target_token) for tree in trees),
     )
 
 
@@ -113,8 +111,9 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     optimizer, _ = step.make_optimizer(config)
     programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
     data = population(objective.needs, counts)
-    batch = mesh_module.host_to_global(mesh, next(pipeline.in_order(data, len(data))))
-    batch["reference"], _ = programs.reference(trained, frozen, batch)
+    packing = data.packing(len(data), SEED, packed=False)
+    batch = mesh_module.host_to_global(mesh, next(pipeline.batches(data, packing, 0)))
+    batch["reference"], _ = programs.reference(trained, frozen, batch["rows"])
     reference = policy(nnx.merge(graphdef, trained, frozen))
     state, losses = step.TrainState(trained, programs.init(trained)), []
     for _ in range(steps):

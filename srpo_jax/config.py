@@ -25,6 +25,8 @@ def default() -> ConfigDict:
     model.dtype = "bfloat16"  # of matrix products; sums and parameters stay float32
     model.remat = "full"  # what the backward pass computes again: "none", "dots", "full"
 
+    model.attention = "auto"  # "dense", "blockwise" or "pallas" (TPU): see docs/performance.md
+
     lora = config.lora = ConfigDict()
     lora.rank = 0  # 0 trains all weights; else only adapters, and the reference is the adapter off
     lora.alpha = 32.0  # adapters are scaled by alpha / rank
@@ -38,7 +40,8 @@ def default() -> ConfigDict:
     data = config.data = ConfigDict()
     data.pairs = ""  # JSON lines of {prompt, chosen, rejected, label_prob?}
     data.template = "chat"  # or "chained", "plain", "tldr": see srpo_jax/prompts.py
-    data.row_length = 0  # slots of a row; 0 fits the longest pair
+    data.pack = True  # several pairs' trees share a row; a batch is batch_size pairs either way
+    data.row_length = 0  # slots of a row; 0 makes rows as long as a batch needs
     data.overlong = "error"  # a pair that does not fit: "error" or "drop" (counted and reported)
     data.workers = 0  # Grain processes that prepare batches; 0 does it in this one
 

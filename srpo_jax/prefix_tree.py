@@ -1,4 +1,4 @@
-"""Sequences that share prefixes, stored once: (prompt, completion) pairs -> one row of tokens.
+"""Sequences that share prefixes, stored once: (prompt, completion) pairs -> trees -> rows of tokens.
 
     x ─┬─ direct suffix ─┬─ y_w
        │                 └─ y_l
@@ -45,19 +45,26 @@ class Tree:
 
 
 class Rows(NamedTuple):
-    """B trees, one a row, padded to S slots and T targets: what scoring reads.
+    """B rows of packed trees: S slots, T targets and at most P trees each. What scoring reads.
 
-    Fields as in Tree with a leading B, numpy or jax arrays. Padding slots have ancestors 0, padding
-    targets members 0.
+    Fields as in Tree with a leading B, numpy or jax arrays, and beside them
+    tree int32 [B, S], target_tree int32 [B, T]: the place in its row, 0 … P-1, of the tree that a slot
+        or target belongs to. A slot sees slots of its own tree only, so trees share a row unnoticed;
+        nodes are numbered within their tree.
+    pair int32 [B, P]: which pair's tree stands in a place; -1 where none does.
+    Padding slots have tree -1 and ancestors 0, padding targets members 0.
     """
 
     tokens: Any
     positions: Any
+    tree: Any
     node: Any
     ancestors: Any
     target_source: Any
     target_token: Any
+    target_tree: Any
     target_members: Any
+    pair: Any
 
 
 @dataclasses.dataclass
@@ -127,29 +134,58 @@ def build(sequences: Sequence[tuple[Ids, Ids]]) -> Tree:
     )
 
 
-def pad(tree: Tree, length: int, targets: int) -> Rows:
-    """The tree as a single row without batch axis: slots padded to `length`, targets to `targets`.
+def pack(
+    trees: Sequence[Tree],
+    length: int,
+    targets: int,
+    places: int | None = None,
+    pairs: Sequence[int] | None = None,
+) -> Rows:
+    """Trees one after the other in a single row, without batch axis.
 
-    Raises ValueError when the tree is larger: nothing is cut.
+    length, targets, places (default: as many as there are trees): S, T and P of Rows. pairs: what Rows.pair
+    is to hold, by default 0, 1, …. Raises ValueError when the trees need more: nothing is cut.
     """
-    if len(tree.tokens) > length or len(tree.target_token) > targets:
+    places = len(trees) if places is None else places
+    pairs = range(len(trees)) if pairs is None else pairs
+    slots = sum(len(tree.tokens) for tree in trees)
+    scored = sum(len(tree.target_token) for tree in trees)
+    if slots > length or scored > targets or len(trees) > places:
         raise ValueError(
-            f"a tree of {len(tree.tokens)} slots and {len(tree.target_token)} targets does not fit "
-            f"a row of {length} slots and {targets} targets"
+            f"{len(trees)} trees of {slots} slots and {scored} targets do not fit a row of {places} "
+            f"trees, {length} slots and {targets} targets"
         )
+    first = np.cumsum([0, *(len(tree.tokens) for tree in trees)])
 
-    def widen(values: np.ndarray, size: int) -> np.ndarray:
-        return np.pad(values, (0, size - len(values)))
+    def join(parts: Sequence[np.ndarray], size: int, dtype: type, fill: int = 0) -> np.ndarray:
+        row: np.ndarray = np.full(size, fill, dtype)
+        if parts:
+            values = np.concatenate(parts)
+            row[: len(values)] = values
+        return row
+
+    def numbered(field: str) -> list[np.ndarray]:
+        return [np.full(len(getattr(tree, field)), i) for i, tree in enumerate(trees)]
 
     return Rows(
-        tokens=widen(tree.tokens, length),
-        positions=widen(tree.positions, length),
-        node=widen(tree.node, length),
-        ancestors=widen(tree.ancestors, length),
-        target_source=widen(tree.target_source, targets),
-        target_token=widen(tree.target_token, targets),
-        target_members=widen(tree.target_members, targets),
+        tokens=join([t.tokens for t in trees], length, np.int32),
+        positions=join([t.positions for t in trees], length, np.int32),
+        tree=join(numbered("tokens"), length, np.int32, fill=-1),
+        node=join([t.node for t in trees], length, np.int32),
+        ancestors=join([t.ancestors for t in trees], length, np.uint32),
+        target_source=join(
+            [t.target_source + first[i] for i, t in enumerate(trees)], targets, np.int32
+        ),
+        target_token=join([t.target_token for t in trees], targets, np.int32),
+        target_tree=join(numbered("target_token"), targets, np.int32),
+        target_members=join([t.target_members for t in trees], targets, np.uint32),
+        pair=join([np.asarray(pairs)], places, np.int32, fill=-1),
     )
+
+
+def pad(tree: Tree, length: int, targets: int) -> Rows:
+    """The tree as a row of its own; see `pack`."""
+    return pack([tree], length, targets)
 
 
 def stack(rows: Sequence[Rows]) -> Rows:

@@ -20,7 +20,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from srpo_jax.data import pipeline
+from srpo_jax.data.packing import Packing
 from srpo_jax.errors import UserError
+from srpo_jax.prefix_tree import Rows
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import metrics
 
@@ -31,16 +33,16 @@ def load_or_score(
     path: Path,
     data: pipeline.PairTrees,
     weights: Any,
-    score: Callable[[dict[str, Any]], tuple[dict[str, jax.Array], jax.Array]],
-    batch_size: int,
+    score: Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]],
+    packing: Packing,
     mesh: jax.sharding.Mesh,
 ) -> Scores:
     """{name: float32 [n]} for all pairs of data, from `path` if it is there, else scored and written.
 
-    weights: pytree of the reference's arrays, for the fingerprint. score: a batch {"rows",
-    "index"} -> (scores [B] under the reference, index [B]), on every process. Called by all processes;
-    process 0 reads and writes. Raises UserError when the file belongs to other weights, template,
-    tokenizer or pairs, and when a score is not finite.
+    weights: pytree of the reference's arrays, for the fingerprint. score: rows -> (scores under the
+    reference, pair of each), on every process. Called by all processes; process 0 reads and writes.
+    Raises UserError when the file belongs to other weights, template, tokenizer or pairs, and when a
+    score is not finite.
     """
     fingerprint = hashlib.sha256(
         f"{data.fingerprint}{weights_digest(weights)}".encode()
@@ -56,21 +58,20 @@ def load_or_score(
         metrics.status(f"reference scores: {len(data)} pairs read from {path}")
         return kept
     result = {name: np.zeros(len(data), np.float32) for name in data.names}
-    share = slice(jax.process_index(), None, jax.process_count())
+    shares = {"process": jax.process_index(), "processes": jax.process_count()}
     with metrics.Progress("reference scores", len(data), unit="pairs") as progress:
-        for batch in pipeline.in_order(data, batch_size):
-            mine = {"rows": batch["rows"], "index": batch["index"]}
-            mine = jax.tree.map(lambda x: x[share], mine)
-            # The order of rows over processes is the mesh's affair: each row carries its index.
-            scores, index = score(mesh_module.host_to_global(mesh, mine))
+        for rows in pipeline.once(data, packing, **shares):
+            # The order of rows over processes is the mesh's affair: each place says whose it is.
+            scores, pair = score(mesh_module.host_to_global(mesh, rows))
+            there = np.asarray(pair) >= 0
             for name, values in scores.items():
-                result[name][np.asarray(index)] = np.asarray(values)
-            progress.advance(len(set(batch["index"])))
+                result[name][np.asarray(pair)[there]] = np.asarray(values)[there]
+            progress.advance(int(there.sum()))
     bad = [name for name, values in result.items() if not np.isfinite(values).all()]
     if bad:
-        pair = int(np.flatnonzero(~np.isfinite(result[bad[0]]))[0])
+        first = int(np.flatnonzero(~np.isfinite(result[bad[0]]))[0])
         raise UserError(
-            f"the reference score {bad[0]!r} of pair {pair} is not finite: check its weights"
+            f"the reference score {bad[0]!r} of pair {first} is not finite: check its weights"
         )
     if metrics.is_main():
         _write(path, fingerprint, result)

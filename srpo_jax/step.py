@@ -1,6 +1,7 @@
 """The train step: scores -> objective -> gradient -> AdamW, one jitted, donated, sharded program."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from ml_collections import ConfigDict
 from srpo_jax import scoring
 from srpo_jax.errors import UserError
 from srpo_jax.objectives import Objective
+from srpo_jax.prefix_tree import Rows
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
@@ -67,7 +69,7 @@ class Steps:
 
     init: Callable[[nnx.State], Any]
     train: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
-    reference: Callable[[nnx.State, nnx.State, Batch], tuple[dict[str, Array], Array]]
+    reference: Callable[[nnx.State, nnx.State, Rows], tuple[dict[str, Array], Array]]
 
 
 def make(
@@ -83,11 +85,12 @@ def make(
     """The programs for a model split into (graphdef, trained, frozen).
 
     init(trained) -> the optimiser's state, laid out like the parameters it belongs to.
-    train(state, frozen, batch) -> (state, metrics): one update; `state` is donated. The batch [B, …] is
-        computed in `accumulate` parts whose gradients are averaged. Metrics are float32 scalars: means
-        over the batch of the objective's, and grad_norm (before clipping).
-    reference(trained, frozen, {"rows", "index"}) -> ({score: float32 [B]} of the reference policy, index),
-        on every process.
+    train(state, frozen, batch) -> (state, metrics): one update; `state` is donated. The batch (see
+        data.pipeline.batches) is computed in `accumulate` parts of its rows, whose gradients are added
+        up. The loss is the mean over the batch's pairs. Metrics are float32 scalars: means over the pairs
+        of the objective's, and grad_norm (before clipping).
+    reference(trained, frozen, rows) -> ({score: float32 [B * P]} of the reference policy, pair [B * P]), on
+        every process.
     """
     parameters = mesh_module.parameter_shardings(mesh, trained)
     replicated = mesh_module.replicated(mesh)
@@ -101,45 +104,54 @@ def make(
     )
     state_shardings = TrainState(parameters, optimizer_shardings)
 
-    def loss(model: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[Array, dict[str, Array]]:
+    on_mesh = functools.partial(jax.sharding.use_abstract_mesh, mesh.abstract_mesh)
+
+    def loss(
+        model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array
+    ) -> tuple[Array, dict[str, Array]]:
         policy = nnx.merge(graphdef, model, frozen)
         scores = scoring.score(policy, batch["rows"], objective.needs)
+        given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
         losses, metrics = objective(
-            scores, batch["reference"], batch["label_prob"], lengths=batch["lengths"], **hyper
+            scores, given["reference"], given["label_prob"], lengths=given["lengths"], **hyper
         )
-        return losses.mean(), jax.tree.map(jnp.mean, metrics)
+        there = given["rows"].pair >= 0
+        mean = lambda values: jnp.sum(jnp.where(there, values, 0.0)) / pairs
+        return mean(losses), jax.tree.map(mean, metrics)
 
     def gradient(model: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[nnx.State, dict]:
         part = jax.grad(loss, has_aux=True)
+        pairs = jnp.sum(batch["rows"].pair >= 0)
         if accumulate == 1:
-            return part(model, frozen, batch)
-        # Part i takes every accumulate-th pair, so each part keeps the batch's own sharding.
+            return part(model, frozen, batch, pairs)
+        # Part i takes every accumulate-th row, so each part keeps the batch's own sharding.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        shapes = jax.eval_shape(part, model, frozen, jax.tree.map(lambda x: x[0], parts))
+        shapes = jax.eval_shape(part, model, frozen, jax.tree.map(lambda x: x[0], parts), pairs)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total, piece):
-            return jax.tree.map(jnp.add, total, part(model, frozen, piece)), None
+            return jax.tree.map(jnp.add, total, part(model, frozen, piece, pairs)), None
 
-        total, _ = jax.lax.scan(add, zeros, parts)
-        return jax.tree.map(lambda x: x / accumulate, total)
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def train(
         state: TrainState, frozen: nnx.State, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
-        gradients, metrics = gradient(state.model, frozen, batch)
+        with on_mesh():
+            gradients, metrics = gradient(state.model, frozen, batch)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.model)
         return TrainState(optax.apply_updates(state.model, updates), optimizer_state), metrics
 
     def reference(
-        model: nnx.State, frozen: nnx.State, batch: Batch
+        model: nnx.State, frozen: nnx.State, rows: Rows
     ) -> tuple[dict[str, Array], Array]:
         policy = nnx.merge(graphdef, model, frozen)
-        scores = scoring.score(policy, batch["rows"], objective.needs, adapter=False)
-        return scores, batch["index"]
+        with on_mesh():
+            scores = scoring.score(policy, rows, objective.needs, adapter=False)
+        return scores, rows.pair.reshape(-1)
 
     return Steps(
         init=jax.jit(optimizer.init, out_shardings=optimizer_shardings),

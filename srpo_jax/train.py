@@ -19,8 +19,10 @@ from ml_collections import ConfigDict
 from srpo_jax import command, objectives, reference, step
 from srpo_jax import config as config_module
 from srpo_jax.data import pipeline, records
+from srpo_jax.data.packing import Packing, RowShape
 from srpo_jax.errors import UserError
 from srpo_jax.models import loading
+from srpo_jax.prefix_tree import Rows
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
@@ -63,7 +65,13 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     if is_main():
         identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
         claim(workdir, config, identity, MAY_CHANGE)
-    report_data(data)
+    packing = data.packing(
+        config.train.batch_size,
+        config.seed,
+        parts=mesh_module.batch_parts(mesh) * config.train.accumulate,
+        packed=config.data.pack,
+    )
+    report_data(data, packing)
 
     # The policy and its reference, which is the policy as it starts
     parameters = source.read_parameters() if source.read_parameters else None
@@ -73,9 +81,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         graphdef, trained, optimizer, objective, hyper, mesh, accumulate=config.train.accumulate
     )
     if objective.needs_reference:
-        score = lambda batch: steps.reference(trained, frozen, batch)
-        path, size = workdir / "reference_scores.npz", config.train.batch_size
-        data.reference = reference.load_or_score(path, data, (trained, frozen), score, size, mesh)
+        score = lambda rows: steps.reference(trained, frozen, rows)
+        path, weights = workdir / "reference_scores.npz", (trained, frozen)
+        data.reference = reference.load_or_score(path, data, weights, score, packing, mesh)
     report_model(trained, frozen, mesh)
 
     # Where an earlier attempt stopped, or the beginning
@@ -96,8 +104,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
         stream = pipeline.batches(
             data,
-            config.train.batch_size,
-            config.seed,
+            packing,
             start,
             process=jax.process_index(),
             processes=jax.process_count(),
@@ -107,14 +114,19 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             Metrics(workdir, resume=start) as log,
             Progress("train", config.train.steps, unit="tokens", done=start) as progress,
         ):
+            upcoming, known = next(stream), set(packing.shapes)
             for number in range(start + 1, config.train.steps + 1):
                 began = time.perf_counter()
-                local = next(stream)
-                tokens = int(np.count_nonzero(local["rows"].ancestors)) * jax.process_count()
-                batch = mesh_module.host_to_global(mesh, local)
+                rows = upcoming["rows"]
+                report_shape(rows, known, number)
+                tokens = int(np.count_nonzero(rows.ancestors)) * jax.process_count()
+                slots = rows.tokens.size * jax.process_count()
+                batch = mesh_module.host_to_global(mesh, upcoming)
 
                 state, metrics = steps.train(state, frozen, batch)
 
+                if number < config.train.steps:
+                    upcoming = next(stream)  # while the devices work
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 check_finite(values, number, checkpoints)
                 if number % config.train.log_every == 0 or number == config.train.steps:
@@ -122,6 +134,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
                     values["learning_rate"] = float(schedule(number - 1))
                     values["tokens_per_second"] = tokens / seconds
                     values["pairs_per_second"] = config.train.batch_size / seconds
+                    values["row_fill"] = tokens / slots
                     log.write(number, values)
                 progress.advance(work=tokens, note=f"loss {values['loss']:.4f}")
                 stopping = stop.requested(number)
@@ -175,13 +188,24 @@ def objective_settings(config: ConfigDict) -> dict[str, Any]:
     return hyper
 
 
-def report_data(data: pipeline.PairTrees) -> None:
-    """How many pairs, how large their trees, what was left out."""
+def report_data(data: pipeline.PairTrees, packing: Packing) -> None:
+    """How many pairs, how large their trees, what was left out, how well the rows are filled."""
     saved = 1 - data.tokens / data.separate_tokens
     status(
         f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
-        f"tokens a tree in rows of {data.row_length} ({saved:.0%} saved by shared prefixes)"
+        f"tokens a tree ({saved:.0%} saved by shared prefixes)"
     )
+    fill = np.mean([packing.fill(layout) for layout in packing.once()])
+    lengths = " or ".join(str(shape.length) for shape in packing.shapes)
+    status(f"rows: {packing.rows} a batch, of {lengths} slots, {fill:.0%} filled")
+
+
+def report_shape(rows: Rows, known: set[RowShape], number: int) -> None:
+    """Says that a step will be compiled once more, for rows that were not foreseen."""
+    shape = RowShape(rows.tokens.shape[1], rows.target_token.shape[1], rows.pair.shape[1])
+    if shape not in known:
+        known.add(shape)
+        status(f"step {number} has rows of a new shape ({shape}) and is compiled once more")
 
 
 def report_model(trained: Any, frozen: Any, mesh: Any) -> None:

@@ -23,13 +23,14 @@ def data(template="plain", count=5):
     return pipeline.prepare(pairs, renderer, DIRECT_SCORES, max_length=512)
 
 
-def score(batch):
-    """Stands for the model: the number of slots, and the same negated."""
-    size = (batch["rows"].ancestors > 0).sum(-1).astype(jnp.float32)
-    return {"w": size, "l": -size}, batch["index"]
+def score(rows):
+    """Stands for the model: the number of slots of each tree, and the same negated."""
+    places = jnp.arange(rows.pair.shape[1])
+    size = (rows.tree[:, :, None] == places).sum(1).astype(jnp.float32).reshape(-1)
+    return {"w": size, "l": -size}, rows.pair.reshape(-1)
 
 
-def never(batch):
+def never(rows):
     raise AssertionError("scored again")
 
 
@@ -42,7 +43,7 @@ PAIRS = data()
 
 
 def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score):
-    return reference.load_or_score(path, data, weights, score, 4, mesh)
+    return reference.load_or_score(path, data, weights, score, data.packing(4, 0), mesh)
 
 
 def test_every_pair_is_scored_once_and_then_read(tmp_path, mesh):
@@ -88,9 +89,9 @@ def test_a_damaged_file_is_named(tmp_path, mesh, keep):
 def test_a_score_that_is_no_number_is_an_error_and_is_not_kept(tmp_path, mesh):
     path = tmp_path / "reference_scores.npz"
 
-    def broken(batch):
-        scores, index = score(batch)
-        return scores | {"l": jnp.where(index == 3, jnp.nan, scores["l"])}, index
+    def broken(rows):
+        scores, pair = score(rows)
+        return scores | {"l": jnp.where(pair == 3, jnp.nan, scores["l"])}, pair
 
     with pytest.raises(UserError, match="reference score 'l' of pair 3 is not finite"):
         load(path, mesh, score=broken)

@@ -11,6 +11,7 @@ from flax import nnx
 from srpo_jax import config as config_module
 from srpo_jax import objectives, scoring, step
 from srpo_jax.data import pipeline
+from srpo_jax.data.packing import RowShape
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.errors import UserError
@@ -50,8 +51,8 @@ def make_mesh(name: str) -> jax.sharding.Mesh:
 
 
 @pytest.fixture(scope="module")
-def batches():
-    """Batches with reference scores near those of the model, as numpy."""
+def data():
+    """Pairs with reference scores near those of the model."""
     pairs = [Pair(f"{i}", "yes" if i % 2 else "oh", "no", 0.9) for i in range(12)]
     needs = objectives.get("srpo").needs
     data = pipeline.prepare(pairs, Renderer("plain", ByteTokenizer()), needs, max_length=512)
@@ -61,7 +62,14 @@ def batches():
         name: (-5.6 * n + rng.normal(size=len(data))).astype(np.float32)
         for name, n in zip(needs, lengths, strict=True)
     }
-    return list(itertools.islice(pipeline.batches(data, BATCH, 0, 0), STEPS))
+    return data
+
+
+@pytest.fixture(scope="module")
+def batches(data):
+    """One pair a row, as numpy."""
+    packing = data.packing(BATCH, 0, packed=False)
+    return list(itertools.islice(pipeline.batches(data, packing, 0), STEPS))
 
 
 class Run(NamedTuple):
@@ -165,6 +173,41 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run):
         np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, accumulate):
+    """On 2 x 2 devices, 5 pairs in 4 rows against 5 rows on one. Float32 sums in another order."""
+    config = config_module.default()
+    optimizer, _ = step.make_optimizer(config)
+    objective, hyper = objectives.get("srpo"), {"beta": 0.1, "alpha": 0.5}
+    shape = RowShape(384, 160, 3)
+    layouts = {
+        "apart": ({"devices": 1}, [[i] for i in range(5)]),
+        "packed": ({"devices": 4, "fsdp": 2, "tensor": 2}, [[0, 3], [1], [4, 2], []]),
+    }
+    results = {}
+    for name, (sizes, rows) in layouts.items():
+        mesh = mesh_module.make(**sizes | {"devices": jax.devices()[: sizes["devices"]]})
+        graphdef, trained, frozen = loading.create(architecture(0), None, mesh, 0)
+        parts = accumulate if name == "packed" else 1
+        steps = step.make(graphdef, trained, optimizer, objective, hyper, mesh, accumulate=parts)
+        batch = pipeline.collate([data.row(row, shape) for row in rows])
+        state = step.TrainState(trained, steps.init(trained))
+        state, metrics = steps.train(state, frozen, mesh_module.host_to_global(mesh, batch))
+        adam = next(p for p in jax.tree.leaves(state.optimizer, is_leaf=_adam) if _adam(p))
+        results[name] = metrics, arrays(adam.mu)
+    (packed, moments), (apart, expected) = results["packed"], results["apart"]
+    assert packed.keys() == apart.keys()
+    for name in packed:
+        np.testing.assert_allclose(packed[name], apart[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for name, value in expected.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(moments[name], value, atol=1e-4 * scale, err_msg=name)
+
+
+def _adam(part):
+    return hasattr(part, "mu")
+
+
 def test_the_optimizers_state_lies_where_the_parameters_do(run):
     def where(tree):
         return {path: v.get_value().sharding for path, v in nnx.to_flat_state(tree)}
@@ -197,10 +240,9 @@ def test_adapters_start_as_the_base_and_the_reference_ignores_them(batches):
     optimizer, _ = step.make_optimizer(config)
     steps = step.make(graphdef, trained, optimizer, objective, {}, mesh)
     moved = jax.tree.map(lambda x: x + 0.1, trained)
-    batch = mesh_module.host_to_global(mesh, {"rows": rows, "index": np.arange(BATCH)})
-    scores, index = steps.reference(moved, frozen, batch)
+    scores, pair = steps.reference(moved, frozen, mesh_module.host_to_global(mesh, rows))
     adapted = scoring.score(nnx.merge(graphdef, moved, frozen), rows, names)
-    np.testing.assert_array_equal(index, np.arange(BATCH))
+    np.testing.assert_array_equal(pair, rows.pair[:, 0])
     for name in names:
         np.testing.assert_allclose(scores[name], plain[name], rtol=1e-6)
         assert np.abs(adapted[name] - plain[name]).max() > 1e-2

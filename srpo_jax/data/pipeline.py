@@ -1,4 +1,4 @@
-"""Pairs -> prefix trees -> batches. Tokenised once; the order is a function of (seed, step)."""
+"""Pairs -> prefix trees -> batches of packed rows. Tokenised once; the order follows from (seed, step)."""
 
 import dataclasses
 import functools
@@ -11,41 +11,62 @@ import numpy as np
 from absl import flags
 
 from srpo_jax import prefix_tree
+from srpo_jax.data.packing import Packing, RowShape
 from srpo_jax.data.records import Pair
 from srpo_jax.errors import UserError
 from srpo_jax.prefix_tree import Rows, Tree
 from srpo_jax.prompts import Renderer, sequences
 
-ROUND = 32  # row sizes are multiples of this, so that few shapes are compiled
-
 
 @dataclasses.dataclass
 class PairTrees:
-    """The trees of all pairs that fit, for one objective; a Grain random-access source of examples.
+    """The trees of all pairs that fit, for one objective.
 
-    names: score names, in the order of the trees' sequences. row_length, targets: size of a row.
-    reference: {name: float32 [n]} once the reference has been scored, else empty.
+    names: score names, in the order of the trees' sequences. row_length: what the user wants a row to
+    hold, 0 for as much as is best. reference: {name: float32 [n]} once the reference has been scored, else
+    empty.
     """
 
     names: tuple[str, ...]
     trees: list[Tree]
     label_prob: np.ndarray
-    row_length: int
-    targets: int
+    row_length: int = 0
     dropped: int = 0
     reference: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.trees)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example; see `batches` for the fields."""
-        tree = self.trees[index]
+    def packing(
+        self, batch_size: int, seed: int, *, parts: int = 1, packed: bool = True
+    ) -> Packing:
+        """How these trees are packed; see `packing.Packing`."""
+        return Packing(
+            np.array([len(tree.tokens) for tree in self.trees]),
+            np.array([len(tree.target_token) for tree in self.trees]),
+            batch_size,
+            seed,
+            parts=parts,
+            packed=packed,
+            row_length=self.row_length,
+        )
+
+    def row(self, pairs: Sequence[int], shape: RowShape) -> dict[str, Any]:
+        """One row of a batch; see `batches` for the fields, here without B. Empty places are harmless."""
+        chosen = list(pairs)
+        trees = [self.trees[i] for i in chosen]
+
+        def places(values: Any, empty: float) -> np.ndarray:
+            row = np.full(shape.places, empty, np.float32)
+            row[: len(chosen)] = values
+            return row
+
+        lengths = {name: [t.lengths[k] for t in trees] for k, name in enumerate(self.names)}
         return {
-            "rows": prefix_tree.pad(tree, self.row_length, self.targets),
-            "label_prob": self.label_prob[index],
-            "lengths": dict(zip(self.names, tree.lengths.astype(np.float32), strict=True)),
-            "reference": {name: values[index] for name, values in self.reference.items()},
+            "rows": prefix_tree.pack(trees, *shape, pairs=chosen),
+            "label_prob": places(self.label_prob[chosen], 0.5),
+            "lengths": {name: places(values, 1.0) for name, values in lengths.items()},
+            "reference": {name: places(v[chosen], 0.0) for name, v in self.reference.items()},
         }
 
     @functools.cached_property
@@ -91,9 +112,9 @@ def prepare(
 ) -> PairTrees:
     """Tokenises pairs and builds their trees.
 
-    row_length: slots of a row, 0 for as many as the longest pair needs. A pair whose sequences are
-    longer than max_length positions, or whose tree has more slots than row_length, is an error naming
-    its line of `source`, or with overlong="drop" left out and counted. Nothing is ever cut.
+    A pair whose sequences are longer than max_length positions, or whose tree has more slots than
+    row_length (where that is not 0), is an error naming its line of `source`, or with overlong="drop"
+    left out and counted. Nothing is ever cut.
     Raises UserError for that, for a pair without a single token, and when no pair is left.
     """
     if overlong not in ("error", "drop"):
@@ -132,16 +153,30 @@ def prepare(
         names=names,
         trees=trees,
         label_prob=np.array(labels, np.float32),
-        row_length=row_length or _round_up(max(len(tree.tokens) for tree in trees)),
-        targets=_round_up(max(len(tree.target_token) for tree in trees)),
+        row_length=row_length,
         dropped=len(pairs) - len(trees),
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """All rows of all batches: a Grain random-access source without end."""
+
+    data: PairTrees
+    packing: Packing
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        step, number = divmod(int(index), self.packing.rows)
+        layout = self.packing.batch(step)
+        return self.data.row(layout.rows[number], layout.shape)
+
+
 def batches(
     data: PairTrees,
-    batch_size: int,
-    seed: int,
+    packing: Packing,
     start: int,
     *,
     process: int = 0,
@@ -150,17 +185,14 @@ def batches(
 ) -> Iterator[dict[str, Any]]:
     """This process's share of batch `start`, `start` + 1, … without end, each epoch newly shuffled.
 
-    A batch has "rows" (Rows [B, …]), "label_prob" [B], "lengths" and "reference" ({name: [B]}), numpy.
-    Pair i of the global batch goes to process i mod processes, so which pairs form the batch of a
-    step depends on (seed, step) alone.
+    A batch has "rows" (Rows [B, …]), "label_prob" [B, P], "lengths" and "reference" ({name: [B, P]}),
+    numpy, for B rows of at most P trees. Row i of the global batch goes to process i mod processes, so
+    which pairs form the batch of a step depends on (seed, step) alone.
     """
-    if batch_size % processes:
-        raise UserError(
-            f"config.train.batch_size={batch_size} cannot be split over {processes} processes"
-        )
-    order: Any = grain.MapDataset.source(data).shuffle(seed=seed).repeat()
-    order = order[start * batch_size + process :: processes]
-    dataset = order.batch(batch_size // processes, batch_fn=collate).to_iter_dataset()
+    _check_share(packing, processes)
+    order: Any = grain.MapDataset.source(_Rows(data, packing))
+    order = order[start * packing.rows + process :: processes]
+    dataset = order.batch(packing.rows // processes, batch_fn=collate).to_iter_dataset()
     if workers:
         if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
             flags.FLAGS.mark_as_parsed()
@@ -170,18 +202,18 @@ def batches(
     return iter(dataset)
 
 
-def in_order(data: PairTrees, batch_size: int) -> Iterator[dict[str, Any]]:
-    """All pairs once, with "index" [B] beside the fields of `batches`.
-
-    The last batch repeats its last pair until it is full.
-    """
-    for first in range(0, len(data), batch_size):
-        index = np.minimum(np.arange(first, first + batch_size), len(data) - 1)
-        yield collate([data[int(i)] for i in index]) | {"index": index.astype(np.int32)}
+def once(
+    data: PairTrees, packing: Packing, *, process: int = 0, processes: int = 1
+) -> Iterator[Rows]:
+    """This process's share of the rows [B, …] of batches that hold every pair once."""
+    _check_share(packing, processes)
+    for layout in packing.once():
+        mine = layout.rows[process::processes]
+        yield prefix_tree.stack([data.row(pairs, layout.shape)["rows"] for pairs in mine])
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Examples -> batch, each field with a leading B."""
+    """Rows -> batch, each field with a leading B."""
 
     def join(field: str) -> dict[str, np.ndarray]:
         return {name: np.stack([e[field][name] for e in examples]) for name in examples[0][field]}
@@ -194,5 +226,9 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _round_up(size: int) -> int:
-    return -(-size // ROUND) * ROUND
+def _check_share(packing: Packing, processes: int) -> None:
+    if packing.rows % processes:
+        raise UserError(
+            f"the {packing.rows} rows of a batch of config.train.batch_size={packing.batch_size} pairs "
+            f"cannot be split over {processes} processes: choose a multiple of {processes}"
+        )

@@ -17,8 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from srpo_jax.models.attention import TreeMask, attend
 from srpo_jax.models.lora import Projection
 from srpo_jax.models.product import einsum
+from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
 
@@ -40,6 +42,7 @@ class DecoderConfig:
     max_length: int = 2048
     dtype: str = "bfloat16"
     remat: str = "full"
+    attention: str = "auto"
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ()
@@ -104,21 +107,6 @@ def rotary(x: Array, positions: Array, theta: float) -> Array:
     return rotated.astype(x.dtype)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array) -> Array:
-    """Dense grouped-query attention; softmax in float32.
-
-    query [B, S, H, Hd]; key, value [B, C, K, Hd]; mask [B, S, C], True where q sees k. A query that
-    sees nothing (row padding) gets the mean of all values: finite, and never read by anyone.
-    """
-    batch, length, heads, head_dim = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
-    logits = einsum("bskgd,bckd->bkgsc", grouped, key, "float32")
-    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    out = einsum("bkgsc,bckd->bskgd", weights, value, query.dtype.name)
-    return out.reshape(batch, length, heads, head_dim)
-
-
 class Attention(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         self.config = config
@@ -141,7 +129,7 @@ class Attention(nnx.Module):
         self,
         x: Array,
         positions: Array,
-        mask: Array,
+        mask: Array | TreeMask,
         cache: Cache | None,
         layer: Array | None,
         slot: Array | int,
@@ -226,19 +214,22 @@ class Decoder(nnx.Module):
         self.head = None if config.tied else Head(config, rngs)
 
     def __call__(
-        self, tokens: Array, positions: Array, mask: Array, *, adapter: bool = True
+        self, tokens: Array, positions: Array, mask: Array | TreeMask, *, adapter: bool = True
     ) -> Array:
         """Hidden states [B, S, D] of tokens [B, S] int32 standing at positions [B, S] int32.
 
-        mask [B, S, S] bool: True where the row token sees the column token. adapter=False computes
-        the base model, as if no LoRA had been trained: the reference policy.
+        mask: who sees whom, bool [B, S, S] (True where the row token sees the column token) or a
+        TreeMask. adapter=False computes the base model, as if no LoRA had been trained: the reference
+        policy.
         """
         config = self.config
         graphdef, layers = nnx.split(self.blocks)
 
         def step(x: Array, state: nnx.State) -> tuple[Array, None]:
             block = nnx.merge(graphdef, state)
-            return block(x, positions, mask, None, None, 0, adapter)[0], None
+            x = block(x, positions, mask, None, None, 0, adapter)[0]
+            # Weights come to the tokens, not the other way round.
+            return mesh_module.constrain(x, ("batch", None, None)), None
 
         if config.remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)
@@ -301,6 +292,12 @@ class Decoder(nnx.Module):
         else:
             spec, kernel = f"{batch}d,dv->{batch}v", self.head.kernel
         return einsum(spec, hidden, kernel[...].astype(self.config.dtype), "float32")
+
+    def head_kernel(self) -> Array:
+        """The vocabulary projection [V, D] in the compute dtype, for `scoring.log_probabilities`."""
+        if self.head is None:
+            return self.embedder.embedding[...].astype(self.config.dtype)
+        return self.head.kernel[...].astype(self.config.dtype).T
 
     def _embed(self, tokens: Array) -> Array:
         return self.embedder.embedding[...][tokens].astype(self.config.dtype)

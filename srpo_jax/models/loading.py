@@ -109,6 +109,7 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
         open_source(config.model.source).config,
         dtype=config.model.dtype,
         remat=config.model.remat,
+        attention=config.model.attention,
         lora_rank=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_targets=tuple(config.lora.targets) if config.lora.rank else (),

@@ -81,7 +81,7 @@ def sharding(mesh: Mesh, axes: LogicalAxes) -> NamedSharding:
 
     "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp".
     """
-    return NamedSharding(mesh, PartitionSpec(*(_mesh_axes(name) or None for name in axes)))
+    return NamedSharding(mesh, _spec(axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -105,6 +105,22 @@ def of(state: Any) -> Mesh | None:
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts `batch_sharding` splits the leading dimension."""
     return math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+
+
+def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
+    """x, laid out along the mesh of the context as these logical names say; without a mesh, x.
+
+    The context is what `jax.sharding.use_abstract_mesh` or `jax.set_mesh` made it.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(axes))
+
+
+def current_parts(logical: str) -> int:
+    """Into how many parts a dimension of this name is cut on the mesh of the context; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _mesh_axes(logical))
 
 
 def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAxes) -> None:
@@ -213,6 +229,10 @@ def _check_processes(grid: np.ndarray) -> None:
 def _mesh_axes(logical: str | None) -> tuple[str, ...]:
     rule = None if logical is None else RULES[logical]
     return (rule,) if isinstance(rule, str) else (rule or ())
+
+
+def _spec(axes: LogicalAxes) -> PartitionSpec:
+    return PartitionSpec(*(_mesh_axes(name) or None for name in axes))
 
 
 def _variable_sharding(

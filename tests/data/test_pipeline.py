@@ -10,6 +10,7 @@ import pytest
 
 from srpo_jax import prefix_tree, prompts
 from srpo_jax.data import pipeline
+from srpo_jax.data.packing import RowShape
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.errors import UserError
@@ -31,14 +32,17 @@ def data():
     return prepare()
 
 
-def take(data, count, batch_size=4, seed=0, start=0, **split):
-    stream = pipeline.batches(data, batch_size, seed, start, **split)
-    return list(itertools.islice(stream, count))
+def take(data, count, batch_size=4, seed=0, start=0, parts=1, packed=True, **split):
+    packing = data.packing(batch_size, seed, parts=parts, packed=packed)
+    return list(itertools.islice(pipeline.batches(data, packing, start, **split), count))
 
 
 def ids(batch):
     """The pairs of a batch, told by their labels, which are all different."""
-    return [round(float(p) * N) for p in batch["label_prob"]]
+    there = batch["rows"].pair >= 0
+    pairs = [round(float(p) * N) for p in batch["label_prob"][there]]
+    assert pairs == list(batch["rows"].pair[there])
+    return pairs
 
 
 def assert_equal(one, other):
@@ -53,25 +57,43 @@ def test_the_order_is_a_function_of_seed_and_step(data):
     assert [ids(b) for b in take(data, 9, seed=1)] != [ids(b) for b in running]
 
 
-def test_an_epoch_has_each_pair_once_and_is_shuffled_anew(data):
-    order = [i for batch in take(data, 3 * N) for i in ids(batch)]
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_epoch_has_each_pair_once_and_is_shuffled_anew(data, packed):
+    """Packing deals the pairs anew to the 3 batches of a window, so epochs are whole after N windows."""
+    order = [i for batch in take(data, 3 * N, packed=packed) for i in ids(batch)]
     epochs = [order[n * N : (n + 1) * N] for n in range(12)]
-    assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 12
+    if not packed:
+        assert all(sorted(epoch) == list(range(N)) for epoch in epochs)
+    for windows in range(1, N + 1):
+        counts = np.bincount(order[: windows * 12], minlength=N)
+        assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_out_the_one_batch(data, processes):
-    whole = take(data, 6, start=2)
-    shares = [take(data, 6, start=2, process=i, processes=processes) for i in range(processes)]
+@pytest.mark.parametrize("packed", [False, True])
+def test_processes_share_out_the_rows_of_the_one_batch(data, processes, packed):
+    layout = {"parts": 4, "packed": packed, "start": 2}
+    whole = take(data, 6, batch_size=8, **layout)
+    shares = [
+        take(data, 6, batch_size=8, process=i, processes=processes, **layout)
+        for i in range(processes)
+    ]
     for step, batch in enumerate(whole):
         for i in range(processes):
             assert_equal(shares[i][step], jax.tree.map(lambda x, i=i: x[i::processes], batch))
 
 
+def test_the_pairs_of_a_step_do_not_depend_on_the_number_of_devices(data):
+    """So a run may go on with other devices, where its batches are laid out in other rows."""
+    one, other = (take(data, 6, batch_size=8, parts=parts) for parts in (1, 4))
+    assert [b["rows"].tokens.shape[0] for b in (one[0], other[0])] == [1, 4]
+    assert [sorted(ids(b)) for b in one] == [sorted(ids(b)) for b in other]
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(data):
     with pytest.raises(UserError, match=r"config\.train\.batch_size=4 .* 3 processes"):
-        take(data, 1, processes=3)
+        take(data, 1, parts=4, processes=3)
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -83,39 +105,43 @@ def test_examples_are_the_trees_of_their_pairs(data):
     data = dataclasses.replace(data)
     data.reference = {name: np.arange(N, dtype=np.float32) + i for i, name in enumerate(SRPO)}
     renderer = Renderer("plain", ByteTokenizer())
-    for batch in take(data, 2):
-        for row, i in enumerate(ids(batch)):
+    for batch in take(data, 2, parts=2):
+        for row, place in zip(*np.nonzero(batch["rows"].pair >= 0), strict=True):
+            i = int(batch["rows"].pair[row, place])
             pair = PAIRS[i]
             chosen, rejected = map(renderer.completion, (pair.chosen, pair.rejected))
             sequences = prompts.sequences(renderer.prompt(pair.prompt), chosen, rejected, SRPO, 2)
-            rows = prefix_tree.pad(prefix_tree.build(sequences), data.row_length, data.targets)
-            assert_equal(jax.tree.map(lambda x, row=row: x[row], batch["rows"]), rows)
+            tree = prefix_tree.build(sequences)
+            here = batch["rows"].tree[row] == place
+            np.testing.assert_array_equal(batch["rows"].tokens[row][here], tree.tokens)
+            np.testing.assert_array_equal(batch["rows"].ancestors[row][here], tree.ancestors)
+            assert batch["label_prob"][row, place] == np.float32(pair.label_prob)
             for k, name in enumerate(SRPO):
                 text = pair.chosen if name[0] == "w" else pair.rejected
-                assert batch["lengths"][name][row] == len(text) + 1  # bytes and the end
-                assert batch["reference"][name][row] == i + k
+                assert batch["lengths"][name][row, place] == len(text) + 1  # bytes and the end
+                assert batch["reference"][name][row, place] == i + k
 
 
-def test_in_order_visits_every_pair_once_and_fills_the_last_batch(data):
-    batches = list(pipeline.in_order(data, 4))
-    index = np.concatenate([batch["index"] for batch in batches])
-    assert list(index) == [*range(N), N - 1, N - 1, N - 1]
-    assert [i for batch in batches for i in ids(batch)] == list(index)
+def test_empty_places_are_finite(data):
+    data = dataclasses.replace(data)
+    data.reference = {name: np.ones(N, np.float32) for name in SRPO}
+    row = data.row([3], RowShape(500, 100, 3))
+    assert list(row["rows"].pair) == [3, -1, -1]
+    assert list(row["label_prob"][1:]) == [0.5, 0.5]
+    assert all(list(v[1:]) == [1.0, 1.0] for v in row["lengths"].values())
+    assert all(list(v[1:]) == [0.0, 0.0] for v in row["reference"].values())
 
 
-def test_rows_are_as_long_as_the_longest_pair_rounded_up(data):
-    longest = max(len(tree.tokens) for tree in data.trees)
-    assert 0 <= data.row_length - longest < pipeline.ROUND
-    assert data.row_length % pipeline.ROUND == data.targets % pipeline.ROUND == 0
-    rows = data[0]["rows"]
-    used = len(data.trees[0].tokens)
-    assert rows.tokens.shape == (data.row_length,)
-    assert (rows.ancestors[:used] > 0).all()
-    assert (rows.ancestors[used:] == 0).all()
-    scored = len(data.trees[0].target_token)
-    assert rows.target_members.shape == (data.targets,)
-    assert (rows.target_members[scored:] == 0).all()
-    assert prepare(row_length=500).row_length == 500
+@pytest.mark.parametrize("packed", [False, True])
+def test_once_visits_every_pair_once(data, packed):
+    packing = data.packing(4, 0, parts=2, packed=packed)
+    whole = list(pipeline.once(data, packing))
+    pairs = np.concatenate([rows.pair.reshape(-1) for rows in whole])
+    assert sorted(pairs[pairs >= 0]) == list(range(N))
+    assert len(whole) == 4
+    shares = [list(pipeline.once(data, packing, process=i, processes=2)) for i in range(2)]
+    for step, rows in enumerate(whole):
+        assert_equal(shares[1][step], jax.tree.map(lambda x: x[1::2], rows))
 
 
 def test_separate_tokens_is_what_six_rows_would_hold(data):

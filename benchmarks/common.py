@@ -1,0 +1,95 @@
+"""What all benchmarks share: interleaved timing, the machine's description, tables and files."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "peft", "libtpu")
+
+
+def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call, {name: [repeats]}; every call is warmed up, then all take turns.
+
+    A call must not return before its work is done. Taking turns spreads a slow spell of the machine over
+    all of them, so that ratios of medians hold even where the times themselves do not.
+    """
+    for name, step in steps.items():
+        began = time.perf_counter()
+        step()
+        print(
+            f"  {name}: first call {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True
+        )
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine() -> dict[str, str]:
+    """The machine and the versions of what was measured on it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "processor": _processor(),
+        "cores": str(len(os.sched_getaffinity(0))),
+        "memory": f"{memory:.0f} GiB",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of one set of keys as a Markdown table; floats with three significant digits."""
+    names = list(rows[0])
+    lines = [names, ["---"] * len(names), *([_cell(row[name]) for name in names] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def report(
+    name: str, output: str | None, sections: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Prints tables with the machine they come from; with `output`, also NAME.json and NAME.md there."""
+    here = machine()
+    lines = [f"{key} {value}" for key, value in here.items()]
+    text = ", ".join(lines) + "\n"
+    for title, rows in sections.items():
+        text += f"\n### {title}\n\n{table(rows)}\n"
+    print(text)
+    if output:
+        folder = Path(output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.md").write_text(text)
+        content = {"machine": here, "sections": {k: list(v) for k, v in sections.items()}}
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _processor() -> str:
+    """The processor's name as Linux tells it, or what Python knows of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,125 @@
+"""Synthetic preference pairs of exact lengths, laid out as prefix trees or as separate rows."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srpo_jax import objectives, prefix_tree, prompts
+from srpo_jax.data import pipeline
+from srpo_jax.data.packing import RowShape
+from srpo_jax.objectives import Objective
+from srpo_jax.prefix_tree import Tree
+from srpo_jax.prompts import Prompt
+
+EOS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """`pairs` pairs of `prompt` + `completion` tokens, the end of sequence counted with the completion.
+
+    template: "paper" (the shown completion stands between post and answer; the direct and the improve
+    prompt end in one token of their own, so that they do not chain by accident) or "chained" (post,
+    answer, one token that asks to improve it, better answer).
+    """
+
+    pairs: int
+    prompt: int = 400
+    completion: int = 40
+    template: str = "paper"
+    vocabulary: int = 49152
+    seed: int = 0
+
+    def prompts(self) -> list[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
+        """(prompt, chosen, rejected) in token ids, completions without end of sequence."""
+        rng = np.random.default_rng(self.seed)
+        draw = lambda n: tuple(int(t) for t in rng.integers(10, self.vocabulary, n))
+        made = []
+        for _ in range(self.pairs):
+            x = draw(self.prompt - 1)
+            if self.template == "chained":
+                x = (*x, 3)
+                prompt = Prompt(x, x, (4,))
+            else:
+                prompt = Prompt((*x, 3), (*x, 4), (5,))
+            made.append((prompt, draw(self.completion - 1), draw(self.completion - 1)))
+        return made
+
+    def sequences(self, names: Sequence[str]) -> list[list[tuple[Any, Any]]]:
+        """For each pair (prompt ids, completion ids with end of sequence) of each score name."""
+        return [prompts.sequences(p, w, l, names, EOS) for p, w, l in self.prompts()]
+
+
+def trees_batch(work: Workload, names: tuple[str, ...], rows: int = 1) -> dict[str, Any]:
+    """All pairs as prefix trees, packed into `rows` rows; a batch as data.pipeline.batches makes it."""
+    data = _data([prefix_tree.build(parts) for parts in work.sequences(names)], names)
+    packing = data.packing(work.pairs, 0, parts=rows)
+    layout = next(packing.once())
+    return pipeline.collate([data.row(row, layout.shape) for row in layout.rows])
+
+
+def separate_batch(
+    work: Workload, names: tuple[str, ...], row_length: int = 0, score_all: bool = False
+) -> dict[str, Any]:
+    """Every sequence in a row of its own, as other frameworks have it.
+
+    row_length: padded to this, or to the longest sequence. score_all: every position of a row is
+    projected to the vocabulary, completions or not, as is usual elsewhere; only the completions count.
+    For objectives from `by_rows`.
+    """
+    trees = []
+    for parts in work.sequences(names):
+        for place, part in enumerate(parts):
+            tree = prefix_tree.build([part])
+            # The one sequence of this tree is the place-th of its pair.
+            members = tree.target_members << np.uint32(place)
+            lengths = np.repeat(tree.lengths, len(names))
+            trees.append(dataclasses.replace(tree, target_members=members, lengths=lengths))
+    data = _data([_with_all_targets(t) if score_all else t for t in trees], names)
+    longest = max(len(tree.tokens) for tree in trees)
+    targets = max(len(tree.target_token) for tree in data.trees)
+    length = max(row_length, longest)
+    shape = RowShape(length, length if score_all else targets, 1)
+    batch = pipeline.collate([data.row([i], shape) for i in range(len(trees))])
+    # One row of each pair stands for it in the mean over pairs.
+    first = np.arange(len(trees))[:, None] % len(names) == 0
+    batch["rows"] = batch["rows"]._replace(pair=np.where(first, batch["rows"].pair, -1))
+    return batch
+
+
+class ByRows(Objective):
+    """An objective on the scores of `separate_batch`: a row holds one, and zeros for the rest."""
+
+    def __call__(self, scores, reference, label_prob, *, lengths=None, **hyper):
+        count = len(self.needs)
+        gather = lambda values: {k: v.reshape(-1, count).sum(1) for k, v in (values or {}).items()}
+        losses, metrics = super().__call__(
+            gather(scores), gather(reference), label_prob.reshape(-1, count)[:, 0], **hyper
+        )
+        return jax.tree.map(lambda x: jnp.repeat(x, count), (losses, metrics))
+
+
+def by_rows(name: str) -> ByRows:
+    """The objective of this name, for `separate_batch`."""
+    return ByRows(**vars(objectives.get(name)))
+
+
+def _with_all_targets(tree: Tree) -> Tree:
+    """Every slot predicts its successor, the prompt's too, for nobody."""
+    ids = np.append(tree.tokens, tree.target_token[-1])
+    members = np.zeros(len(tree.tokens), np.uint32)
+    members[tree.target_source] = tree.target_members
+    sources = np.arange(len(tree.tokens), dtype=np.int32)
+    return dataclasses.replace(
+        tree, target_source=sources, target_token=ids[1:].astype(np.int32), target_members=members
+    )
+
+
+def _data(trees: list[Tree], names: tuple[str, ...]) -> pipeline.PairTrees:
+    data = pipeline.PairTrees(names, trees, np.ones(len(trees), np.float32))
+    data.reference = {name: np.zeros(len(trees), np.float32) for name in names}
+    return data
