@@ -1,20 +1,41 @@
-"""Who sees whom in rows of packed prefix trees, and attention under it."""
+"""Who sees whom in rows of packed prefix trees, and attention under it.
 
+Three ways to compute the same thing:
+
+    dense      the whole score matrix under a mask; memory grows with S^2
+    blockwise  XLA, online softmax over blocks of keys; memory grows with S   (CPU, GPU)
+    pallas     the same as a TPU kernel                                       (TPU)
+
+The last two skip every pair of blocks in which no query sees any key: packed trees then cost what they
+cost alone.
+"""
+
+import functools
 from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 
+from srpo_jax.errors import UserError
 from srpo_jax.models.product import einsum
+from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
-
-
-class TreeMask: ...
+KINDS = ("auto", "dense", "blockwise", "pallas")
+# A row this short is one product; beyond it the blocks that are skipped pay for the loop over the rest.
+DENSE_UP_TO = 256
+# The smaller a block, the less of what no one sees is computed; below this, products become too small.
+BLOCK = {"blockwise": 128, "pallas": 256}
 
 
 class Trees(NamedTuple):
-    """Per slot, [B, S]: tree int32 (-1 for padding), node int32, ancestors uint32, positions int32."""
+    """The words that say who sees whom, one of each a slot, [B, S].
+
+    tree int32: place of the slot's tree in its row, -1 for padding. node int32: the slot's node in its
+    tree; ancestors uint32: bit i set where node i is that node or above it. positions int32: depth in the
+    tree. Slot q sees slot k if both are of one tree, k is not after q, and k's node is among q's ancestors.
+    """
 
     tree: Array
     node: Array
@@ -22,29 +43,163 @@ class Trees(NamedTuple):
     positions: Array
 
 
-def tree_mask(trees: Trees, *, kind: str = "auto") -> Array:
-    """bool [B, S, S], True where the row slot sees the column slot.
+class Logits(NamedTuple):
+    """What is done to the products of queries and keys; see `attend`."""
 
-    Slots are stored ancestors first, so "earlier on my own path" is: an earlier slot of my tree whose node
-    is among my ancestors.
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+@flax.struct.dataclass
+class TreeMask:
+    """`Trees` cut into blocks, with the pairs of blocks that must be computed.
+
+    trees: padded to N * block slots. keys int32 [B, N, N]: for each block of queries the blocks of keys
+    in which any of its slots sees any slot, first; count int32 [B, N]: how many those are. queries,
+    query_count: for each block of keys the blocks of queries that see it.
     """
-    length = trees.node.shape[-1]
-    earlier = jnp.tril(jnp.ones((length, length), bool))
-    mine = (trees.ancestors[:, :, None] >> trees.node[:, None, :].astype(jnp.uint32)) & 1
-    return earlier & (mine == 1) & (trees.tree[:, :, None] == trees.tree[:, None])
+
+    trees: Trees
+    keys: Array
+    count: Array
+    queries: Array
+    query_count: Array
+    kind: str = flax.struct.field(pytree_node=False)
+    block: int = flax.struct.field(pytree_node=False)
 
 
-def attend(query: Array, key: Array, value: Array, mask: Array | TreeMask) -> Array:
-    """Dense grouped-query attention; softmax in float32.
+def sees(query: Trees, key: Trees, window: int | None = None) -> Array:
+    """bool [..., Q, C] from words [..., Q] and [..., C], but for the order of slots, which is the caller's.
 
-    query [B, S, H, Hd]; key, value [B, C, K, Hd]; mask [B, S, C], True where q sees k. A query that
-    sees nothing (row padding) gets the mean of all values: finite, and never read by anyone.
+    window: only keys less than so many positions back along the path.
     """
-    assert isinstance(mask, jax.Array)
+    rows, columns = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
+    above = (rows(query.ancestors) >> columns(key.node).astype(jnp.uint32)) & 1
+    seen = (rows(query.tree) == columns(key.tree)) & (above == 1)
+    if window is not None:
+        seen &= rows(query.positions) - columns(key.positions) < window
+    return seen
+
+
+def dense_mask(trees: Trees, window: int | None = None) -> Array:
+    """bool [B, S, S], True where the row slot sees the column slot."""
+    slots = jnp.arange(trees.tree.shape[-1])
+    return sees(trees, trees, window) & (slots[:, None] >= slots)
+
+
+def tree_mask(trees: Trees, *, kind: str = "auto", block: int | None = None) -> Array | TreeMask:
+    """The mask that `attend` takes: to be made once, outside the layers.
+
+    kind: one of KINDS; "auto" is pallas on TPUs, elsewhere dense for short rows and blockwise for longer
+    ones. Raises UserError for another kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"config.model.attention={kind!r} is none of {', '.join(KINDS)}")
+    length = trees.tree.shape[-1]
+    if kind == "auto":
+        short = "dense" if length <= DENSE_UP_TO else "blockwise"
+        kind = "pallas" if jax.default_backend() == "tpu" else short
+    if kind == "dense":
+        return dense_mask(trees)
+    block = block or BLOCK[kind]
+    fill = -length % block
+    trees = Trees(
+        jnp.pad(trees.tree, ((0, 0), (0, fill)), constant_values=-1),
+        *(jnp.pad(words, ((0, 0), (0, fill))) for words in trees[1:]),
+    )
+    return TreeMask(trees, *_visible(trees, block), kind, block)
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | TreeMask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | None = None,
+) -> Array:
+    """Grouped-query attention, [B, S, H, Hd]; softmax and sums in float32, products in the inputs' dtype.
+
+    query [B, S, H, Hd]; key, value [B, C, K, Hd], K a divisor of H. mask: bool [B, S, C], or a TreeMask
+    for C = S. scale of the logits: by default Hd**-0.5. softcap c: logits become c tanh(logits / c).
+    window: only keys less than so many positions back. A query that sees nothing (row padding) gets
+    something finite. Raises ValueError for a window with a bool mask, which must already hold it.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if not isinstance(mask, TreeMask):
+        if window is not None:
+            raise ValueError("a window needs a TreeMask: a bool mask must hold it already")
+        return dense(query, key, value, mask, scale, softcap)
+    # Imported here because both modules build on this one.
+    from srpo_jax.models import attention_blockwise, attention_pallas
+
+    module = attention_pallas if mask.kind == "pallas" else attention_blockwise
+    program = functools.partial(module.attend, logits=Logits(scale, softcap, window))
+    return _on_mesh(program)(query, key, value, mask)
+
+
+def dense(
+    query: Array, key: Array, value: Array, mask: Array, scale: float, softcap: float | None
+) -> Array:
+    """The definition that the others are tested against; see `attend`."""
     batch, length, heads, head_dim = query.shape
     grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
-    logits = einsum("bskgd,bckd->bkgsc", grouped, key, "float32")
-    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    logits = einsum("bskgd,bckd->bkgsc", grouped, key, "float32") * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
     out = einsum("bkgsc,bckd->bskgd", weights, value, query.dtype.name)
     return out.reshape(batch, length, heads, head_dim)
+
+
+def to_blocks(x: Array, heads: int, mask: TreeMask) -> Array:
+    """[B, S, H, Hd] -> [B, N, heads, H / heads * b, Hd]: a key head's query heads, one after the other."""
+    batch, length, _, size = x.shape
+    x = jnp.pad(x, ((0, 0), (0, mask.trees.tree.shape[1] - length), (0, 0), (0, 0)))
+    x = x.reshape(batch, -1, mask.block, heads, x.shape[2] // heads, size)
+    x = x.transpose(0, 1, 3, 4, 2, 5)
+    return x.reshape(*x.shape[:3], -1, size)
+
+
+def from_blocks(x: Array, like: Array) -> Array:
+    """`to_blocks` undone, for an array of the shape of `like`."""
+    batch, length, heads, size = like.shape
+    number, kv_heads = x.shape[1:3]
+    x = x.reshape(batch, number, kv_heads, heads // kv_heads, -1, size).transpose(0, 1, 4, 2, 3, 5)
+    return x.reshape(batch, -1, heads, size)[:, :length]
+
+
+def _visible(trees: Trees, block: int) -> tuple[Array, Array, Array, Array]:
+    """The lists of TreeMask, exact; one block of queries at a time, so that [B, S, S] never exists."""
+    batch, length = trees.tree.shape
+    number = length // block
+    split = jax.tree.map(lambda x: x.reshape(batch, number, block).swapaxes(0, 1), trees)
+    slots = jnp.arange(length)
+
+    def one(inputs: tuple[Trees, Array]) -> Array:
+        words, own = inputs
+        seen = sees(words, trees) & (own[:, None] >= slots)
+        return seen.reshape(batch, block, number, block).any((1, 3))
+
+    seen = jax.lax.map(one, (split, slots.reshape(number, block))).swapaxes(0, 1)  # [B, N, N]
+
+    def listed(seen: Array) -> tuple[Array, Array]:
+        return jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32), seen.sum(-1)
+
+    return *listed(seen), *listed(seen.swapaxes(1, 2))
+
+
+def _on_mesh(program):
+    """Each device attends for its own rows and heads: nothing for the partitioner to decide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return program
+    heads = mesh_module.spec(("batch", None, "heads", None))
+    rows = mesh_module.spec(("batch",))
+    return jax.shard_map(
+        program, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )

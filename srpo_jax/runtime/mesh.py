@@ -81,7 +81,7 @@ def sharding(mesh: Mesh, axes: LogicalAxes) -> NamedSharding:
 
     "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp".
     """
-    return NamedSharding(mesh, _spec(axes))
+    return NamedSharding(mesh, spec(axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -114,7 +114,7 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(axes))
+    return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
 def current_parts(logical: str) -> int:
@@ -231,7 +231,7 @@ def _mesh_axes(logical: str | None) -> tuple[str, ...]:
     return (rule,) if isinstance(rule, str) else (rule or ())
 
 
-def _spec(axes: LogicalAxes) -> PartitionSpec:
+def spec(axes: LogicalAxes) -> PartitionSpec:
     return PartitionSpec(*(_mesh_axes(name) or None for name in axes))
 
 

@@ -1,0 +1,195 @@
+"""Train steps on the same pairs with the same weights: SRPO trees, separate rows, DPO, and PyTorch peers.
+
+    python -m benchmarks.step [--dtype=float32] [--pairs=2] [--peers] [--curves] [--output=DIR]
+
+Prompts of 400 and completions of 40 tokens by default. All steps of a table are warmed up and then take
+turns; the table has medians and ratios. --peers also runs TRL's DPOTrainer and a six-row SRPO step in
+PyTorch (extra `bench`). --curves measures how the time grows with pairs, prompt and completion, on the
+first layers of the model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from benchmarks import common, workload
+from benchmarks.workload import Workload
+from srpo_jax import config as config_module
+from srpo_jax import objectives, step
+from srpo_jax.models import loading
+from srpo_jax.models.decoder import DecoderConfig
+from srpo_jax.objectives import Objective
+from srpo_jax.runtime import mesh as mesh_module
+
+HYPER = {"beta": 0.1, "alpha": 0.5}
+STEP = Callable[[], float]
+
+MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")
+PAIRS = flags.DEFINE_integer("pairs", 2, "pairs a step")
+PROMPT = flags.DEFINE_integer("prompt", 400, "tokens of a prompt")
+COMPLETION = flags.DEFINE_integer("completion", 40, "tokens of a completion, its end included")
+REMAT = flags.DEFINE_string("remat", "dots", "config.model.remat")
+RANK = flags.DEFINE_integer("rank", 0, "config.lora.rank; 0 trains all weights")
+LAYERS = flags.DEFINE_integer("layers", 0, "only so many of the model's layers; 0 for all")
+REPEATS = flags.DEFINE_integer("repeats", 5, "measured calls of each step")
+PEERS = flags.DEFINE_bool("peers", False, "also PyTorch's")
+CURVES = flags.DEFINE_bool("curves", False, "growth with pairs, prompt and completion instead")
+OUTPUT = flags.DEFINE_string("output", None, "folder for step.md, step.json and plots")
+
+VARIANTS = ("SRPO, trees", "SRPO, chained trees", "SRPO, six rows", "DPO, trees", "DPO, two rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The architecture as measured, and the weights {dotted name: array} all steps start from."""
+
+    config: DecoderConfig
+    weights: dict[str, np.ndarray]
+
+
+def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> Model:
+    config = config_module.default()
+    config.update({"model": {"source": source, "dtype": dtype, "remat": remat}})
+    config.lora.rank = rank
+    architecture = loading.decoder_config(config)
+    opened = loading.open_source(source)
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    read = opened.read_parameters
+    plain = dataclasses.replace(architecture, lora_rank=0, lora_targets=())
+    _, trained, _ = loading.create(plain, read() if read else None, mesh, 0)
+    flat = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(trained)}
+    if layers:
+        architecture = dataclasses.replace(architecture, layers=layers)
+        flat = {k: v[:layers] if k.startswith("blocks.") else v for k, v in flat.items()}
+    return Model(architecture, {name: np.asarray(v) for name, v in flat.items()})
+
+
+def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> STEP:
+    """A complete update (scores, loss, gradient, AdamW) on a fixed batch; returns the loss."""
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
+    config = config_module.default()
+    config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant"})
+    optimizer, _ = step.make_optimizer(config)
+    hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}
+    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    kept = [step.TrainState(trained, programs.init(trained))]
+    placed = mesh_module.host_to_global(mesh, batch)
+
+    def run() -> float:
+        kept[0], metrics = programs.train(kept[0], frozen, placed)
+        return float(metrics["loss"])  # waits for the step
+
+    return run
+
+
+def variant(name: str, model: Model, work: Workload) -> STEP:
+    """One of VARIANTS."""
+    method, layout = name.lower().split(", ")
+    objective = objectives.get(method)
+    if layout == "chained trees":
+        work = dataclasses.replace(work, template="chained")
+    if "rows" in layout:
+        batch = workload.separate_batch(work, objective.needs)
+        return our_step(model, workload.by_rows(method), batch)
+    return our_step(model, objective, workload.trees_batch(work, objective.needs))
+
+
+def compare(steps: dict[str, STEP], pairs: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each step: seconds, pairs a second, and how many times faster the first step is."""
+    seconds = common.interleaved(steps, repeats)
+    middle = common.medians(seconds)
+    ours = next(iter(middle.values()))
+    return [
+        {
+            "step": name,
+            "seconds": middle[name],
+            "fastest": min(seconds[name]),
+            "slowest": max(seconds[name]),
+            "pairs/s": pairs / middle[name],
+            "time / first": middle[name] / ours,
+        }
+        for name in steps
+    ]
+
+
+def curves(model: Model, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """How the time of a step grows with the pairs of a row, with the prompt and with the completion."""
+    base = Workload(2, 400, 40, vocabulary=model.config.vocab_size)
+    axes: dict[str, tuple[Sequence[int], Sequence[str]]] = {
+        "pairs": ((2, 4, 8, 16), VARIANTS[:1]),
+        "prompt": ((100, 200, 400, 1000, 2000, 4000), VARIANTS),
+        "completion": ((20, 40, 100, 200, 400), VARIANTS),
+    }
+    sections = {}
+    for axis, (values, names) in axes.items():
+        steps = {
+            f"{name} {value}": variant(name, model, dataclasses.replace(base, **{axis: value}))
+            for value in values
+            for name in names
+        }
+        middle = common.medians(common.interleaved(steps, repeats))
+        sections[axis] = [
+            {axis: value, **{name: middle[f"{name} {value}"] for name in names}} for value in values
+        ]
+    return sections
+
+
+def exponent(rows: Sequence[dict[str, Any]], axis: str, name: str) -> float:
+    """The slope of log time over log size, by least squares."""
+    size, seconds = (np.log([row[key] for row in rows]) for key in (axis, name))
+    return float(np.polyfit(size, seconds, 1)[0])
+
+
+def draw(sections: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Time against each axis, relative to the SRPO tree's time at its smallest size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(sections), figsize=(4.5 * len(sections), 3.6))
+    for plot, (axis, rows) in zip(axes, sections.items(), strict=True):
+        unit = rows[0][VARIANTS[0]]
+        for name in (n for n in VARIANTS if n in rows[0]):
+            sizes, times = [r[axis] for r in rows], [r[name] / unit for r in rows]
+            plot.plot(sizes, times, marker="o", label=name)
+        plot.set(xscale="log", yscale="log", xlabel=f"{axis} (tokens)" if axis != "pairs" else axis)
+    axes[0].set_ylabel(f"time of a step / {VARIANTS[0]} at the left")
+    axes[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(_: list[str]) -> None:
+    model = open_model(MODEL.value, DTYPE.value, REMAT.value, RANK.value, LAYERS.value)
+    if CURVES.value:
+        sections = curves(model, REPEATS.value)
+        slope = exponent(sections["pairs"], "pairs", VARIANTS[0])
+        sections["time ~ pairs ^ exponent"] = [{"exponent": slope}]
+        common.report("step_curves", OUTPUT.value, sections)
+        if OUTPUT.value:
+            draw({k: v for k, v in sections.items() if len(v) > 1}, Path(OUTPUT.value) / "step.png")
+        return
+    work = Workload(PAIRS.value, PROMPT.value, COMPLETION.value, vocabulary=model.config.vocab_size)
+    steps = {name: variant(name, model, work) for name in VARIANTS}
+    if PEERS.value:
+        from benchmarks import peers
+
+        steps |= peers.steps(model, work, HYPER)
+    title = f"{MODEL.value}, {DTYPE.value}, {json.dumps(dataclasses.asdict(work))}"
+    common.report(
+        f"step_{DTYPE.value}", OUTPUT.value, {title: compare(steps, work.pairs, REPEATS.value)}
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,322 @@
+"""Attention over prefix trees as TPU kernels: what `attention.attend` runs there.
+
+Flash attention (Dao et al., arXiv:2205.14135) over the block lists of the mask: the grid's last axis
+takes the blocks of a list in turn and is as long as the longest list of the batch; a shorter list repeats
+its last block, which is not fetched again, and computes nothing. Who sees whom within a block is computed
+in the kernel from the words of its slots. The backward pass is two kernels: one goes over the keys of a
+block of queries, the other over the queries of a block of keys, there with all matrices transposed, so
+that no product contracts over rows.
+
+Shapes: N blocks of b slots, G = H / K query heads a key head, whose rows stand one below the other.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from srpo_jax.models.attention import Logits, TreeMask, from_blocks, to_blocks
+
+Array = jax.Array
+LANES = 128
+NOTHING = -1e30  # below every logit; finite, so that differences are
+VMEM = 48 << 20  # bytes; v5e, v5p and v6e have 128 MiB, of which the compiler gives 16 unasked
+# Columns of the words of a query and of a key.
+TREE, ANCESTORS, BIT, POSITION, SLOT = range(5)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits) -> Array:
+    """See `attention.attend`."""
+    return _forward(query, key, value, mask, logits)[0]
+
+
+def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits):
+    queries, keys, values = (to_blocks(x, key.shape[2], mask) for x in (query, key, value))
+    height, size = queries.shape[-2:]
+    out, normaliser = _call(
+        functools.partial(_forward_kernel, logits=logits),
+        (mask.keys, mask.count),
+        mine=(_columns(mask), queries),
+        theirs=(_rows(mask), keys, values),
+        out=(((height, size), query.dtype), ((height, 1), jnp.float32)),
+        scratch=((height, LANES), (height, LANES), (height, size)),
+    )
+    out = from_blocks(out, query)
+    return out, (query, key, value, mask, out, normaliser)
+
+
+def _backward(logits: Logits, kept: tuple, cotangent: Array):
+    query, key, value, mask, out, normaliser = kept
+    cotangent = cotangent.astype(query.dtype)
+    queries, keys, values, pulls = (
+        to_blocks(x, key.shape[2], mask) for x in (query, key, value, cotangent)
+    )
+    # sum_c weight_c (d out / d weight_c) is out . cotangent, the same for all keys of a query.
+    common = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    common = to_blocks(common, key.shape[2], mask)
+    height, size = queries.shape[-2:]
+    (to_query,) = _call(
+        functools.partial(_query_kernel, logits=logits),
+        (mask.keys, mask.count),
+        mine=(_columns(mask), queries, pulls, normaliser, common),
+        theirs=(_rows(mask), keys, values),
+        out=(((height, size), query.dtype),),
+        scratch=((height, size),),
+    )
+    lying = lambda x: x.swapaxes(-1, -2)
+    to_key, to_value = _call(
+        functools.partial(_key_kernel, logits=logits),
+        (mask.queries, mask.query_count),
+        mine=(_columns(mask), keys, values),
+        theirs=(_rows(mask), queries, pulls, lying(normaliser), lying(common)),
+        out=(((mask.block, size), key.dtype), ((mask.block, size), value.dtype)),
+        scratch=((mask.block, size), (mask.block, size)),
+    )
+    gradients = ((to_query, query), (to_key, key), (to_value, value))
+    return *(from_blocks(x, like) for x, like in gradients), None
+
+
+attend.defvjp(_forward, _backward)
+
+
+def _forward_kernel(
+    list_, count, words, queries, their_words, keys, values, out, normaliser, *scratch, logits
+):
+    largest, total, sums = scratch
+
+    @pl.when(pl.program_id(3) == 0)
+    def _start():
+        largest[...] = jnp.full_like(largest, NOTHING)
+        total[...] = jnp.zeros_like(total)
+        sums[...] = jnp.zeros_like(sums)
+
+    @pl.when(_has_turn(count))
+    def _turn():
+        scores = _scores(_dot_t(queries[...], keys[...]), logits)
+        seen = _tall(_seen(words, their_words, logits), scores)
+        scores = jnp.where(seen, scores, NOTHING)
+        before = largest[:, :1]
+        higher = jnp.maximum(before, scores.max(axis=-1, keepdims=True))
+        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
+        shrink = jnp.exp(before - higher)
+        largest[...] = jnp.broadcast_to(higher, largest.shape)
+        added = total[:, :1] * shrink + weights.sum(axis=-1, keepdims=True)
+        total[...] = jnp.broadcast_to(added, total.shape)
+        sums[...] = sums[...] * shrink + _dot(weights.astype(values.dtype), values[...])
+
+    @pl.when(_last())
+    def _end():
+        summed = total[:, :1]
+        nothing = summed == 0.0
+        safe = jnp.where(nothing, 1.0, summed)
+        out[...] = (sums[...] / safe).astype(out.dtype)
+        # Where nothing is seen, this makes every weight of the backward pass zero.
+        normaliser[...] = jnp.where(nothing, -NOTHING, largest[:, :1] + jnp.log(safe))
+
+
+def _query_kernel(
+    list_,
+    count,
+    words,
+    queries,
+    pulls,
+    normaliser,
+    common,
+    their_words,
+    keys,
+    values,
+    to_query,
+    sums,
+    *,
+    logits,
+):
+    @pl.when(pl.program_id(3) == 0)
+    def _start():
+        sums[...] = jnp.zeros_like(sums)
+
+    @pl.when(_has_turn(count))
+    def _turn():
+        scores = _scores(_dot_t(queries[...], keys[...]), logits)
+        seen = _tall(_seen(words, their_words, logits), scores)
+        weights = jnp.where(seen, jnp.exp(scores - normaliser[...]), 0.0)
+        slope = weights * (_dot_t(pulls[...], values[...]) - common[...])
+        sums[...] += _dot(_through(slope, scores, logits).astype(keys.dtype), keys[...])
+
+    @pl.when(_last())
+    def _end():
+        to_query[...] = (sums[...] * logits.scale).astype(to_query.dtype)
+
+
+def _key_kernel(
+    list_,
+    count,
+    words,
+    keys,
+    values,
+    their_words,
+    queries,
+    pulls,
+    normaliser,
+    common,
+    to_key,
+    to_value,
+    key_sums,
+    value_sums,
+    *,
+    logits,
+):
+    @pl.when(pl.program_id(3) == 0)
+    def _start():
+        key_sums[...] = jnp.zeros_like(key_sums)
+        value_sums[...] = jnp.zeros_like(value_sums)
+
+    @pl.when(_has_turn(count))
+    def _turn():
+        scores = _scores(_dot_t(keys[...], queries[...]), logits)  # [b, G b]
+        seen = _seen_by(words, their_words, logits)
+        seen = jnp.concatenate([seen] * (scores.shape[1] // seen.shape[1]), axis=1) != 0
+        weights = jnp.where(seen, jnp.exp(scores - normaliser[...]), 0.0)
+        value_sums[...] += _dot(weights.astype(pulls.dtype), pulls[...])
+        slope = weights * (_dot_t(values[...], pulls[...]) - common[...])
+        key_sums[...] += _dot(_through(slope, scores, logits).astype(queries.dtype), queries[...])
+
+    @pl.when(_last())
+    def _end():
+        to_key[...] = (key_sums[...] * logits.scale).astype(to_key.dtype)
+        to_value[...] = value_sums[...].astype(to_value.dtype)
+
+
+def _has_turn(count) -> Array:
+    return pl.program_id(3) < count[pl.program_id(0), pl.program_id(2)]
+
+
+def _last() -> Array:
+    return pl.program_id(3) == pl.num_programs(3) - 1
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
+
+
+def _dot_t(a: Array, b: Array) -> Array:
+    """a b^T."""
+    contract = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
+
+
+def _scores(products: Array, logits: Logits) -> Array:
+    scores = products * logits.scale
+    if logits.softcap is not None:
+        scores = logits.softcap * jnp.tanh(scores / logits.softcap)
+    return scores
+
+
+def _through(slope: Array, scores: Array, logits: Logits) -> Array:
+    """The slope before the soft cap; the derivative of c tanh(s / c) in terms of its value."""
+    if logits.softcap is None:
+        return slope
+    return slope * (1 - (scores / logits.softcap) ** 2)
+
+
+def _seen(queries, keys, logits: Logits) -> Array:
+    """int32 [b, b], not 0 where a query (row; words as columns) sees a key (words as rows)."""
+    column = lambda word: queries[:, word : word + 1]
+    row = lambda word: keys[word : word + 1, :]
+    seen = (column(TREE) == row(TREE)) & (column(SLOT) >= row(SLOT))
+    if logits.window is not None:
+        seen &= column(POSITION) - row(POSITION) < logits.window
+    return jnp.where(seen, column(ANCESTORS) & row(BIT), 0)
+
+
+def _seen_by(keys, queries, logits: Logits) -> Array:
+    """The transpose of `_seen`: a key is a row, a query a column."""
+    column = lambda word: keys[:, word : word + 1]
+    row = lambda word: queries[word : word + 1, :]
+    seen = (column(TREE) == row(TREE)) & (row(SLOT) >= column(SLOT))
+    if logits.window is not None:
+        seen &= row(POSITION) - column(POSITION) < logits.window
+    return jnp.where(seen, row(ANCESTORS) & column(BIT), 0)
+
+
+def _tall(seen: Array, scores: Array) -> Array:
+    """The same for each of the G query heads, one below the other."""
+    return jnp.concatenate([seen] * (scores.shape[0] // seen.shape[0]), axis=0) != 0
+
+
+def _columns(mask: TreeMask) -> Array:
+    """The words of each slot as int32 [B, N, b, 5]."""
+    tree, node, ancestors, positions = mask.trees
+    # Padding, tree -1, has no ancestors: it sees nothing and is not seen.
+    words = jnp.stack(
+        [
+            tree,
+            jax.lax.bitcast_convert_type(ancestors, jnp.int32),
+            jax.lax.bitcast_convert_type(jnp.uint32(1) << node.astype(jnp.uint32), jnp.int32),
+            positions,
+            jnp.broadcast_to(jnp.arange(tree.shape[1], dtype=jnp.int32), tree.shape),
+        ],
+        axis=-1,
+    )
+    return words.reshape(tree.shape[0], -1, mask.block, words.shape[-1])
+
+
+def _rows(mask: TreeMask) -> Array:
+    """The same as [B, N, 5, b]."""
+    return _columns(mask).swapaxes(-1, -2)
+
+
+def _call(
+    kernel: Any,
+    lists: tuple[Array, Array],
+    *,
+    mine: Sequence[Array],
+    theirs: Sequence[Array],
+    out: Sequence[tuple[tuple[int, int], Any]],
+    scratch: Sequence[tuple[int, int]],
+) -> Sequence[Array]:
+    """Runs a kernel for every block of every row and key head, over the blocks of its list.
+
+    lists: [B, N, N] and how long each is [B, N]. mine: arrays [B, N, K, r, c], or [B, N, r, c] for all
+    heads, of which the kernel sees the block it works for; theirs: of which it sees the block whose turn
+    it is. out: shape and dtype of a block of each result [B, N, K, r, c].
+    """
+    batch, number = lists[1].shape
+    heads = next(x.shape[2] for x in mine if x.ndim == 5)
+
+    def own(b, h, i, m, order, count):
+        return b, i, h, 0, 0
+
+    def turn(b, h, i, m, order, count):
+        # Beyond the list its last block again: it is there already, and nothing is fetched.
+        last = jnp.maximum(count[b, i] - 1, 0)
+        return b, order[b, i, jnp.minimum(m, last)], h, 0, 0
+
+    def spec(x: Array, index: Any) -> pl.BlockSpec:
+        if x.ndim == 4:
+            shared = lambda *at: (*index(*at)[:2], 0, 0)
+            return pl.BlockSpec((None, None, *x.shape[2:]), shared)
+        return pl.BlockSpec((None, None, None, *x.shape[3:]), index)
+
+    return pl.pallas_call(
+        kernel,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=(batch, heads, number, jnp.maximum(lists[1].max(), 1)),
+            in_specs=[spec(x, own) for x in mine] + [spec(x, turn) for x in theirs],
+            out_specs=[pl.BlockSpec((None, None, None, *block), own) for block, _ in out],
+            scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, number, heads, *block), dtype) for block, dtype in out
+        ],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=VMEM,
+        ),
+        name=kernel.func.__name__.strip("_"),
+    )(*lists, *mine, *theirs)

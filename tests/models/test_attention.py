@@ -1,0 +1,271 @@
+"""Blockwise attention and the TPU kernel (interpreted) against the dense definition."""
+
+import contextlib
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from srpo_jax import prefix_tree
+from srpo_jax.errors import UserError
+from srpo_jax.models import attention
+from srpo_jax.models.attention import Trees
+from srpo_jax.runtime import mesh as mesh_module
+
+HEADS, KV_HEADS, SIZE = 4, 2, 16
+
+
+def random_tree(rng, sequences=6, length=40):
+    """Few symbols, so that sequences share beginnings of all lengths."""
+    shared = rng.integers(0, 3, length)
+    parts = []
+    for _ in range(sequences):
+        kept = rng.integers(1, length)
+        parts.append((shared[:kept], rng.integers(0, 3, rng.integers(2, length))))
+    return prefix_tree.build(parts)
+
+
+def random_rows(seed, rows=2, length=480, trees=2):
+    rng = np.random.default_rng(seed)
+    made = [[random_tree(rng) for _ in range(trees)] for _ in range(rows)]
+    packed = prefix_tree.stack([prefix_tree.pack(row, length, 2000) for row in made])
+    return Trees(packed.tree, packed.node, packed.ancestors, packed.positions)
+
+
+class Case(NamedTuple):
+    trees: Trees
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    cotangent: jax.Array
+
+
+def random_case(trees, dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, seed=0) -> Case:
+    batch, length = trees.tree.shape
+    keys = jax.random.split(jax.random.key(seed), 4)
+    query, key, value, cotangent = (
+        jax.random.normal(k, (batch, length, n, SIZE)).astype(dtype)
+        for k, n in zip(keys, (heads, kv_heads, kv_heads, heads), strict=True)
+    )
+    # Nobody reads what padding slots compute.
+    cotangent = cotangent * (trees.tree >= 0)[..., None, None].astype(dtype)
+    return Case(Trees(*map(jnp.asarray, trees)), query, key, value, cotangent)
+
+
+def run(case: Case, kind: str, block: int | None = None, **settings):
+    """The output on real slots and the three gradients, float32 numpy."""
+
+    def both(case: Case):
+        if kind == "dense":
+            mask = attention.dense_mask(case.trees, settings.pop("window", None))
+        else:
+            mask = attention.tree_mask(case.trees, kind=kind, block=block)
+        attend = lambda *x: attention.attend(*x, mask, **settings)
+        out, pull = jax.vjp(attend, case.query, case.key, case.value)
+        return out, *pull(case.cotangent)
+
+    interpreted = pltpu.force_tpu_interpret_mode() if kind == "pallas" else contextlib.nullcontext()
+    with interpreted:
+        results = jax.jit(both)(case)
+    real = np.asarray(case.trees.tree >= 0)[..., None, None]
+    return [np.where(real, np.asarray(x, np.float32), 0.0) for x in results]
+
+
+def assert_close(got, want, tolerance):
+    for name, a, b in zip(("out", "query", "key", "value"), got, want, strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max(), err_msg=name)
+
+
+KINDS = [("blockwise", 32), ("blockwise", 100), ("pallas", 32)]
+# Float32: sums in another order.
+TOLERANCE = 5e-6
+
+
+@pytest.mark.parametrize(("kind", "block"), KINDS)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"softcap": 2.0}, {"window": 9}, {"scale": 0.5, "softcap": 3.0, "window": 20}],
+    ids=["plain", "softcap", "window", "all"],
+)
+def test_forward_and_gradients_equal_the_dense_ones(kind, block, settings):
+    """Two trees a row, and padding of several whole blocks; 100 does not divide the row."""
+    case = random_case(random_rows(0))
+    assert_close(run(case, kind, block, **settings), run(case, "dense", **settings), TOLERANCE)
+
+
+@pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (3, 1)])
+def test_key_heads_with_one_or_all_query_heads(kind, block, heads, kv_heads):
+    case = random_case(random_rows(1, rows=1), heads=heads, kv_heads=kv_heads)
+    assert_close(run(case, kind, block), run(case, "dense"), TOLERANCE)
+
+
+@pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
+def test_bfloat16(kind, block):
+    """Weights and cotangents are rounded to 8 bits, in other places than the dense ones."""
+    case = random_case(random_rows(2, rows=1), jnp.bfloat16)
+    assert_close(run(case, kind, block), run(case, "dense"), 2e-2)
+
+
+@pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
+def test_blocks_that_no_one_sees_are_not_computed(kind, block):
+    """No number in the second tree's blocks reaches the first tree, not even as 0 * nan."""
+    rng = np.random.default_rng(3)
+    first, second = random_tree(rng), random_tree(rng)
+    start = -(-len(first.tokens) // block) * block
+    row = prefix_tree.pack([first], start, 2000)
+    other = prefix_tree.pack([second], 480 - start, 2000)
+    join = lambda a, b: np.concatenate([a, b])[None]
+    trees = Trees(
+        join(row.tree, np.where(other.tree == 0, 1, -1)),
+        *(join(getattr(row, f), getattr(other, f)) for f in ("node", "ancestors", "positions")),
+    )
+    case = random_case(trees)
+    want = run(case, kind, block)
+    spoilt = case._replace(
+        key=case.key.at[:, start:].set(jnp.nan), value=case.value.at[:, start:].set(jnp.nan)
+    )
+    got = run(spoilt, kind, block)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a[:, :start], b[:, :start])
+
+
+@pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
+def test_a_row_of_nothing_is_finite(kind, block):
+    trees = random_rows(4)
+    empty = Trees(np.full_like(trees.tree[1], -1), *(np.zeros_like(x[1]) for x in trees[1:]))
+    trees = Trees(*(np.stack([x[0], e]) for x, e in zip(trees, empty, strict=True)))
+    case = random_case(trees)
+    case = case._replace(cotangent=jnp.ones_like(case.query))
+    mask = attention.tree_mask(case.trees, kind=kind, block=block)
+    with pltpu.force_tpu_interpret_mode():
+        out, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *case[1:4])
+        gradients = pull(case.cotangent)
+    assert all(jnp.isfinite(x).all() for x in (out, *gradients))
+    assert all((x[1] == 0).all() for x in (out, *gradients))
+
+
+def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
+    trees, block = random_rows(5), 32
+    mask = attention.tree_mask(Trees(*map(jnp.asarray, trees)), kind="blockwise", block=block)
+    dense = np.asarray(attention.dense_mask(Trees(*map(jnp.asarray, trees))))
+    seen = dense.reshape(2, 15, block, 15, block).any((2, 4))
+    for row in range(2):
+        for i in range(15):
+            for listed, count, want in (
+                (mask.keys, mask.count, seen[row, i]),
+                (mask.queries, mask.query_count, seen[row, :, i]),
+            ):
+                assert list(listed[row, i, : count[row, i]]) == list(np.flatnonzero(want))
+    assert seen.sum() < 2 * 15 * 16 / 2, "some blocks of the lower triangle should be empty"
+
+
+def test_auto_takes_what_suits_the_row():
+    short, long = random_rows(6, length=480), random_rows(6, length=480)
+    short = Trees(*(x[:, : attention.DENSE_UP_TO] for x in short))
+    assert attention.tree_mask(short).shape == (2, attention.DENSE_UP_TO, attention.DENSE_UP_TO)
+    assert attention.tree_mask(long).kind == "blockwise"
+
+
+def test_unknown_kinds_and_windows_over_plain_masks_are_refused():
+    with pytest.raises(UserError, match=r"config\.model\.attention='flash' is none of auto, dense"):
+        attention.tree_mask(random_rows(7), kind="flash")
+    case = random_case(random_rows(7))
+    with pytest.raises(ValueError, match="a bool mask must hold it already"):
+        attention.attend(*case[1:4], attention.dense_mask(case.trees), window=3)
+
+
+@pytest.mark.parametrize("kind", ["blockwise", "pallas"])
+def test_a_mesh_changes_nothing(kind):
+    case = random_case(random_rows(8, rows=4))
+    mesh = mesh_module.make(fsdp=4, tensor=2)
+
+    def both(case):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            mask = attention.tree_mask(case.trees, kind=kind, block=32)
+            out, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *case[1:4])
+            return out, *pull(case.cotangent)
+
+    heads = mesh_module.sharding(mesh, ("batch", None, "heads", None))
+    placed = jax.device_put(case, Case(mesh_module.batch_sharding(mesh), *[heads] * 4))
+    with pltpu.force_tpu_interpret_mode():
+        got = jax.jit(both)(placed)
+        want = jax.jit(both)(case) if kind == "blockwise" else None
+    want = want or run(case, "dense")
+    real = np.asarray(case.trees.tree >= 0)[..., None, None]
+    assert_close(
+        [np.where(real, x, 0.0) for x in got], [np.where(real, x, 0.0) for x in want], 5e-6
+    )
+
+
+def test_memory_is_linear_in_the_row_length():
+    """Temporaries of forward and backward at twice the length: 2 times as large, where dense takes 4."""
+
+    def temporaries(length: int, kind: str) -> int:
+        word = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        bits = jax.ShapeDtypeStruct((1, length), jnp.uint32)
+        heads, kv_heads = (jax.ShapeDtypeStruct((1, length, n, SIZE), jnp.float32) for n in (4, 2))
+
+        def gradient(trees, *x):
+            mask = attention.tree_mask(trees, kind=kind)
+            return jax.grad(lambda *x: attention.attend(*x, mask).sum(), argnums=(0, 1, 2))(*x)
+
+        trees = Trees(word, word, bits, word)
+        lowered = jax.jit(gradient).lower(trees, heads, kv_heads, kv_heads)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4096, "blockwise") < 2.2 * temporaries(2048, "blockwise")
+    assert temporaries(4096, "dense") > 3.5 * temporaries(2048, "dense")
+
+
+COMPILE = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from srpo_jax.models import attention
+
+def compile(topology, length, heads, kv_heads, size, dtype, **settings):
+    chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    where = jax.sharding.SingleDeviceSharding(chip)
+    shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype, sharding=where)
+    word, bits = (shape(1, length, dtype=d) for d in (jnp.int32, jnp.uint32))
+
+    def both(trees, query, key, value, cotangent):
+        mask = attention.tree_mask(trees, kind="pallas")
+        attend = lambda *x: attention.attend(*x, mask, **settings)
+        out, pull = jax.vjp(attend, query, key, value)
+        return out, pull(cotangent)
+
+    query, key = shape(1, length, heads, size), shape(1, length, kv_heads, size)
+    traced = jax.jit(both).trace(attention.Trees(word, word, bits, word), query, key, key, query)
+    traced.lower(lowering_platforms=("tpu",)).compile()
+
+for topology in ("v5e:2x2", "v5:2x2x1", "v6e:2x2"):
+    compile(topology, 2880, 32, 8, 128, jnp.bfloat16)
+compile("v5e:2x2", 1000, 9, 3, 64, jnp.float32)
+compile("v5e:2x2", 2880, 8, 1, 256, jnp.bfloat16, softcap=50.0, window=1024)
+compile("v5e:2x2", 32768, 32, 8, 128, jnp.bfloat16)
+print("compiled")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: extra `plan`"
+)
+def test_the_kernels_compile_for_tpus():
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "TPU_SKIP_MDS_QUERY": "1",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", COMPILE], env=os.environ | settings, capture_output=True, text=True
+    )
+    assert result.stdout.strip().endswith("compiled"), result.stderr[-3000:]
