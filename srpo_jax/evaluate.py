@@ -108,6 +108,7 @@ def _revisions(
     sampling = revision.Sampling(**config.sampling)
     n_revisions = config.evaluate.revisions
     model: Decoder | None = None
+    spent = revision.Spent()
     results: dict[str, Texts] = {}
     for name, (docs, prompts) in chosen.items():
         path = workdir / "samples" / f"{method}-{name}.jsonl"
@@ -142,6 +143,7 @@ def _revisions(
                     seed=config.seed,
                     rows=range(len(docs))[part],
                     progress=progress,
+                    spent=spent,
                 )
                 for document, ys in zip(docs[part], ids, strict=True):
                     record = {
@@ -155,6 +157,8 @@ def _revisions(
         share = np.mean([record["cut"] for record in done])
         status(f"{method} on {name}: {share:.0%} cut off at {sampling.max_new_tokens} tokens")
         results[name] = [record["revisions"] for record in done]
+    if model is not None:
+        status(f"{method}: {spent}")
     return results
 
 

@@ -10,13 +10,13 @@ from flax import nnx
 
 from srpo_jax import revision
 from srpo_jax.errors import UserError
-from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import Sampling
 from srpo_jax.runtime import mesh as mesh_module
 
 CONFIG = DecoderConfig(
-    vocab_size=13,
+    vocab_size=14,
     width=32,
     layers=2,
     heads=4,
@@ -80,6 +80,57 @@ def test_greedy_equals_the_plain_loop_token_by_token(model, batch_size):
     assert len({tuple(y) for row in want for y in row}) > 5
 
 
+CHAINED = [
+    Prompt((3, 4, 5, 6), (3, 4, 5, 6), (9, 10)),
+    Prompt((3, 11, 12, 4, 5, 6, 6), (3, 11, 12, 4, 5, 6, 6), (9,)),
+    Prompt((8, 3), (8, 3), (9, 7, 9)),
+]
+
+
+def test_where_the_answer_continues_the_prompt_only_what_follows_it_is_read(model, monkeypatch):
+    widths = []
+    read = revision._read
+    spy = lambda *args, **settings: widths.append(args[4].shape[1]) or read(*args, **settings)
+    monkeypatch.setattr(revision, "_read", spy)
+    sampling = Sampling(max_new_tokens=6, batch_size=2)
+    got = revision.revise_ids(model, CHAINED, 3, sampling, eos=EOS)
+    want = [plain(model, prompt, 3, 6) for prompt in CHAINED]
+    assert got == want
+    assert any(y[0] for y in want), "some y_0 should be kept"
+    # The last token of y_0 and the three that ask for a better answer; later the whole answer as well.
+    assert widths[0] <= 4
+    assert widths[1] == widths[2] == 16
+
+
+def test_one_set_of_programs_serves_any_number_of_revisions(model):
+    sampling = Sampling(max_new_tokens=6, batch_size=8)
+    programs = (revision._read_prompt, revision._read, revision._write)
+    revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+    compiled = [program._cache_size() for program in programs]
+    five = revision.revise_ids(model, PROMPTS, 5, sampling, eos=EOS)
+    assert [program._cache_size() for program in programs] == compiled
+    one = revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+    assert [row[:2] for row in five] == one, "later revisions must not change the earlier ones"
+
+
+def test_prompts_are_read_with_the_attention_of_the_config(model):
+    graphdef, state = nnx.split(model)
+    blockwise = nnx.merge(graphdef, state)
+    config = dataclasses.replace(CONFIG, attention="blockwise")
+    blockwise.config = config
+    sampling = Sampling(max_new_tokens=4)
+    got = revision.revise_ids(blockwise, PROMPTS, 1, sampling, eos=EOS)
+    assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+
+
+def test_the_time_taken_is_told_apart(model):
+    spent = revision.Spent()
+    revision.revise_ids(model, PROMPTS[:2], 1, Sampling(max_new_tokens=4), eos=EOS, spent=spent)
+    assert spent.reading > 0
+    assert spent.writing > 0
+    assert str(revision.Spent(1.0, 3.0)) == "25% of 4 s reading prompts, 75% writing"
+
+
 def test_no_revisions_is_plain_sampling(model):
     got = revision.revise_ids(model, PROMPTS[:2], 0, Sampling(max_new_tokens=4), eos=EOS)
     assert got == [plain(model, prompt, 0, 4) for prompt in PROMPTS[:2]]
@@ -124,10 +175,25 @@ def test_settings_out_of_range_are_refused(bad):
         Sampling(**bad)
 
 
-def test_a_mesh_changes_nothing(model):
+@pytest.mark.parametrize("layout", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
+def test_a_mesh_changes_nothing(model, layout):
     graphdef, state = nnx.split(model)
-    mesh = mesh_module.make(fsdp=4, devices=jax.devices()[:4])
+    mesh = mesh_module.make(**layout, devices=jax.devices()[:4])
     sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
     sampling = Sampling(max_new_tokens=4, temperature=1.0, batch_size=8)
     got = revision.revise_ids(nnx.merge(graphdef, sharded), PROMPTS, 1, sampling, eos=EOS)
     assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_the_cache_is_split_over_rows_and_heads(unrolled):
+    mesh = mesh_module.make(fsdp=2, tensor=2, devices=jax.devices()[:4])
+
+    def make():
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return Cache.zeros(CONFIG, 4, 16, unrolled)
+
+    with jax.set_mesh(mesh):
+        cache = jax.jit(make)()
+    for part in jax.tree.leaves(cache):
+        assert part.addressable_shards[0].data.shape[-4:] == (2, 16, 1, 8)

@@ -75,12 +75,38 @@ class Cache:
     ) -> "Cache":
         shape = (batch, slots, config.kv_heads, config.head_dim)
 
+        axes = ("batch", None, "kv_heads", None)
+
         def make() -> Any:
             if unrolled:
-                return [jnp.zeros(shape, config.dtype) for _ in range(config.layers)]
-            return jnp.zeros((config.layers, *shape), config.dtype)
+                empty = jnp.zeros(shape, config.dtype)
+                return [mesh_module.constrain(empty, axes) for _ in range(config.layers)]
+            stacked = jnp.zeros((config.layers, *shape), config.dtype)
+            return mesh_module.constrain(stacked, ("layers", *axes))
 
         return cls(make(), make())
+
+    def write(self, key: Array, value: Array, layer: Array | None, slot: Array | int) -> "Cache":
+        """With [B, S, K, Hd] in slots from `slot` on, of a layer of the stack or (None) of one alone.
+
+        Only the new slots are written, in place; a layer's cache that goes through the scan's outputs
+        would be moved whole at each decoded token.
+        """
+        start: tuple = (0, slot, 0, 0)
+        if layer is not None:
+            start, key, value = (layer, *start), key[None], value[None]
+        update = jax.lax.dynamic_update_slice
+        return Cache(update(self.keys, key, start), update(self.values, value, start))
+
+    def first(self, slots: int, layer: Array | None) -> tuple[Array, Array]:
+        """Keys and values [B, slots, K, Hd] of the first slots of a layer."""
+
+        def take(x: Array) -> Array:
+            if layer is not None:
+                x = jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+            return x[:, :slots]
+
+        return take(self.keys), take(self.values)
 
 
 class RMSNorm(nnx.Module):
@@ -140,20 +166,9 @@ class Attention(nnx.Module):
         key = rotary(self.key(x, adapter), positions, theta)
         value = self.value(x, adapter)
         if cache is not None:
-            # Only the new slots are written, in place; a layer's cache that goes through the scan's
-            # outputs would be moved whole at each decoded token.
-            if layer is None:
-                start: tuple = (0, slot, 0, 0)
-            else:
-                start, key, value = (layer, 0, slot, 0, 0), key[None], value[None]
-            cache = Cache(
-                jax.lax.dynamic_update_slice(cache.keys, key, start),
-                jax.lax.dynamic_update_slice(cache.values, value, start),
-            )
-            key, value = cache.keys, cache.values
-            if layer is not None:
-                key = jax.lax.dynamic_index_in_dim(key, layer, keepdims=False)
-                value = jax.lax.dynamic_index_in_dim(value, layer, keepdims=False)
+            cache = cache.write(key, value, layer, slot)
+            if not isinstance(mask, TreeMask):
+                key, value = cache.first(mask.shape[-1], layer)
         return self.output(attend(query, key, value, mask), adapter), cache
 
 
@@ -243,13 +258,15 @@ class Decoder(nnx.Module):
         self,
         tokens: Array,
         positions: Array,
-        mask: Array,
+        mask: Array | TreeMask,
         cache: Cache,
         slot: Array | int,
         layers: list[nnx.State] | None = None,
     ) -> tuple[Array, Cache]:
-        """Reads S more tokens into cache slots slot … slot+S-1; mask is [B, S, C].
+        """Reads S more tokens into cache slots slot … slot+S-1.
 
+        mask: bool [B, S, C'], which of the cache's first C' slots a token sees (those just written are
+        among them); or a TreeMask, under which the tokens see one another alone.
         layers: from `unrolled_layers`, with a cache made for them; else the layers are scanned.
         Returns hidden states [B, S, D] and the cache with those slots overwritten.
         """

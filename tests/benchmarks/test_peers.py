@@ -95,9 +95,7 @@ def our_losses(start, objective, reference, hyper):
     config = config_module.default()
     config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": 0})
     config.optimizer.schedule = "constant"
-    steps = step.make(
-        graphdef, trained, step.make_optimizer(config)[0], objective, hyper, mesh
-    )
+    steps = step.make(graphdef, trained, step.make_optimizer(config)[0], objective, hyper, mesh)
     batch = workload.trees_batch(WORK, objective.needs)
     pair = batch["rows"].pair
     for i, name in enumerate(objective.needs):
@@ -152,9 +150,7 @@ def test_trl_takes_our_dpo_steps(start, weights, scores, precompute_reference):
     from benchmarks.peers_trl import trl_dpo
 
     pairs = WORK.sequences(DPO.needs)
-    peer = trl_dpo(
-        weights, CONFIG, pairs, beta=0.1, precompute_reference=precompute_reference
-    )
+    peer = trl_dpo(weights, CONFIG, pairs, beta=0.1, precompute_reference=precompute_reference)
     expected = our_losses(start, DPO, scores[:, :2], {"beta": 0.1})
     first, *later = [peer.step() for _ in range(STEPS)]
     np.testing.assert_allclose(first, expected[0], rtol=1e-4)

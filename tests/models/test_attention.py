@@ -166,7 +166,9 @@ def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
                 (mask.queries, mask.query_count, seen[row, :, i]),
             ):
                 assert list(listed[row, i, : count[row, i]]) == list(np.flatnonzero(want))
-    assert seen.sum() < 2 * blocks * (blocks + 1) / 2, "some blocks of the lower triangle should be empty"
+    assert seen.sum() < 2 * blocks * (blocks + 1) / 2, (
+        "some blocks of the lower triangle should be empty"
+    )
 
 
 def test_auto_takes_what_suits_the_row():
