@@ -25,8 +25,7 @@ from absl import app, flags
 
 from benchmarks import common, workload
 from benchmarks import step as step_benchmark
-from benchmarks.step import Model
-from benchmarks.workload import Workload
+from benchmarks.workload import Model, Workload
 from srpo_jax import config as config_module
 from srpo_jax import objectives, step
 from srpo_jax.errors import UserError
@@ -177,7 +176,7 @@ def main(_: list[str]) -> None:
         rows = [{"step": name, **measure_apart(name)} for name in names()]
         common.report(f"memory_{dtype}", output, {"Memory of a step (GiB)": rows})
         return
-    model = step_benchmark.open_model(source, dtype, *computed)
+    model = workload.open_model(source, dtype, *computed)
     work = Workload(pairs, prompt, completion, vocabulary=model.config.vocab_size)
     if ONLY.value:
         print(json.dumps(measure(ONLY.value, model, work)))

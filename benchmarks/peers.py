@@ -2,15 +2,15 @@
 
 Every peer starts from the weights it is given, in float32, and computes products in the config's dtype
 (bfloat16: under autocast), as ours does; AdamW, the clipping and the learning rate are ours too. What makes
-them fast on a CPU is on: all cores, fused attention (SDPA), fused AdamW, padding to the longest row only, no
-gradient checkpointing.
+them fast on a CPU is on: all cores, fused attention (SDPA), fused AdamW, padding to the longest row only,
+no gradient checkpointing.
 """
 
 import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,9 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from benchmarks.workload import Workload
+from benchmarks.workload import Model, Workload
 from srpo_jax import objectives
 from srpo_jax.models.decoder import DecoderConfig
-
-if TYPE_CHECKING:
-    from benchmarks.step import Model
 
 # (prompt ids, completion ids), one for each score name of a pair: what Workload.sequences gives.
 Scored = tuple[Sequence[int], Sequence[int]]
@@ -55,7 +52,7 @@ class Peer:
 
 
 class PaddedRows(NamedTuple):
-    """R sequences as rows of S tokens, padded on the right; int64 [R, S], labels IGNORED but on completions."""
+    """R sequences as rows of S tokens, padded on the right, int64 [R, S]; labels: of completions, or IGNORED."""
 
     tokens: Tensor
     attention_mask: Tensor
@@ -63,7 +60,7 @@ class PaddedRows(NamedTuple):
 
 
 def steps(
-    model: "Model", work: Workload, hyper: Mapping[str, float]
+    model: Model, work: Workload, hyper: Mapping[str, float]
 ) -> dict[str, Callable[[], float]]:
     """All peers on the pairs of `work`, {name: step}; SRPO's stored reference scores are zeros, as ours."""
     from benchmarks.peers_trl import trl_dpo

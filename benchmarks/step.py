@@ -17,14 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app, flags
-from flax import nnx
 
 from benchmarks import common, workload
-from benchmarks.workload import Workload
+from benchmarks.workload import Model, Workload, open_model
 from srpo_jax import config as config_module
 from srpo_jax import objectives, step
 from srpo_jax.models import loading
-from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -45,31 +43,6 @@ CURVES = flags.DEFINE_bool("curves", False, "growth with pairs, prompt and compl
 OUTPUT = flags.DEFINE_string("output", None, "folder for step.md, step.json and plots")
 
 VARIANTS = ("SRPO, trees", "SRPO, chained trees", "SRPO, six rows", "DPO, trees", "DPO, two rows")
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The architecture as measured, and the weights {dotted name: array} all steps start from."""
-
-    config: DecoderConfig
-    weights: dict[str, np.ndarray]
-
-
-def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> Model:
-    config = config_module.default()
-    config.update({"model": {"source": source, "dtype": dtype, "remat": remat}})
-    config.lora.rank = rank
-    architecture = loading.decoder_config(config)
-    opened = loading.open_source(source)
-    mesh = mesh_module.make(devices=jax.devices()[:1])
-    read = opened.read_parameters
-    plain = dataclasses.replace(architecture, lora_rank=0, lora_targets=())
-    _, trained, _ = loading.create(plain, read() if read else None, mesh, 0)
-    flat = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(trained)}
-    if layers:
-        architecture = dataclasses.replace(architecture, layers=layers)
-        flat = {k: v[:layers] if k.startswith("blocks.") else v for k, v in flat.items()}
-    return Model(architecture, {name: np.asarray(v) for name, v in flat.items()})
 
 
 def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> STEP:

@@ -1,6 +1,6 @@
 """What a train step costs on TPUs that are not here: the real step, compiled by the real TPU compiler.
 
-    python -m benchmarks.tpu [--topology=v5e-64,v5p-64,v6e-64] [--layers=32] [--output=DIR]
+    python -m benchmarks.tpu [--topology=v5e-64,v5p-64,v6e-64] [--layers=32] [--only=REGEX] [--output=DIR]
 
 A decoder of Llama 3.1 8B's shape on 64 chips: all axes of the mesh to fsdp, full rematerialisation,
 products in bfloat16, parameters and AdamW in float32; prompts of 400 and completions of 40 tokens,
@@ -45,6 +45,7 @@ from srpo_jax.runtime.program import run_program
 
 TOPOLOGY = flags.DEFINE_list("topology", ["v5e-64", "v5p-64", "v6e-64"], "which chips, of CHIPS")
 LAYERS = flags.DEFINE_integer("layers", 32, "of the decoder")
+ONLY = flags.DEFINE_string("only", "", "only steps whose group and name match this pattern")
 OUTPUT = flags.DEFINE_string("output", None, "folder for tpu.md and tpu.json")
 
 HYPER = {"beta": 0.1, "alpha": 0.5}
@@ -227,6 +228,7 @@ def read_schedule(text: str) -> Schedule:
         if loop is not None and start > loop and not any(start < at < end for at, _ in spans)
     ]
     if loop is None or len(whens) != 3:
+        Path("/tmp/bad_schedule.txt").write_text(text)
         raise ValueError(f"not the schedule of an attention kernel: {len(whens)} conditional parts")
     start, turn, end = (to - at for at, to in whens)
     return Schedule(back - loop - start - turn - end, start, turn, end)
@@ -380,13 +382,18 @@ def main(_: list[str]) -> None:
         for group, variants in GROUPS.items():
             estimates = {}
             for name, variant in variants.items():
+                if not re.search(ONLY.value, f"{group}: {name}"):
+                    continue
                 began = time.perf_counter()
                 estimates[name] = one = estimate(variant, architecture, chip)
                 spent = time.perf_counter() - began
-                print(f"{topology}, {group}, {name}: {spent:.0f} s", *one.warnings, file=sys.stderr)
+                row = table({name: one}, chip)[0]
+                print(f"{topology}, {group}: {row}, {spent:.0f} s", *one.warnings, file=sys.stderr)
                 kernels += [{"pairs": group, "step": name} | kernel for kernel in one.kernels]
-            sections[f"{topology}, {group}"] = table(estimates, chip)
-        sections[f"{topology}, attention kernels: bundles of their parts"] = kernels
+            if estimates:
+                sections[f"{topology}, {group}"] = table(estimates, chip)
+        if kernels:
+            sections[f"{topology}, attention kernels: bundles of their parts"] = kernels
     common.report("tpu", OUTPUT.value, sections)
 
 

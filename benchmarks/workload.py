@@ -1,4 +1,4 @@
-"""Synthetic preference pairs of exact lengths, laid out as prefix trees or as separate rows."""
+"""What is measured: a model, and synthetic pairs of exact lengths as prefix trees or as separate rows."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,13 +7,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
+from srpo_jax import config as config_module
 from srpo_jax import objectives, prefix_tree, prompts
 from srpo_jax.data import pipeline
 from srpo_jax.data.packing import RowShape
+from srpo_jax.models import loading
+from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.objectives import Objective
 from srpo_jax.prefix_tree import Tree
 from srpo_jax.prompts import Prompt
+from srpo_jax.runtime import mesh as mesh_module
 
 EOS = 2
 
@@ -52,6 +57,32 @@ class Workload:
     def sequences(self, names: Sequence[str]) -> list[list[tuple[Any, Any]]]:
         """For each pair (prompt ids, completion ids with end of sequence) of each score name."""
         return [prompts.sequences(p, w, l, names, EOS) for p, w, l in self.prompts()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The architecture as measured, and the weights {dotted name: array} all steps start from."""
+
+    config: DecoderConfig
+    weights: dict[str, np.ndarray]
+
+
+def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> Model:
+    """As config.model and config.lora.rank would; layers > 0: only so many of them."""
+    config = config_module.default()
+    config.update({"model": {"source": source, "dtype": dtype, "remat": remat}})
+    config.lora.rank = rank
+    architecture = loading.decoder_config(config)
+    opened = loading.open_source(source)
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    read = opened.read_parameters
+    plain = dataclasses.replace(architecture, lora_rank=0, lora_targets=())
+    _, trained, _ = loading.create(plain, read() if read else None, mesh, 0)
+    flat = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(trained)}
+    if layers:
+        architecture = dataclasses.replace(architecture, layers=layers)
+        flat = {k: v[:layers] if k.startswith("blocks.") else v for k, v in flat.items()}
+    return Model(architecture, {name: np.asarray(v) for name, v in flat.items()})
 
 
 def trees_batch(work: Workload, names: tuple[str, ...], rows: int = 1) -> dict[str, Any]:

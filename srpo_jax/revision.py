@@ -1,19 +1,19 @@
 """N-step self-revision: y_0 ~ pi(. | x), y_{k+1} ~ pi+(. | y_k, x), reading each token once.
 
-(arXiv:2406.01660, section 4.) The cache of a row of the batch has three parts, the same for all rows:
+(arXiv:2406.01660, section 4.) The cache of a row of the batch has two parts, the same for all rows, and
+beside it one for the completion being written:
 
-    | direct prompt   | what an improve prompt has beyond it | completion being written |
-      read once         read at each revision                  one slot a token
+    | direct prompt   | what an improve prompt has beyond it |     | completion |
+      read once         read at each revision                        one slot a token
 
 An improve prompt sees as much of the first part as it begins with. Each part is as wide as its longest
 row; which slots hold something is told by the mask, and where a token stands by its position, so the
 holes in between are never seen. Where the improve prompt begins with the direct prompt and the answer
-(the chained template), y_0 is written into the second part, and the first revision reads only what
-follows it.
+(the chained template), y_0 is kept in the second part, and the first revision reads only what follows it.
 
 Three jitted programs serve any number of revisions: one reads prompts, one reads on, one writes.
 
-Shapes: B rows, P slots of direct prompt, M slots beyond, G new tokens, C = P + M + G, N revisions.
+Shapes: B rows, P slots of direct prompt, M slots beyond, C = P + M, G new tokens, N revisions.
 """
 
 import contextlib
@@ -29,41 +29,19 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from srpo_jax import sampling as sampling_module
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.models.attention import Trees, tree_mask
 from srpo_jax.models.decoder import Cache, Decoder
 from srpo_jax.prompts import Prompt
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.sampling import Sampling
 
 Array = jax.Array
 Result = TypeVar("Result")
-# The parts are padded to multiples of these, so that few programs are compiled.
-ROUND_PROMPT, ROUND_REST = 128, 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """temperature 0 is greedy. top_p: sample from the likeliest tokens that hold this probability.
-
-    batch_size rows are decoded at a time; results do not depend on it. Raises UserError for values
-    out of range.
-    """
-
-    max_new_tokens: int = 32
-    temperature: float = 0.0
-    top_p: float = 1.0
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        for key, good, wanted in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or positive"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-        ):
-            if not good:
-                raise UserError(f"config.sampling.{key}={getattr(self, key)} must be {wanted}")
+# The parts are as wide as a multiple of this, longer ones of more: see `_width`.
+ROUND = 8
 
 
 class Progress(Protocol):
@@ -158,12 +136,11 @@ def _revise_batch(
 ) -> list[list[list[int]]]:
     """[revision][row][token]; keys: one a row."""
     new = programs.max_new_tokens
-    tokens, lengths = _padded([p.direct for p in prompts], ROUND_PROMPT)
+    tokens, lengths = _padded([p.direct for p in prompts])
     width = tokens.shape[1]
-    # The second part has room for any completion shown, and begins behind the direct prompt.
-    beyond = _rounded(max(len(p.improve(())) - p.shared for p in prompts) + new, ROUND_REST)
-    last_part = width + beyond
-    slots = np.arange(last_part + new)
+    # The second part has room for any completion shown.
+    beyond = _width(max(len(p.improve(())) - p.shared for p in prompts) + new)
+    slots = np.arange(width + beyond)
     chained = n_revisions > 0 and all(p.before == p.direct for p in prompts)
 
     def within(start: int, lengths: np.ndarray) -> np.ndarray:
@@ -171,10 +148,9 @@ def _revise_batch(
         return (slots >= start) & (slots < start + lengths[:, None])
 
     logits, cache = programs.read_prompt(tokens, lengths, len(slots))
-    holds = within(0, lengths)
-    ys, cache = programs.write(
-        cache, logits, keys, 0, lengths, holds, width if chained else last_part
-    )
+    ys, answer = programs.write(cache, logits, keys, 0, lengths, within(0, lengths))
+    if chained:
+        cache = _keep(cache, answer, width)
     written = [ys]
     for revision in range(1, n_revisions + 1):
         improve = [p.improve(y) for p, y in zip(prompts, ys, strict=True)]
@@ -185,14 +161,14 @@ def _revise_batch(
             begun = np.array([len(p.direct) for p in prompts])
             holds = within(0, begun) | within(width, known)
             rest, first = _rest(improve, begun + known), width + new - 1
-            tokens, counts = _padded(rest, 1)
+            tokens, counts = _padded(rest, max(map(len, rest)))
         else:
             shared = np.array([p.shared for p in prompts])
             holds, first = within(0, shared), width
             tokens, counts = _padded(_rest(improve, shared), beyond)
         logits, cache = programs.read(cache, tokens, counts, lengths - counts, holds, first)
         holds |= within(first, counts)
-        ys, cache = programs.write(cache, logits, keys, revision, lengths, holds, last_part)
+        ys, _ = programs.write(cache, logits, keys, revision, lengths, holds)
         written.append(ys)
     return written
 
@@ -256,17 +232,19 @@ class _Programs:
         revision: int,
         positions: np.ndarray,
         holds: np.ndarray,
-        slot: int,
     ) -> tuple[list[list[int]], Cache]:
-        """A completion of each row, without end of sequence; see `read`. `revision` chooses the stream."""
+        """A completion of each row, without end of sequence, and its own cache of G slots; see `read`.
+
+        `revision` chooses the random stream.
+        """
         began = time.perf_counter()
         keys, positions, holds = self._placed((keys, positions, holds))
-        place = jnp.int32(revision), positions, holds, jnp.int32(slot)
         sampling = dataclasses.replace(self.sampling, batch_size=1)  # compile nothing anew for it
         settings = {"sampling": sampling, "eos": self.eos, "mesh": self.mesh}
-        tokens, cache = _write(*self._model, cache, logits, keys, *place, **settings)
-        tokens = self._timed(np.asarray(tokens), "writing", began)
-        return [[int(t) for t in row[: np.sum(row != self.eos)]] for row in tokens], cache
+        given = (cache, logits, keys, jnp.int32(revision), positions, holds)
+        written, own = _write(*self._model, *given, **settings)
+        tokens = self._timed(np.asarray(written), "writing", began)
+        return [[int(t) for t in row[: np.sum(row != self.eos)]] for row in tokens], own
 
     @property
     def _model(self) -> tuple[Any, ...]:
@@ -334,7 +312,7 @@ class _Writing(NamedTuple):
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos", "mesh"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("sampling", "eos", "mesh"))
 def _write(
     graphdef,
     state,
@@ -345,39 +323,49 @@ def _write(
     revision,
     start,
     holds,
-    slot,
     *,
     sampling: Sampling,
     eos: int,
     mesh,
 ):
-    """-> int32 [B, G], filled up with end of sequence, and the cache."""
+    """-> int32 [B, G], filled up with end of sequence, and their cache (but for the last one's slot)."""
     model: Decoder = nnx.merge(graphdef, state)
     new = sampling.max_new_tokens
-    sample = functools.partial(_sample, temperature=sampling.temperature, top_p=sampling.top_p)
+    sample = functools.partial(sampling_module.sample, sampling=sampling)
     streams = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, revision), new))(key)
     streams = streams.swapaxes(0, 1)
-    slots = jnp.arange(holds.shape[1])
 
     def unfinished(w: _Writing) -> Array:
         return (w.written < new) & ~w.done.all()
 
     def write(w: _Writing) -> _Writing:
-        token = jax.lax.dynamic_slice_in_dim(w.tokens, w.written - 1, 1, axis=1)
-        at = slot + w.written - 1
-        mask = (holds | ((slots >= slot) & (slots <= at)))[:, None]
-        positions = (start + w.written - 1)[:, None]
-        hidden, cache = model.extend(token, positions, mask, w.cache, at, layers)
+        last = w.written - 1
+        token = jax.lax.dynamic_slice_in_dim(w.tokens, last, 1, axis=1)
+        own = jnp.broadcast_to(jnp.arange(new) <= last, w.tokens.shape)
+        mask = jnp.concatenate([holds, own], axis=1)[:, None]
+        positions = (start + last)[:, None]
+        hidden, own_cache = model.extend(token, positions, mask, w.cache, last, layers, cache)
         token = jnp.where(w.done, eos, sample(model.logits(hidden[:, 0]), streams[w.written]))
         tokens = jax.lax.dynamic_update_slice_in_dim(w.tokens, token[:, None], w.written, axis=1)
-        return _Writing(w.written + 1, tokens, w.done | (token == eos), cache)
+        return _Writing(w.written + 1, tokens, w.done | (token == eos), own_cache)
 
     with _on(mesh):
         token = sample(logits, streams[0])
         tokens = jnp.full((len(token), new), eos, jnp.int32).at[:, 0].set(token)
-        start_of_loop = _Writing(jnp.int32(1), tokens, token == eos, cache)
-        end = jax.lax.while_loop(unfinished, write, start_of_loop)
+        own_cache = Cache.zeros(model.config, len(token), new, layers is not None)
+        begun = _Writing(jnp.int32(1), tokens, token == eos, own_cache)
+        end = jax.lax.while_loop(unfinished, write, begun)
     return end.tokens, end.cache
+
+
+@functools.partial(jax.jit, static_argnames="slot", donate_argnames="cache")
+def _keep(cache: Cache, part: Cache, slot: int) -> Cache:
+    """The cache with a completion's own in the slots from `slot` on."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    return Cache(
+        jax.tree.map(lambda x, new: put(x, new, slot, axis=-1), cache.keys, part.keys),
+        jax.tree.map(lambda x, new: put(x, new, slot, axis=-2), cache.values, part.values),
+    )
 
 
 def _on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
@@ -389,35 +377,6 @@ def _on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def _last(hidden: Array, lengths: Array) -> Array:
     """[B, D] of the last token of each row of [B, S, D]."""
     return jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
-
-
-def _sample(logits: Array, keys: Array, temperature: float, top_p: float) -> Array:
-    """One token a row from float32 logits [B, V] with a key a row."""
-    if temperature == 0:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / temperature
-    if top_p < 1:
-        logits = jnp.where(logits >= _nucleus(logits, top_p)[:, None], logits, -jnp.inf)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
-
-
-def _nucleus(logits: Array, top_p: float) -> Array:
-    """[B]: the largest threshold such that the tokens at or above it hold probability top_p.
-
-    By bisection: sorting a vocabulary costs more than the model on some backends. 40 halvings leave
-    less than float32 can tell apart.
-    """
-    probabilities = jax.nn.softmax(logits, axis=-1)
-    high = logits.max(axis=-1)
-
-    def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low + high) / 2
-        held = jnp.sum(jnp.where(logits >= middle[:, None], probabilities, 0.0), axis=-1)
-        enough = held >= top_p
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    return jax.lax.fori_loop(0, 40, halve, (logits.min(axis=-1), high))[0]
 
 
 def _check_lengths(prompts: Sequence[Prompt], sampling: Sampling, limit: int) -> None:
@@ -435,12 +394,19 @@ def _rest(rows: Sequence[Sequence[int]], starts: np.ndarray) -> list[Sequence[in
     return [row[start:] for row, start in zip(rows, starts, strict=True)]
 
 
-def _padded(rows: Sequence[Sequence[int]], multiple: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [B, width], padded on the right, and the lengths int32 [B]."""
-    ids = np.zeros((len(rows), _rounded(max(map(len, rows)), multiple)), np.int32)
+def _padded(
+    rows: Sequence[Sequence[int]], width: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B, width], padded on the right, and the lengths int32 [B]; by default a `_width`."""
+    ids = np.zeros((len(rows), width or _width(max(map(len, rows)))), np.int32)
     for places, row in zip(ids, rows, strict=True):
         places[: len(row)] = row
     return ids, np.array([len(row) for row in rows], np.int32)
+
+
+def _width(length: int) -> int:
+    """The next of 16 widths to each power of two: few programs, and little of them padding."""
+    return _rounded(length, max(ROUND, 2 ** (length.bit_length() - 5)))
 
 
 def _rounded(length: int, multiple: int) -> int:

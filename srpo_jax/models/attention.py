@@ -11,11 +11,13 @@ cost alone.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from srpo_jax.errors import UserError
 from srpo_jax.models.product import einsum
@@ -141,19 +143,44 @@ def attend(
     return _on_mesh(program)(query, key, value, mask)
 
 
+def attend_cached(
+    query: Array,
+    parts: Sequence[tuple[Array, Array]],
+    mask: Array,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """`attend` with a cache's keys [B, K, Hd, C] and values [B, K, C, Hd] under a bool mask [B, S, C].
+
+    parts: of the cache; C counts the slots of all.
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = parts[0][0].shape[1]
+    grouped = query.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, kv_heads, -1, head_dim)  # a key head's queries: one product
+    logits = [einsum("bkqd,bkdc->bkqc", grouped, keys, "float32") for keys, _ in parts]
+    joined = jnp.concatenate(logits, -1) * (head_dim**-0.5 if scale is None else scale)
+    if softcap is not None:
+        joined = softcap * jnp.tanh(joined / softcap)
+    seen = jnp.tile(mask, (1, heads // kv_heads, 1))[:, None]
+    joined = jnp.where(seen, joined, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(joined, axis=-1).astype(parts[0][1].dtype)
+    ends = np.cumsum([values.shape[2] for _, values in parts])[:-1]
+    out = sum(
+        einsum("bkqc,bkcd->bkqd", weight, values, "float32")
+        for weight, (_, values) in zip(jnp.split(weights, ends, -1), parts, strict=True)
+    )
+    out = jnp.asarray(out, query.dtype).reshape(batch, kv_heads, -1, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
 def dense(
     query: Array, key: Array, value: Array, mask: Array, scale: float, softcap: float | None
 ) -> Array:
     """The definition that the others are tested against; see `attend`."""
-    batch, length, heads, head_dim = query.shape
-    grouped = query.reshape(batch, length, key.shape[2], -1, head_dim)
-    logits = einsum("bskgd,bckd->bkgsc", grouped, key, "float32") * scale
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
-    logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    out = einsum("bkgsc,bckd->bskgd", weights, value, query.dtype.name)
-    return out.reshape(batch, length, heads, head_dim)
+    keys, values = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+    return attend_cached(query, [(keys, values)], mask, scale=scale, softcap=softcap)
 
 
 def to_blocks(x: Array, heads: int, mask: TreeMask) -> Array:

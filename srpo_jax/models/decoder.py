@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from srpo_jax.models.attention import TreeMask, attend
+from srpo_jax.models.attention import TreeMask, attend, attend_cached
 from srpo_jax.models.lora import Projection
 from srpo_jax.models.product import einsum
 from srpo_jax.runtime import mesh as mesh_module
@@ -61,9 +61,9 @@ class DecoderConfig:
 class Cache:
     """Keys and values of the tokens read so far, keys already rotated, in the compute dtype.
 
-    keys, values: one array [L, B, C, K, Hd] for scanned layers, or a list of L arrays [B, C, K, Hd] for
-    unrolled ones. Which slots hold something is the caller's knowledge, and reaches the model as the
-    attention mask.
+    keys [B, K, Hd, C] and values [B, K, C, Hd], as the products of a decoding step want them: one array
+    with L in front for scanned layers, or a list of L arrays for unrolled ones. Which slots hold something
+    is the caller's knowledge, and reaches the model as the attention mask.
     """
 
     keys: Any
@@ -73,18 +73,17 @@ class Cache:
     def zeros(
         cls, config: DecoderConfig, batch: int, slots: int, unrolled: bool = False
     ) -> "Cache":
-        shape = (batch, slots, config.kv_heads, config.head_dim)
+        kv_heads, size = config.kv_heads, config.head_dim
 
-        axes = ("batch", None, "kv_heads", None)
-
-        def make() -> Any:
+        def make(*shape: int) -> Any:
+            axes = ("batch", "kv_heads", None, None)
             if unrolled:
                 empty = jnp.zeros(shape, config.dtype)
                 return [mesh_module.constrain(empty, axes) for _ in range(config.layers)]
             stacked = jnp.zeros((config.layers, *shape), config.dtype)
             return mesh_module.constrain(stacked, ("layers", *axes))
 
-        return cls(make(), make())
+        return cls(make(batch, kv_heads, size, slots), make(batch, kv_heads, slots, size))
 
     def write(self, key: Array, value: Array, layer: Array | None, slot: Array | int) -> "Cache":
         """With [B, S, K, Hd] in slots from `slot` on, of a layer of the stack or (None) of one alone.
@@ -92,21 +91,23 @@ class Cache:
         Only the new slots are written, in place; a layer's cache that goes through the scan's outputs
         would be moved whole at each decoded token.
         """
-        start: tuple = (0, slot, 0, 0)
+        key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+        key_at: tuple = (0, 0, 0, slot)
+        value_at: tuple = (0, 0, slot, 0)
         if layer is not None:
-            start, key, value = (layer, *start), key[None], value[None]
+            key_at, value_at = (layer, *key_at), (layer, *value_at)
+            key, value = key[None], value[None]
         update = jax.lax.dynamic_update_slice
-        return Cache(update(self.keys, key, start), update(self.values, value, start))
+        return Cache(update(self.keys, key, key_at), update(self.values, value, value_at))
 
-    def first(self, slots: int, layer: Array | None) -> tuple[Array, Array]:
-        """Keys and values [B, slots, K, Hd] of the first slots of a layer."""
-
-        def take(x: Array) -> Array:
-            if layer is not None:
-                x = jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-            return x[:, :slots]
-
-        return take(self.keys), take(self.values)
+    def first(self, slots: int | None, layer: Array | None) -> tuple[Array, Array]:
+        """Keys [B, K, Hd, slots] and values [B, K, slots, Hd] of the first slots of a layer; None: all."""
+        keys, values = self.keys, self.values
+        if layer is not None:
+            keys, values = (
+                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values)
+            )
+        return keys[..., :slots], values[:, :, :slots]
 
 
 class RMSNorm(nnx.Module):
@@ -156,10 +157,11 @@ class Attention(nnx.Module):
         x: Array,
         positions: Array,
         mask: Array | TreeMask,
-        cache: Cache | None,
-        layer: Array | None,
-        slot: Array | int,
         adapter: bool,
+        cache: Cache | None = None,
+        before: Cache | None = None,
+        layer: Array | None = None,
+        slot: Array | int = 0,
     ) -> tuple[Array, Cache | None]:
         theta = self.config.rope_theta
         query = rotary(self.query(x, adapter), positions, theta)
@@ -167,9 +169,13 @@ class Attention(nnx.Module):
         value = self.value(x, adapter)
         if cache is not None:
             cache = cache.write(key, value, layer, slot)
-            if not isinstance(mask, TreeMask):
-                key, value = cache.first(mask.shape[-1], layer)
-        return self.output(attend(query, key, value, mask), adapter), cache
+        if cache is None or isinstance(mask, TreeMask):
+            attended = attend(query, key, value, mask)
+        else:
+            read = [] if before is None else [before.first(None, layer)]
+            slots = mask.shape[-1] - sum(keys.shape[-1] for keys, _ in read)
+            attended = attend_cached(query, [*read, cache.first(slots, layer)], mask)
+        return self.output(attended, adapter), cache
 
 
 class MLP(nnx.Module):
@@ -192,10 +198,8 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x, positions, mask, cache, layer, slot, adapter):
-        attended, cache = self.attention(
-            self.attention_norm(x), positions, mask, cache, layer, slot, adapter
-        )
+    def __call__(self, x, positions, mask, adapter, *cached):
+        attended, cache = self.attention(self.attention_norm(x), positions, mask, adapter, *cached)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x), adapter), cache
 
@@ -242,7 +246,7 @@ class Decoder(nnx.Module):
 
         def step(x: Array, state: nnx.State) -> tuple[Array, None]:
             block = nnx.merge(graphdef, state)
-            x = block(x, positions, mask, None, None, 0, adapter)[0]
+            x, _ = block(x, positions, mask, adapter)
             # Weights come to the tokens, not the other way round.
             return mesh_module.constrain(x, ("batch", None, None)), None
 
@@ -262,11 +266,14 @@ class Decoder(nnx.Module):
         cache: Cache,
         slot: Array | int,
         layers: list[nnx.State] | None = None,
+        before: Cache | None = None,
     ) -> tuple[Array, Cache]:
         """Reads S more tokens into cache slots slot … slot+S-1.
 
-        mask: bool [B, S, C'], which of the cache's first C' slots a token sees (those just written are
-        among them); or a TreeMask, under which the tokens see one another alone.
+        mask: bool [B, S, C'], which of the first C' slots a token sees, of `before` and then of the cache
+        (those just written are among them); or a TreeMask, under which the tokens see one another alone.
+        before: slots that are seen and stay as they are. In a decoding loop, only what changes should go
+        around.
         layers: from `unrolled_layers`, with a cache made for them; else the layers are scanned.
         Returns hidden states [B, S, D] and the cache with those slots overwritten.
         """
@@ -277,15 +284,19 @@ class Decoder(nnx.Module):
             def step(carry, inputs):
                 state, layer = inputs
                 block = nnx.merge(graphdef, state)
-                return block(carry[0], positions, mask, carry[1], layer, slot, True), None
+                x, cache = carry
+                return block(x, positions, mask, True, cache, before, layer, slot), None
 
             numbers = jnp.arange(self.config.layers)
             (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, numbers))
             return self.final_norm(x), cache
         keys, values = [], []
-        for state, key, value in zip(layers, cache.keys, cache.values, strict=True):
+        for i, state in enumerate(layers):
             block = nnx.merge(graphdef, state)
-            x, new = block(x, positions, mask, Cache(key, value), None, slot, True)
+            own, seen = (
+                None if c is None else Cache(c.keys[i], c.values[i]) for c in (cache, before)
+            )
+            x, new = block(x, positions, mask, True, own, seen, None, slot)
             keys.append(new.keys)
             values.append(new.values)
         return self.final_norm(x), Cache(keys, values)

@@ -1,0 +1,215 @@
+"""N revisions of the same prompts: reading each prompt once, against reading it again, and `transformers`.
+
+    python -m benchmarks.revision [--dtype=float32] [--rows=16] [--peers] [--curves] [--output=DIR]
+
+By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
+40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
+decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
+--curves shows the time over the number of revisions and the prompt's length. --quick is a small try.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app, flags
+from flax import nnx
+
+from benchmarks import common
+from benchmarks.workload import Model, Workload, open_model
+from srpo_jax import revision
+from srpo_jax.models import loading
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision import Sampling, Spent
+from srpo_jax.runtime import mesh as mesh_module
+
+MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of products and caches")
+ROWS = flags.DEFINE_integer("rows", 16, "prompts, all in one batch")
+PROMPT = flags.DEFINE_integer("prompt", 400, "tokens of a prompt")
+NEW = flags.DEFINE_integer("new", 40, "tokens of a completion")
+REVISIONS = flags.DEFINE_integer("revisions", 5, "N")
+REPEATS = flags.DEFINE_integer("repeats", 3, "measured calls of each")
+PEERS = flags.DEFINE_bool("peers", False, "also transformers.generate")
+CURVES = flags.DEFINE_bool("curves", False, "growth with revisions and prompt length instead")
+QUICK = flags.DEFINE_bool("quick", False, "two layers, short prompts: is everything in order?")
+OUTPUT = flags.DEFINE_string("output", None, "folder for revision.md, revision.json and plots")
+
+NO_END = -1  # an end of sequence that no model writes
+OURS, CHAINED, AGAIN = "read once", "read once, chained", "read again"
+GENERATE = "transformers.generate"
+
+
+@dataclasses.dataclass
+class Writer:
+    """write(spent) -> [row][revision][token]; what the last call wrote, and the time it took apart."""
+
+    write: Callable[[Spent], list[list[list[int]]]]
+    written: Any = None
+    spent: Spent = dataclasses.field(default_factory=Spent)
+
+    def __call__(self) -> None:
+        self.spent = Spent()
+        self.written = self.write(self.spent)
+
+
+def open_decoder(model: Model) -> Decoder:
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    return nnx.merge(*loading.create(model.config, model.weights, mesh, 0))
+
+
+class Forgetful(Prompt):
+    """A prompt of which nothing is remembered: each improve prompt is read from its first token."""
+
+    @property
+    def shared(self) -> int:
+        return 0
+
+
+def ours(decoder: Decoder, prompts: Sequence[Prompt], revisions: int, new: int) -> Writer:
+    sampling = Sampling(max_new_tokens=new, batch_size=len(prompts))
+    write = functools.partial(revision.revise_ids, decoder, prompts, revisions, sampling)
+    return Writer(lambda spent: write(eos=NO_END, spent=spent))
+
+
+def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) -> Writer:
+    """`transformers.generate` on each prompt in turn, its own cache within each generation."""
+    import torch
+    import transformers
+
+    from benchmarks import peers
+
+    dtype = getattr(torch, model.config.dtype)
+    network = peers.torch_model(model.weights, model.config).to(dtype).eval()
+    settings = transformers.GenerationConfig(
+        max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
+
+    def complete(rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        longest = max(map(len, rows))
+        ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
+        there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        with torch.inference_mode():
+            out = network.generate(ids, attention_mask=there, generation_config=settings)
+        return out[:, longest:].tolist()
+
+    def write(_: Spent) -> list[list[list[int]]]:
+        written = [complete([prompt.direct for prompt in prompts])]
+        for _ in range(revisions):
+            shown = [p.improve(y) for p, y in zip(prompts, written[-1], strict=True)]
+            written.append(complete(shown))
+        return [list(row) for row in zip(*written, strict=True)]
+
+    return Writer(write)
+
+
+def writers(model: Model, work: Workload, revisions: int, peers: bool) -> dict[str, Writer]:
+    """Everyone who writes revisions of the same prompts."""
+    decoder = open_decoder(model)
+    # A completion's end counts with it in training; here all of its tokens are written.
+    prompts = [prompt for prompt, _, _ in work.prompts()]
+    chained = [p for p, _, _ in dataclasses.replace(work, template="chained").prompts()]
+    again = [Forgetful(p.direct, p.before, p.after) for p in prompts]
+    known = {
+        OURS: ours(decoder, prompts, revisions, work.completion),
+        CHAINED: ours(decoder, chained, revisions, work.completion),
+        AGAIN: ours(decoder, again, revisions, work.completion),
+    }
+    if peers:
+        known[GENERATE] = generate(model, prompts, revisions, work.completion)
+    return known
+
+
+def agreement(a: Sequence[Any], b: Sequence[Any]) -> float:
+    """The share of tokens two writers have in common: below 1 where rounding decided between two tokens."""
+    return float(np.mean(np.array(a) == np.array(b)))
+
+
+def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
+    """A row for each: seconds, share of time in prefill, how many times longer than the first."""
+    seconds = common.interleaved(steps, repeats)
+    middle = common.medians(seconds)
+    rows = []
+    for name, writer in steps.items():
+        known = writer.spent.reading + writer.spent.writing
+        rows.append(
+            {
+                "revision": name,
+                "seconds": middle[name],
+                "fastest": min(seconds[name]),
+                "slowest": max(seconds[name]),
+                "prefill, %": 100 * writer.spent.reading / known if known else "",
+                "time / first": middle[name] / middle[OURS],
+                "same tokens as the first": agreement(writer.written, steps[OURS].written),
+            }
+        )
+    return rows
+
+
+def curves(
+    model: Model, work: Workload, revisions: int, repeats: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Time of a batch by number of revisions and by length of prompt."""
+    axes: dict[str, Sequence[int]] = {
+        "revisions": range(0, 11, 2),
+        "prompt": (100, 200, 400, 1000, 2000, 4000),
+    }
+    sections = {}
+    for axis, values in axes.items():
+        sections[axis] = []
+        for value in values:
+            n = value if axis == "revisions" else revisions
+            sized = dataclasses.replace(work, prompt=value) if axis == "prompt" else work
+            steps = writers(model, sized, n, peers=False)
+            middle = common.medians(common.interleaved(steps, repeats))
+            sections[axis].append({axis: value, **middle})
+    return sections
+
+
+def draw(sections: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(sections), figsize=(4.5 * len(sections), 3.6))
+    for plot, (axis, rows) in zip(axes, sections.items(), strict=True):
+        for name in (n for n in rows[0] if n != axis):
+            plot.plot([r[axis] for r in rows], [r[name] for r in rows], "o-", label=name)
+        plot.set(xlabel=axis if axis == "revisions" else f"{axis} (tokens)", ylim=(0, None))
+    axes[0].set_ylabel("seconds of a batch")
+    axes[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def main(_: list[str]) -> None:
+    quick = QUICK.value
+    model = open_model(MODEL.value, DTYPE.value, "none", rank=0, layers=2 if quick else 0)
+    work = Workload(
+        2 if quick else ROWS.value,
+        20 if quick else PROMPT.value,
+        4 if quick else NEW.value,
+        vocabulary=model.config.vocab_size,
+    )
+    if CURVES.value:
+        sections = curves(model, work, REVISIONS.value, REPEATS.value)
+        common.report(f"revision_curves_{DTYPE.value}", OUTPUT.value, sections)
+        if OUTPUT.value:
+            draw(sections, Path(OUTPUT.value) / "revision.png")
+        return
+    steps = writers(model, work, REVISIONS.value, PEERS.value)
+    title = (
+        f"{MODEL.value}, {DTYPE.value}, {work.pairs} rows, prompts of {work.prompt}, {work.completion} "
+        f"new tokens, {REVISIONS.value} revisions"
+    )
+    common.report(f"revision_{DTYPE.value}", OUTPUT.value, {title: compare(steps, REPEATS.value)})
+
+
+if __name__ == "__main__":
+    app.run(main)
