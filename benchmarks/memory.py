@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks import common, workload
+from benchmarks import common, steps, workload
 from benchmarks import step as step_benchmark
 from benchmarks.workload import Model, Workload
 from srpo_jax import config as config_module
@@ -75,12 +75,12 @@ def _status(key: str) -> int:
 
 def measure(name: str, model: Model, work: Workload) -> dict[str, float]:
     """The second step's memory in GiB, of one of `names()`."""
-    if name in step_benchmark.VARIANTS:
-        run = step_benchmark.variant(name, model, work)
+    if name in steps.VARIANTS:
+        run = steps.variant(name, model, work)
     else:
         from benchmarks import peers
 
-        run = peers.makers(model, work, step_benchmark.HYPER)[name]().step
+        run = peers.make(name, model, work, steps.HYPER)
     model.weights.clear()  # each step has its own copy by now
     run()
     before, most = peak(run)
@@ -103,7 +103,7 @@ def compiled_memory(model: Model, batch: dict[str, Any]) -> Any:
     graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
     optimizer, _ = step.make_optimizer(config_module.default())
     objective = objectives.get("srpo")
-    programs = step.make(graphdef, trained, optimizer, objective, step_benchmark.HYPER, mesh)
+    programs = step.make(graphdef, trained, optimizer, objective, steps.HYPER, mesh)
     state = step.TrainState(trained, jax.eval_shape(programs.init, trained))
     return programs.train.lower(state, frozen, batch).compile().memory_analysis()
 
@@ -163,10 +163,10 @@ def draw(rows: Sequence[dict[str, float]], path: Path) -> None:
 def names() -> list[str]:
     """The steps to be measured."""
     if not step_benchmark.PEERS.value:
-        return list(step_benchmark.VARIANTS)
+        return list(steps.VARIANTS)
     from benchmarks import peers
 
-    return [*step_benchmark.VARIANTS, *peers.NAMES]
+    return [*steps.VARIANTS, *peers.NAMES]
 
 
 def main(_: list[str]) -> None:

@@ -6,7 +6,6 @@ them fast on a CPU is on: all cores, fused attention (SDPA), fused AdamW, paddin
 no gradient checkpointing.
 """
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -43,38 +42,42 @@ LAYER = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Peer:
-    """step(): one complete update (forward, backward, AdamW) on the peer's batch; returns the loss."""
-
-    name: str
-    step: Callable[[], float]
-
-
 class PaddedRows(NamedTuple):
-    """R sequences as rows of S tokens, padded on the right, int64 [R, S]; labels: of completions, or IGNORED."""
+    """R sequences as rows of S tokens, padded on the right, int64 [R, S].
+
+    labels: the completions' tokens, IGNORED elsewhere.
+    """
 
     tokens: Tensor
     attention_mask: Tensor
     labels: Tensor
 
 
-def steps(
-    model: Model, work: Workload, hyper: Mapping[str, float]
-) -> dict[str, Callable[[], float]]:
-    """All peers on the pairs of `work`, {name: step}; SRPO's stored reference scores are zeros, as ours."""
-    from benchmarks.peers_trl import trl_dpo
+NAMES = (
+    "SRPO, six rows, PyTorch",
+    "SRPO, six rows, PyTorch, completions projected",
+    "DPO, TRL, reference stored",
+    "DPO, TRL, reference computed",
+)
 
-    weights, config = model.weights, model.config
-    srpo, dpo = (work.sequences(objectives.get(name).needs) for name in ("srpo", "dpo"))
-    reference = np.zeros((len(srpo), 6), np.float32)
-    peers = [
-        torch_six_rows(weights, config, srpo, reference, **hyper),
-        torch_six_rows(weights, config, srpo, reference, **hyper, project_all=False),
-        trl_dpo(weights, config, dpo, beta=hyper["beta"], precompute_reference=True),
-        trl_dpo(weights, config, dpo, beta=hyper["beta"], precompute_reference=False),
-    ]
-    return {peer.name: peer.step for peer in peers}
+
+def make(
+    name: str, model: Model, work: Workload, hyper: Mapping[str, float]
+) -> Callable[[], float]:
+    """The step of one of NAMES on the pairs of `work`; SRPO's stored reference is zeros, as ours."""
+    method, *_, what = name.split(", ")
+    pairs = work.sequences(objectives.get(method.lower()).needs)
+    if method == "DPO":
+        from benchmarks.peers_trl import trl_dpo
+
+        stored = what == "reference stored"
+        return trl_dpo(
+            model.weights, model.config, pairs, beta=hyper["beta"], precompute_reference=stored
+        )
+    reference = np.zeros((len(pairs), 6), np.float32)
+    return torch_six_rows(
+        model.weights, model.config, pairs, reference, **hyper, project_all=what == "PyTorch"
+    )
 
 
 def torch_six_rows(
@@ -87,8 +90,8 @@ def torch_six_rows(
     alpha: float,
     project_all: bool = True,
     checkpointing: bool = False,
-) -> Peer:
-    """SRPO with the six sequences of each pair in six padded rows.
+) -> Callable[[], float]:
+    """A step (forward, backward, AdamW; returns the loss) of SRPO, a pair's six sequences in padded rows.
 
     pairs: the sequences in the order of objectives.get("srpo").needs. reference: their stored scores,
     float32 [B, 6]. project_all: every position of every row is projected to the vocabulary, as is usual;
@@ -113,8 +116,7 @@ def torch_six_rows(
         optimizer.zero_grad()
         return loss.item()
 
-    projected = "all positions" if project_all else "completions"
-    return Peer(f"SRPO, six rows, PyTorch, {projected} projected", step)
+    return step
 
 
 def srpo_loss(scores: Tensor, reference: Tensor, beta: float, alpha: float) -> Tensor:

@@ -9,7 +9,7 @@ import transformers
 import trl
 
 from benchmarks import workload
-from benchmarks.peers import ADAMW, CLIP_NORM, Peer, Scored, Weights, lora_config, torch_model
+from benchmarks.peers import ADAMW, CLIP_NORM, Scored, Weights, lora_config, torch_model
 from srpo_jax.models.decoder import DecoderConfig
 
 
@@ -21,8 +21,8 @@ def trl_dpo(
     beta: float,
     precompute_reference: bool,
     checkpointing: bool = False,
-) -> Peer:
-    """DPO of `pairs` (each the sequences of w and l, which end in workload.EOS) as one batch.
+) -> Callable[[], float]:
+    """A step of DPO on `pairs` (each the sequences of w and l, which end in workload.EOS) as one batch.
 
     precompute_reference: the reference's scores are stored before training, as ours are; otherwise TRL's
     default: a second model, or with config.lora_rank > 0 the base, is run in every step.
@@ -30,8 +30,7 @@ def trl_dpo(
     On CPUs TRL projects every position of a row to the vocabulary, in parts; on GPUs completions only.
     """
     trainer = make_trainer(weights, config, pairs, beta, precompute_reference, checkpointing)
-    reference = "stored" if precompute_reference else "computed"
-    return Peer(f"DPO, TRL, reference {reference}", stepper(trainer))
+    return stepper(trainer)
 
 
 def stepper(trainer: trl.DPOTrainer) -> Callable[[], float]:

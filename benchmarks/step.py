@@ -10,24 +10,16 @@ first layers of the model.
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import app, flags
 
-from benchmarks import common, workload
+from benchmarks import common
+from benchmarks.steps import HYPER, VARIANTS, Step, variant
 from benchmarks.workload import Model, Workload, open_model
-from srpo_jax import config as config_module
-from srpo_jax import objectives, step
-from srpo_jax.models import loading
-from srpo_jax.objectives import Objective
-from srpo_jax.runtime import mesh as mesh_module
-
-HYPER = {"beta": 0.1, "alpha": 0.5}
-STEP = Callable[[], float]
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")
@@ -42,41 +34,8 @@ PEERS = flags.DEFINE_bool("peers", False, "also PyTorch's")
 CURVES = flags.DEFINE_bool("curves", False, "growth with pairs, prompt and completion instead")
 OUTPUT = flags.DEFINE_string("output", None, "folder for step.md, step.json and plots")
 
-VARIANTS = ("SRPO, trees", "SRPO, chained trees", "SRPO, six rows", "DPO, trees", "DPO, two rows")
 
-
-def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> STEP:
-    """A complete update (scores, loss, gradient, AdamW) on a fixed batch; returns the loss."""
-    mesh = mesh_module.make(devices=jax.devices()[:1])
-    graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
-    config = config_module.default()
-    config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant"})
-    optimizer, _ = step.make_optimizer(config)
-    hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}
-    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
-    kept = [step.TrainState(trained, programs.init(trained))]
-    placed = mesh_module.host_to_global(mesh, batch)
-
-    def run() -> float:
-        kept[0], metrics = programs.train(kept[0], frozen, placed)
-        return float(metrics["loss"])  # waits for the step
-
-    return run
-
-
-def variant(name: str, model: Model, work: Workload) -> STEP:
-    """One of VARIANTS."""
-    method, layout = name.lower().split(", ")
-    objective = objectives.get(method)
-    if layout == "chained trees":
-        work = dataclasses.replace(work, template="chained")
-    if "rows" in layout:
-        batch = workload.separate_batch(work, objective.needs)
-        return our_step(model, workload.by_rows(method), batch)
-    return our_step(model, objective, workload.trees_batch(work, objective.needs))
-
-
-def compare(steps: dict[str, STEP], pairs: int, repeats: int) -> list[dict[str, Any]]:
+def compare(steps: dict[str, Step], pairs: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each step: seconds, pairs a second, and how many times faster the first step is."""
     seconds = common.interleaved(steps, repeats)
     middle = common.medians(seconds)
@@ -157,7 +116,7 @@ def main(_: list[str]) -> None:
     if PEERS.value:
         from benchmarks import peers
 
-        steps |= peers.steps(model, work, HYPER)
+        steps |= {name: peers.make(name, model, work, HYPER) for name in peers.NAMES}
     title = f"{MODEL.value}, {DTYPE.value}, {json.dumps(dataclasses.asdict(work))}"
     common.report(
         f"step_{DTYPE.value}", OUTPUT.value, {title: compare(steps, work.pairs, REPEATS.value)}

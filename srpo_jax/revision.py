@@ -41,7 +41,7 @@ from srpo_jax.sampling import Sampling
 Array = jax.Array
 Result = TypeVar("Result")
 # The parts are as wide as a multiple of this, longer ones of more: see `_width`.
-ROUND = 8
+ROUND = 4
 
 
 class Progress(Protocol):

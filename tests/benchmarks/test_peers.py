@@ -138,7 +138,7 @@ def test_six_rows_take_our_steps(start, weights, reference):
     pairs = WORK.sequences(SRPO.needs)
     peer = peers.torch_six_rows(weights, CONFIG, pairs, reference, **HYPER)
     expected = our_losses(start, SRPO, reference, HYPER)
-    first, *later = [peer.step() for _ in range(STEPS)]
+    first, *later = [peer() for _ in range(STEPS)]
     np.testing.assert_allclose(first, expected[0], rtol=1e-4)
     np.testing.assert_allclose(later, expected[1:], rtol=LATER)
 
@@ -152,7 +152,7 @@ def test_trl_takes_our_dpo_steps(start, weights, scores, precompute_reference):
     pairs = WORK.sequences(DPO.needs)
     peer = trl_dpo(weights, CONFIG, pairs, beta=0.1, precompute_reference=precompute_reference)
     expected = our_losses(start, DPO, scores[:, :2], {"beta": 0.1})
-    first, *later = [peer.step() for _ in range(STEPS)]
+    first, *later = [peer() for _ in range(STEPS)]
     np.testing.assert_allclose(first, expected[0], rtol=1e-4)
     np.testing.assert_allclose(later, expected[1:], rtol=LATER)
 
