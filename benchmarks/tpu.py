@@ -228,7 +228,6 @@ def read_schedule(text: str) -> Schedule:
         if loop is not None and start > loop and not any(start < at < end for at, _ in spans)
     ]
     if loop is None or len(whens) != 3:
-        Path("/tmp/bad_schedule.txt").write_text(text)
         raise ValueError(f"not the schedule of an attention kernel: {len(whens)} conditional parts")
     start, turn, end = (to - at for at, to in whens)
     return Schedule(back - loop - start - turn - end, start, turn, end)
@@ -246,10 +245,10 @@ def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray]:
 def kernel_cycles(schedule: Schedule, visits: np.ndarray, heads: int, cores: int = 1) -> float:
     """Cycles of one call on the chip with most to do.
 
-    visits: int [chips, rows, N], turns of each block. The grid is heads x rows x N x the most turns.
+    visits: int [chips, rows, N], turns of each block. The grid is rows x heads x the most turns of a row.
     """
     _, rows, blocks = visits.shape
-    steps = rows * blocks * visits.max((1, 2)) * schedule.step
+    steps = rows * np.maximum(visits, 1).sum(2).max(1) * schedule.step
     turns = visits.sum((1, 2)) * schedule.turn
     once = rows * blocks * (schedule.start + schedule.end)
     return heads * float((steps + turns + once).max()) / cores

@@ -13,7 +13,7 @@ from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.losses import DIRECT_SCORES, IMPROVE_SCORES
 from srpo_jax.models import loading
-from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.prompts import TEMPLATES, Renderer
 from srpo_jax.revision import Sampling
 
@@ -44,29 +44,57 @@ def renderer(request, tokenizer):
     return Renderer(request.param, tokenizer)
 
 
-def fed(batch, shown):
-    """What `revise` feeds the model in each row: under the direct, and under the improve prompt.
+class Recorder:
+    """Stands in for a model in `revise`: a cache of token ids, and completions that are given.
 
-    shown: the completions [y, …] in ids, as the decoding loop holds them.
+    contexts: for each completion written, the ids that each row sees before it.
     """
-    inputs = revision._arrays(batch, jax.random.split(jax.random.key(0), len(batch)))
-    width = max(map(len, shown)) + 2  # the loop's buffer is wider than most completions
-    y = np.full((len(shown), width), 2, np.int32)
-    for row, ids in zip(y, shown, strict=True):
-        row[: len(ids)] = ids
-    size = inputs.before.shape[1] + width + inputs.after.shape[1]
-    lengths = jnp.array([len(ids) for ids in shown])
-    rest, rest_lengths = revision._improve(inputs, jnp.array(y), lengths, size)
 
-    def rows(part, part_lengths):
-        return [
-            (*np.array(a[:n]).tolist(), *np.array(b[:m]).tolist())
-            for a, n, b, m in zip(
-                inputs.shared, inputs.shared_length, part, part_lengths, strict=True
-            )
-        ]
+    def __init__(self, shown):
+        self.shown, self.contexts = shown, []
+        self.max_new_tokens = max(map(len, shown)) + 2  # wider than most completions
 
-    return rows(inputs.direct, inputs.direct_length), rows(rest, rest_lengths)
+    def read_prompt(self, tokens, lengths, slots):
+        return None, self.cache(np.pad(tokens, ((0, 0), (0, slots - tokens.shape[1]))))
+
+    def read(self, cache, tokens, counts, positions, holds, slot):
+        ids = self.ids(cache)
+        assert (positions == holds.sum(1)).all()
+        ids[:, slot : slot + tokens.shape[1]] = tokens
+        return None, self.cache(ids)
+
+    def write(self, cache, logits, keys, revision, positions, holds):
+        ids = self.ids(cache)
+        self.contexts.append(
+            [tuple(row[seen].tolist()) for row, seen in zip(ids, holds, strict=True)]
+        )
+        assert list(positions) == [len(context) for context in self.contexts[-1]]
+        own = np.full((len(self.shown), self.max_new_tokens), 2)
+        for row, y in zip(own, self.shown, strict=True):
+            row[: max(len(y) - 1, 0)] = y[:-1]  # the last one has been written, not read
+        return self.shown, self.cache(own)
+
+    @staticmethod
+    def cache(ids):
+        ids = jnp.array(ids, jnp.int32)[:, None]
+        return Cache(ids[:, :, None], ids[..., None])
+
+    @staticmethod
+    def ids(cache):
+        assert (cache.keys[:, :, 0] == cache.values[..., 0]).all()
+        return np.array(cache.keys[:, 0, 0])
+
+
+def fed(batch, shown):
+    """The contexts in which `revise` lets each row's answer and its first revision be written.
+
+    shown: the completions [y, …] in ids, as the decoding loop gives them.
+    """
+    recorder = Recorder([list(y) for y in shown])
+    revision._revise_batch(recorder, batch, 2, None)
+    direct, improve, again = recorder.contexts
+    assert improve == again, "the second revision shows the same completions"
+    return direct, improve
 
 
 def test_contexts_scored_are_the_contexts_generated_from(renderer):

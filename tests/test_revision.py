@@ -99,7 +99,7 @@ def test_where_the_answer_continues_the_prompt_only_what_follows_it_is_read(mode
     assert any(y[0] for y in want), "some y_0 should be kept"
     # The last token of y_0 and the three that ask for a better answer; later the whole answer as well.
     assert widths[0] <= 4
-    assert widths[1] == widths[2] == 16
+    assert widths[1] == widths[2] == 12
 
 
 def test_one_set_of_programs_serves_any_number_of_revisions(model):

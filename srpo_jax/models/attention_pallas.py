@@ -1,8 +1,9 @@
 """Attention over prefix trees as TPU kernels: what `attention.attend` runs there.
 
 Flash attention (Dao et al., arXiv:2205.14135) over the block lists of the mask: the grid's last axis
-takes the blocks of a list in turn and is as long as the longest list of the batch; a shorter list repeats
-its last block, which is not fetched again, and computes nothing. Who sees whom within a block is computed
+takes a row's pairs of blocks in turn, all of one block's before the next one's, and is as long as the
+row with most of them needs; other rows repeat their last pair, which is not fetched again, and compute
+nothing. Who sees whom within a block is computed
 in the kernel from the words of its slots. The backward pass is two kernels: one goes over the keys of a
 block of queries, the other over the queries of a block of keys, there with all matrices transposed, so
 that no product contracts over rows.
@@ -23,7 +24,10 @@ from srpo_jax.models.attention import Logits, TreeMask, from_blocks, to_blocks
 
 Array = jax.Array
 LANES = 128
-NOTHING = -1e30  # below every logit; finite, so that differences are
+SHIFT = 15  # of a turn's block; see `_turns`
+# Added to the logit of what is not seen; finite, so that differences are. A largest logit is never below
+# LEAST, so what is not seen has weight exp(NOTHING - LEAST) = 0.
+NOTHING, LEAST = -1e30, -1e29
 VMEM = 48 << 20  # bytes; v5e, v5p and v6e have 128 MiB, of which the compiler gives 16 unasked
 # Columns of the words of a query and of a key.
 TREE, ANCESTORS, BIT, POSITION, SLOT = range(5)
@@ -44,7 +48,7 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
         mine=(_columns(mask), queries),
         theirs=(_rows(mask), keys, values),
         out=(((height, size), query.dtype), ((height, 1), jnp.float32)),
-        scratch=((height, LANES), (height, LANES), (height, size)),
+        scratch=((height, LANES), (height, min(LANES, mask.block)), (height, size)),
     )
     out = from_blocks(out, query)
     return out, (query, key, value, mask, out, normaliser)
@@ -85,33 +89,42 @@ attend.defvjp(_forward, _backward)
 
 
 def _forward_kernel(
-    list_, count, words, queries, their_words, keys, values, out, normaliser, *scratch, logits
+    turns, words, queries, their_words, keys, values, out, normaliser, *scratch, logits
 ):
     largest, total, sums = scratch
+    lanes = total.shape[1]
 
-    @pl.when(pl.program_id(3) == 0)
+    @pl.when(_first(turns))
     def _start():
-        largest[...] = jnp.full_like(largest, NOTHING)
+        largest[...] = jnp.full_like(largest, LEAST)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(_has_turn(count))
+    @pl.when(_has_turn(turns))
     def _turn():
-        scores = _scores(_dot_t(queries[...], keys[...]), logits)
-        seen = _tall(_seen(words, their_words, logits), scores)
-        scores = jnp.where(seen, scores, NOTHING)
-        before = largest[:, :1]
-        higher = jnp.maximum(before, scores.max(axis=-1, keepdims=True))
-        weights = jnp.where(seen, jnp.exp(scores - higher), 0.0)
-        shrink = jnp.exp(before - higher)
-        largest[...] = jnp.broadcast_to(higher, largest.shape)
-        added = total[:, :1] * shrink + weights.sum(axis=-1, keepdims=True)
-        total[...] = jnp.broadcast_to(added, total.shape)
-        sums[...] = sums[...] * shrink + _dot(weights.astype(values.dtype), values[...])
+        unseen = _unseen(words, their_words, logits)
+        block = unseen.shape[0]
+        heads = [pl.ds(i * block, block) for i in range(queries.shape[0] // block)]
+        # Step by step over the heads, so that one's products overlap with another's exponentials.
+        scores = [_scores(_dot_t(queries[head, :], keys[...]), logits) + unseen for head in heads]
+        before = [largest[head, :1] for head in heads]
+        higher = [
+            jnp.maximum(b, s.max(axis=-1, keepdims=True))
+            for b, s in zip(before, scores, strict=True)
+        ]
+        weights = [jnp.exp(s - h) for s, h in zip(scores, higher, strict=True)]
+        shrink = [jnp.exp(b - h) for b, h in zip(before, higher, strict=True)]
+        product = [_dot(w.astype(values.dtype), values[...]) for w in weights]
+        for i, head in enumerate(heads):
+            largest[head, :] = jnp.broadcast_to(higher[i], (block, LANES))
+            # Lane by lane: adding up across lanes costs more, and is done once, at the end.
+            parts = jnp.split(weights[i], weights[i].shape[1] // lanes, axis=1)
+            total[head, :] = total[head, :] * shrink[i] + sum(parts)
+            sums[head, :] = sums[head, :] * shrink[i] + product[i]
 
-    @pl.when(_last())
+    @pl.when(_last(turns))
     def _end():
-        summed = total[:, :1]
+        summed = total[...].sum(axis=-1, keepdims=True)
         nothing = summed == 0.0
         safe = jnp.where(nothing, 1.0, summed)
         out[...] = (sums[...] / safe).astype(out.dtype)
@@ -120,8 +133,7 @@ def _forward_kernel(
 
 
 def _query_kernel(
-    list_,
-    count,
+    turns,
     words,
     queries,
     pulls,
@@ -135,26 +147,25 @@ def _query_kernel(
     *,
     logits,
 ):
-    @pl.when(pl.program_id(3) == 0)
+    @pl.when(_first(turns))
     def _start():
         sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(_has_turn(count))
+    @pl.when(_has_turn(turns))
     def _turn():
         scores = _scores(_dot_t(queries[...], keys[...]), logits)
-        seen = _tall(_seen(words, their_words, logits), scores)
-        weights = jnp.where(seen, jnp.exp(scores - normaliser[...]), 0.0)
+        unseen = _tall(_unseen(words, their_words, logits), scores)
+        weights = jnp.exp(scores + unseen - normaliser[...])
         slope = weights * (_dot_t(pulls[...], values[...]) - common[...])
         sums[...] += _dot(_through(slope, scores, logits).astype(keys.dtype), keys[...])
 
-    @pl.when(_last())
+    @pl.when(_last(turns))
     def _end():
         to_query[...] = (sums[...] * logits.scale).astype(to_query.dtype)
 
 
 def _key_kernel(
-    list_,
-    count,
+    turns,
     words,
     keys,
     values,
@@ -170,33 +181,64 @@ def _key_kernel(
     *,
     logits,
 ):
-    @pl.when(pl.program_id(3) == 0)
+    @pl.when(_first(turns))
     def _start():
         key_sums[...] = jnp.zeros_like(key_sums)
         value_sums[...] = jnp.zeros_like(value_sums)
 
-    @pl.when(_has_turn(count))
+    @pl.when(_has_turn(turns))
     def _turn():
         scores = _scores(_dot_t(keys[...], queries[...]), logits)  # [b, G b]
-        seen = _seen_by(words, their_words, logits)
-        seen = jnp.concatenate([seen] * (scores.shape[1] // seen.shape[1]), axis=1) != 0
-        weights = jnp.where(seen, jnp.exp(scores - normaliser[...]), 0.0)
+        unseen = _unseen_by(words, their_words, logits)
+        unseen = jnp.concatenate([unseen] * (scores.shape[1] // unseen.shape[1]), axis=1)
+        weights = jnp.exp(scores + unseen - normaliser[...])
         value_sums[...] += _dot(weights.astype(pulls.dtype), pulls[...])
         slope = weights * (_dot_t(values[...], pulls[...]) - common[...])
         key_sums[...] += _dot(_through(slope, scores, logits).astype(queries.dtype), queries[...])
 
-    @pl.when(_last())
+    @pl.when(_last(turns))
     def _end():
         to_key[...] = (key_sums[...] * logits.scale).astype(to_key.dtype)
         to_value[...] = value_sums[...].astype(to_value.dtype)
 
 
-def _has_turn(count) -> Array:
-    return pl.program_id(3) < count[pl.program_id(0), pl.program_id(2)]
+def _code(turns, step: int | Array) -> Array:
+    """What `_turns` says of this turn, or of so many steps later; of the nearest one at the ends."""
+    at = jnp.clip(pl.program_id(2) + step, 0, pl.num_programs(2) - 1)
+    return turns[pl.program_id(0), at]
 
 
-def _last() -> Array:
-    return pl.program_id(3) == pl.num_programs(3) - 1
+def _has_turn(turns) -> Array:
+    return (_code(turns, 0) & 1) == 1
+
+
+def _first(turns) -> Array:
+    """Is this the first turn of its block?"""
+    own, before = _code(turns, 0) >> SHIFT, _code(turns, -1) >> SHIFT
+    return (pl.program_id(2) == 0) | (own != before)
+
+
+def _last(turns) -> Array:
+    own, after = _code(turns, 0) >> SHIFT, _code(turns, 1) >> SHIFT
+    return (pl.program_id(2) == pl.num_programs(2) - 1) | (own != after)
+
+
+def _turns(order: Array, count: Array) -> tuple[Array, Array]:
+    """The turns of each row, int32 [B, N * N], and how many the row with most of them has.
+
+    order [B, N, N] and count [B, N]: the lists. A turn is 2**SHIFT * block + 2 * block of its list,
+    + 1 if there is something to compute: a block with an empty list has one turn too, to write zeros.
+    """
+    batch, number, _ = order.shape
+    places = jnp.arange(number)
+    codes = (places[:, None] << SHIFT) + 2 * order + (places < count[..., None])
+    listed = (places < jnp.maximum(count, 1)[..., None]).reshape(batch, -1)
+    first = jnp.argsort(~listed, axis=-1, stable=True)
+    codes = jnp.take_along_axis(codes.reshape(batch, -1), first, axis=-1)
+    totals = listed.sum(-1, keepdims=True)
+    end = jnp.take_along_axis(codes, totals - 1, axis=-1)
+    end -= end & 1
+    return jnp.where(jnp.arange(codes.shape[1]) < totals, codes, end), totals.max()
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -223,29 +265,31 @@ def _through(slope: Array, scores: Array, logits: Logits) -> Array:
     return slope * (1 - (scores / logits.softcap) ** 2)
 
 
-def _seen(queries, keys, logits: Logits) -> Array:
-    """int32 [b, b], not 0 where a query (row; words as columns) sees a key (words as rows)."""
+def _unseen(queries, keys, logits: Logits) -> Array:
+    """float32 [b, b]: 0 where a query (row; words as columns) sees a key (words as rows), else NOTHING."""
     column = lambda word: queries[:, word : word + 1]
     row = lambda word: keys[word : word + 1, :]
     seen = (column(TREE) == row(TREE)) & (column(SLOT) >= row(SLOT))
     if logits.window is not None:
         seen &= column(POSITION) - row(POSITION) < logits.window
-    return jnp.where(seen, column(ANCESTORS) & row(BIT), 0)
+    seen &= (column(ANCESTORS) & row(BIT)) != 0
+    return jnp.where(seen, 0.0, NOTHING)
 
 
-def _seen_by(keys, queries, logits: Logits) -> Array:
-    """The transpose of `_seen`: a key is a row, a query a column."""
+def _unseen_by(keys, queries, logits: Logits) -> Array:
+    """The transpose of `_unseen`: a key is a row, a query a column."""
     column = lambda word: keys[:, word : word + 1]
     row = lambda word: queries[word : word + 1, :]
     seen = (column(TREE) == row(TREE)) & (row(SLOT) >= column(SLOT))
     if logits.window is not None:
         seen &= row(POSITION) - column(POSITION) < logits.window
-    return jnp.where(seen, row(ANCESTORS) & column(BIT), 0)
+    seen &= (row(ANCESTORS) & column(BIT)) != 0
+    return jnp.where(seen, 0.0, NOTHING)
 
 
-def _tall(seen: Array, scores: Array) -> Array:
+def _tall(unseen: Array, scores: Array) -> Array:
     """The same for each of the G query heads, one below the other."""
-    return jnp.concatenate([seen] * (scores.shape[0] // seen.shape[0]), axis=0) != 0
+    return jnp.concatenate([unseen] * (scores.shape[0] // unseen.shape[0]), axis=0)
 
 
 def _columns(mask: TreeMask) -> Array:
@@ -287,14 +331,13 @@ def _call(
     """
     batch, number = lists[1].shape
     heads = next(x.shape[2] for x in mine if x.ndim == 5)
+    turns, longest = _turns(*lists)
 
-    def own(b, h, i, m, order, count):
-        return b, i, h, 0, 0
+    def own(b, h, t, turns):
+        return b, turns[b, t] >> SHIFT, h, 0, 0
 
-    def turn(b, h, i, m, order, count):
-        # Beyond the list its last block again: it is there already, and nothing is fetched.
-        last = jnp.maximum(count[b, i] - 1, 0)
-        return b, order[b, i, jnp.minimum(m, last)], h, 0, 0
+    def turn(b, h, t, turns):
+        return b, (turns[b, t] & ((1 << SHIFT) - 1)) >> 1, h, 0, 0
 
     def spec(x: Array, index: Any) -> pl.BlockSpec:
         if x.ndim == 4:
@@ -305,8 +348,8 @@ def _call(
     return pl.pallas_call(
         kernel,
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=2,
-            grid=(batch, heads, number, jnp.maximum(lists[1].max(), 1)),
+            num_scalar_prefetch=1,
+            grid=(batch, heads, longest),
             in_specs=[spec(x, own) for x in mine] + [spec(x, turn) for x in theirs],
             out_specs=[pl.BlockSpec((None, None, None, *block), own) for block, _ in out],
             scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
@@ -315,8 +358,8 @@ def _call(
             jax.ShapeDtypeStruct((batch, number, heads, *block), dtype) for block, dtype in out
         ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=VMEM,
         ),
         name=kernel.func.__name__.strip("_"),
-    )(*lists, *mine, *theirs)
+    )(turns, *mine, *theirs)

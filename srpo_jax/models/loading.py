@@ -130,6 +130,11 @@ def create(
     drawn from seed, and are the same on every mesh. Frozen matrices are kept in the compute dtype
     they would be cast to at every use; norms and all that is trained are float32.
     """
+    platform = mesh.devices.flat[0].platform
+    if config.attention == "pallas" and platform != "tpu":
+        raise UserError(
+            f"config.model.attention=pallas needs TPUs, and these devices are of kind {platform}: use auto"
+        )
     make = lambda: Decoder(config, nnx.Rngs(seed))
     kind = trainable(config)
     graphdef, *abstract = nnx.split(nnx.eval_shape(make), kind, ...)

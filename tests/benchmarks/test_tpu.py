@@ -35,9 +35,9 @@ def test_a_schedule_is_read_from_the_listing():
 def test_cycles_of_a_kernel_are_of_the_chip_with_most_to_do():
     schedule = Schedule(step=10, start=100, turn=1000, end=50)
     visits = np.array([[[1, 2, 3]], [[1, 1, 2]]])
-    # 3 blocks x at most 3 turns of the grid, 6 of them real; for each of 8 heads.
-    assert tpu.kernel_cycles(schedule, visits, heads=8) == 8 * (9 * 10 + 6 * 1000 + 3 * 150)
-    assert tpu.kernel_cycles(schedule, visits, heads=8, cores=2) == 4 * (9 * 10 + 6000 + 450)
+    # 6 turns of 3 blocks, for each of 8 heads.
+    assert tpu.kernel_cycles(schedule, visits, heads=8) == 8 * (6 * 10 + 6 * 1000 + 3 * 150)
+    assert tpu.kernel_cycles(schedule, visits, heads=8, cores=2) == 4 * (6 * 10 + 6000 + 450)
 
 
 @pytest.mark.slow

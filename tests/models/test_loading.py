@@ -145,6 +145,12 @@ def test_weights_of_another_architecture_are_named(parameters, mesh, change, sai
         loading.create(SMALL, given, mesh, 0)
 
 
+def test_kernels_for_tpus_are_refused_elsewhere(mesh):
+    config = dataclasses.replace(SMALL, attention="pallas")
+    with pytest.raises(UserError, match=r"config\.model\.attention=pallas needs TPUs"):
+        loading.create(config, None, mesh, 0)
+
+
 def test_a_mesh_that_does_not_divide_the_model_is_named():
     mesh = mesh_module.make(fsdp=1, tensor=3, devices=jax.devices()[:3])
     with pytest.raises(UserError) as error:
