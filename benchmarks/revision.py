@@ -98,7 +98,7 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
             out = network.generate(ids, attention_mask=there, generation_config=settings)
         return out[:, longest:].tolist()
 
-    def write(_: Spent) -> list[list[list[int]]]:
+    def write(spent: Spent) -> list[list[list[int]]]:
         written = [complete([prompt.direct for prompt in prompts])]
         for _ in range(revisions):
             shown = [p.improve(y) for p, y in zip(prompts, written[-1], strict=True)]
@@ -159,7 +159,7 @@ def curves(
         "revisions": range(0, 11, 2),
         "prompt": (100, 200, 400, 1000, 2000, 4000),
     }
-    sections = {}
+    sections: dict[str, list[dict[str, Any]]] = {}
     for axis, values in axes.items():
         sections[axis] = []
         for value in values:
