@@ -47,7 +47,7 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
         (mask.keys, mask.count),
         mine=(_columns(mask), queries),
         theirs=(_rows(mask), keys, values),
-        out=(((height, size), query.dtype), ((1, height), jnp.float32)),
+        out=(((height, size), query.dtype), ((height, 1), jnp.float32)),
         scratch=((height, LANES), (height, min(LANES, mask.block)), (height, size)),
     )
     out = from_blocks(out, query)
@@ -61,8 +61,8 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
         to_blocks(x, key.shape[2], mask) for x in (query, key, value, cotangent)
     )
     # sum_c weight_c (d out / d weight_c) is out . cotangent, the same for all keys of a query.
-    common = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
-    common = _heads_in_rows(common, mask, key.shape[2])
+    common = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    common = to_blocks(common, key.shape[2], mask)
     height, size = queries.shape[-2:]
     (to_query,) = _call(
         functools.partial(_query_kernel, logits=logits),
@@ -70,13 +70,14 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
         mine=(_columns(mask), queries, pulls, normaliser, common),
         theirs=(_rows(mask), keys, values),
         out=(((height, size), query.dtype),),
-        scratch=((height, size), (height, LANES), (height, LANES)),
+        scratch=((height, size),),
     )
+    lying = lambda x: x.swapaxes(-1, -2)
     to_key, to_value = _call(
         functools.partial(_key_kernel, logits=logits),
         (mask.queries, mask.query_count),
         mine=(_columns(mask), keys, values),
-        theirs=(_rows(mask), queries, pulls, normaliser, common),
+        theirs=(_rows(mask), queries, pulls, lying(normaliser), lying(common)),
         out=(((mask.block, size), key.dtype), ((mask.block, size), value.dtype)),
         scratch=((mask.block, size), (mask.block, size)),
     )
@@ -128,7 +129,7 @@ def _forward_kernel(
         safe = jnp.where(nothing, 1.0, summed)
         out[...] = (sums[...] / safe).astype(out.dtype)
         # Where nothing is seen, this makes every weight of the backward pass zero.
-        normaliser[...] = _lying(jnp.where(nothing, -NOTHING, largest[:, :1] + jnp.log(safe)))
+        normaliser[...] = jnp.where(nothing, -NOTHING, largest[:, :1] + jnp.log(safe))
 
 
 def _query_kernel(
@@ -143,23 +144,19 @@ def _query_kernel(
     values,
     to_query,
     sums,
-    tall_normaliser,
-    tall_common,
     *,
     logits,
 ):
     @pl.when(_first(turns))
     def _start():
         sums[...] = jnp.zeros_like(sums)
-        tall_normaliser[...] = _standing(normaliser[...])
-        tall_common[...] = _standing(common[...])
 
     @pl.when(_has_turn(turns))
     def _turn():
         scores = _scores(_dot_t(queries[...], keys[...]), logits)
         unseen = _tall(_unseen(words, their_words, logits), scores)
-        weights = jnp.exp(scores + unseen - tall_normaliser[:, :1])
-        slope = weights * (_dot_t(pulls[...], values[...]) - tall_common[:, :1])
+        weights = jnp.exp(scores + unseen - normaliser[...])
+        slope = weights * (_dot_t(pulls[...], values[...]) - common[...])
         sums[...] += _dot(_through(slope, scores, logits).astype(keys.dtype), keys[...])
 
     @pl.when(_last(turns))
@@ -293,24 +290,6 @@ def _unseen_by(keys, queries, logits: Logits) -> Array:
 def _tall(unseen: Array, scores: Array) -> Array:
     """The same for each of the G query heads, one below the other."""
     return jnp.concatenate([unseen] * (scores.shape[0] // unseen.shape[0]), axis=0)
-
-
-def _lying(column: Array) -> Array:
-    """[h, 1] -> [1, h]. In memory a column would take a whole vector of lanes for each number."""
-    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
-
-
-def _standing(row: Array) -> Array:
-    """[1, h] -> [h, LANES], the same in all lanes."""
-    return jnp.broadcast_to(row, (LANES, row.shape[1])).T
-
-
-def _heads_in_rows(x: Array, mask: TreeMask, heads: int) -> Array:
-    """[B, S, H] -> [B, N, heads, 1, H / heads * b], in the order of `to_blocks`."""
-    batch, length, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, mask.trees.tree.shape[1] - length), (0, 0)))
-    x = x.reshape(batch, -1, mask.block, heads, x.shape[2] // heads).transpose(0, 1, 3, 4, 2)
-    return x.reshape(*x.shape[:3], 1, -1)
 
 
 def _columns(mask: TreeMask) -> Array:
