@@ -141,7 +141,7 @@ def _revise_batch(
     # The second part has room for any completion shown.
     beyond = _width(max(len(p.improve(())) - p.shared for p in prompts) + new)
     slots = np.arange(width + beyond)
-    chained = n_revisions > 0 and all(p.before == p.direct for p in prompts)
+    chained = n_revisions > 0 and all(p.before == p.direct and p.after for p in prompts)
 
     def within(start: int, lengths: np.ndarray) -> np.ndarray:
         """bool [B, C]: the slots of a part that hold `lengths` tokens."""

@@ -203,7 +203,8 @@ def _trained_parameters(workdir: Path, run: ConfigDict) -> dict[str, np.ndarray]
     config = decoder_config(run)
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     parameters = source.read_parameters() if source.read_parameters else None
-    full = dataclasses.replace(config, dtype="float32")
+    # A run may have been trained on other devices, with their attention.
+    full = dataclasses.replace(config, dtype="float32", attention="auto")
     graphdef, trained, frozen = create(full, parameters, mesh, run.seed)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         restored = checkpoints.restore_latest({"model": trained}, partial=True)

@@ -29,7 +29,7 @@ def test_a_schedule_is_read_from_the_listing():
     """Parts of 8, 48 and 16 bundles, and the rest of a turn of the loop from 0x5 to 0x60."""
     assert tpu.read_schedule(LISTING) == Schedule(step=91 - 72, start=8, turn=48, end=16)
     with pytest.raises(ValueError, match="not the schedule of an attention kernel"):
-        tpu.read_schedule(LISTING.replace("%p2", "%p2) target = $region9 }\n 0x45 : { x (%p2"))
+        tpu.read_schedule(LISTING.replace("sbr.rel (%p2) target = $region4", "no branch"))
 
 
 def test_cycles_of_a_kernel_are_of_the_chip_with_most_to_do():
@@ -46,6 +46,7 @@ def test_cycles_of_a_kernel_are_of_the_chip_with_most_to_do():
 )
 def test_a_tree_costs_less_than_rows_on_a_small_decoder():
     program = """
+import dataclasses
 from absl import flags
 from benchmarks import tpu
 flags.FLAGS(["tpu"])
