@@ -87,6 +87,14 @@ def test_a_workdir_is_loaded_with_adapters_merged(tmp_path, mesh, rank):
     assert not any(isinstance(v, lora.Adapter) for _, v in nnx.to_flat_state(nnx.state(model)))
 
 
+def test_a_run_with_tpu_kernels_is_loaded_without_tpus(tmp_path, mesh):
+    config = settings()
+    _, trained, _ = loading.create(loading.decoder_config(config), None, mesh, 0)
+    config.model.attention = "pallas"
+    save(tmp_path, config, trained)
+    assert loading.load(str(tmp_path), mesh=mesh).config.attention == "auto"
+
+
 def test_a_workdir_may_start_another_one(tmp_path, mesh):
     first, second = settings(), settings(**{"model.source": str(tmp_path / "1"), "lora.rank": 2})
     _, trained, _ = loading.create(loading.decoder_config(first), None, mesh, 1)
