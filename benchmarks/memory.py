@@ -74,13 +74,8 @@ def _status(key: str) -> int:
 
 
 def measure(name: str, model: Model, work: Workload) -> dict[str, float]:
-    """The second step's memory in GiB, of one of `names()`."""
-    if name in steps.VARIANTS:
-        run = steps.variant(name, model, work)
-    else:
-        from benchmarks import peers
-
-        run = peers.make(name, model, work, steps.HYPER)
+    """The second step's memory in GiB, of one of step_benchmark.names()."""
+    run = step_benchmark.make(name, model, work)
     model.weights.clear()  # each step has its own copy by now
     run()
     before, most = peak(run)
@@ -160,20 +155,11 @@ def draw(rows: Sequence[dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def names() -> list[str]:
-    """The steps to be measured."""
-    if not step_benchmark.PEERS.value:
-        return list(steps.VARIANTS)
-    from benchmarks import peers
-
-    return [*steps.VARIANTS, *peers.NAMES]
-
-
 def main(_: list[str]) -> None:
     source, dtype, pairs, prompt, completion, *computed = (flag.value for flag in STEP_FLAGS)
     output = step_benchmark.OUTPUT.value
     if not (ONLY.value or step_benchmark.CURVES.value):
-        rows = [{"step": name, **measure_apart(name)} for name in names()]
+        rows = [{"step": name, **measure_apart(name)} for name in step_benchmark.names()]
         common.report(f"memory_{dtype}", output, {"Memory of a step (GiB)": rows})
         return
     model = workload.open_model(source, dtype, *computed)

@@ -1,15 +1,16 @@
 """Train steps on the same pairs with the same weights: SRPO trees, separate rows, DPO, and PyTorch peers.
 
-    python -m benchmarks.step [--dtype=float32] [--pairs=2] [--peers] [--curves] [--output=DIR]
+    python -m benchmarks.step [--dtype=float32] [--pairs=2] [--peers] [--steps=REGEX] [--curves]
 
 Prompts of 400 and completions of 40 tokens by default. All steps of a table are warmed up and then take
 turns; the table has medians and ratios. --peers also runs TRL's DPOTrainer and a six-row SRPO step in
-PyTorch (extra `bench`). --curves measures how the time grows with pairs, prompt and completion, on the
-first layers of the model.
+PyTorch (extra `bench`). All models of a table are in memory together, with their optimisers: --steps
+chooses some. --curves measures how the time grows with pairs, prompt and completion.
 """
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ RANK = flags.DEFINE_integer("rank", 0, "config.lora.rank; 0 trains all weights")
 LAYERS = flags.DEFINE_integer("layers", 0, "only so many of the model's layers; 0 for all")
 REPEATS = flags.DEFINE_integer("repeats", 5, "measured calls of each step")
 PEERS = flags.DEFINE_bool("peers", False, "also PyTorch's")
+STEPS = flags.DEFINE_string("steps", "", "regular expression: only the steps whose names it finds")
 CURVES = flags.DEFINE_bool("curves", False, "growth with pairs, prompt and completion instead")
 OUTPUT = flags.DEFINE_string("output", None, "folder for step.md, step.json and plots")
 
@@ -101,6 +103,25 @@ def draw(sections: dict[str, list[dict[str, Any]]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def names() -> list[str]:
+    """The steps that the flags ask for."""
+    known = list(VARIANTS)
+    if PEERS.value:
+        from benchmarks import peers
+
+        known += peers.NAMES
+    return [name for name in known if re.search(STEPS.value, name)]
+
+
+def make(name: str, model: Model, work: Workload) -> Step:
+    """One of names(), ready to run."""
+    if name in VARIANTS:
+        return variant(name, model, work)
+    from benchmarks import peers
+
+    return peers.make(name, model, work, HYPER)
+
+
 def main(_: list[str]) -> None:
     model = open_model(MODEL.value, DTYPE.value, REMAT.value, RANK.value, LAYERS.value)
     if CURVES.value:
@@ -112,11 +133,7 @@ def main(_: list[str]) -> None:
             draw({k: v for k, v in sections.items() if len(v) > 1}, Path(OUTPUT.value) / "step.png")
         return
     work = Workload(PAIRS.value, PROMPT.value, COMPLETION.value, vocabulary=model.config.vocab_size)
-    steps = {name: variant(name, model, work) for name in VARIANTS}
-    if PEERS.value:
-        from benchmarks import peers
-
-        steps |= {name: peers.make(name, model, work, HYPER) for name in peers.NAMES}
+    steps = {name: make(name, model, work) for name in names()}
     title = f"{MODEL.value}, {DTYPE.value}, {json.dumps(dataclasses.asdict(work))}"
     common.report(
         f"step_{DTYPE.value}", OUTPUT.value, {title: compare(steps, work.pairs, REPEATS.value)}

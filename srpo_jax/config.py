@@ -23,8 +23,8 @@ def default() -> ConfigDict:
     model = config.model = ConfigDict()
     model.source = "smollm2-135m-instruct"  # or "tiny" (random, bytes), or a workdir to start from
     model.dtype = "bfloat16"  # of matrix products; sums and parameters stay float32
-    model.remat = "full"  # what the backward pass computes again: "none", "dots", "full"
-
+    # What the backward pass computes again: "none", "dots" (all but projections and attention), "full".
+    model.remat = "full"
     model.attention = "auto"  # "dense", "blockwise" or "pallas" (TPU): see docs/performance.md
 
     lora = config.lora = ConfigDict()

@@ -1,22 +1,37 @@
 """Attention over prefix trees in blocks, in plain XLA: what `attention.attend` runs on CPUs and GPUs.
 
-Flash attention (Dao et al., arXiv:2205.14135) with the blocks listed beforehand. All blocks of queries
-work at once; in turn m each takes the m-th block of keys of its list, and the loop ends with the longest
-list. The backward pass computes the weights again from the kept log-sum-exp.
+Flash attention (Dao et al., arXiv:2205.14135) with the blocks listed beforehand. In turn m each block of
+queries takes the m-th block of keys of its list. Blocks with long lists work together, and blocks with
+short lists do: a part takes as many turns as its longest list has entries. The backward pass computes
+the weights again from the kept log-sum-exp.
 
-Shapes: N blocks of b slots, G = H / K query heads a key head.
+Shapes: N blocks of b slots in each of B rows, n of these B N blocks in a part, G = H / K query heads a key
+head.
 """
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from srpo_jax.models.attention import Logits, TreeMask, Trees, from_blocks, sees, to_blocks
+from srpo_jax.models.product import KEPT
 
 Array = jax.Array
 product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+# More parts leave fewer idle turns, and smaller products.
+PARTS = 4
+
+
+class Part(NamedTuple):
+    """Blocks of queries that work together, int32 [n]: their places among the rows' B N blocks, and how many
+    blocks of keys each has to read."""
+
+    place: Array
+    turns: Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -27,70 +42,81 @@ def attend(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logit
 
 def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits):
     heads = key.shape[2]
-    queries, keys, values = (to_blocks(x, heads, mask) for x in (query, key, value))
-    words = _words(mask)
+    queries, keys, values = (_flat(to_blocks(x, heads, mask)) for x in (query, key, value))
 
-    def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        largest, total, out = carry
-        chosen, their_words, there = _chosen(m, mask, words)
-        scores, seen = _scores(
-            queries, _take(keys, chosen), words, their_words, chosen, there, logits
-        )
-        higher = jnp.maximum(largest, jnp.where(seen, scores, -math.inf).max(-1))
-        finite = jnp.where(jnp.isfinite(higher), higher, 0.0)
-        weights = jnp.where(seen, jnp.exp(scores - finite[..., None]), 0.0)
-        shrink = jnp.exp(largest - finite)
-        added = product("bnksc,bnkcd->bnksd", weights.astype(value.dtype), _take(values, chosen))
-        return (
-            higher,
-            total * shrink + weights.sum(-1),
-            out * shrink[..., None] + added,
-        )
+    def attend_part(part: Part) -> tuple[Array, Array]:
+        own = queries[part.place]
 
-    shape = queries.shape[:-1]
-    start = jnp.full(shape, -math.inf), jnp.zeros(shape), jnp.zeros(queries.shape)
-    largest, total, out = jax.lax.fori_loop(0, mask.count.max(), turn, start)
-    nothing = total == 0
-    out = out / jnp.where(nothing, 1.0, total)[..., None]
-    # Where nothing is seen, exp(scores - infinity) makes every weight of the backward pass zero.
-    normaliser = jnp.where(nothing, math.inf, largest + jnp.log(jnp.where(nothing, 1.0, total)))
-    out = from_blocks(out.astype(query.dtype), query)
-    return out, (query, key, value, mask, out, normaliser)
+        def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            largest, total, out = carry
+            chosen, seen = _chosen(m, part, mask, own.shape, logits)
+            scores = _scores(own, keys[chosen], logits)
+            higher = jnp.maximum(largest, jnp.where(seen, scores, -math.inf).max(-1))
+            finite = jnp.where(jnp.isfinite(higher), higher, 0.0)
+            weights = jnp.where(seen, jnp.exp(scores - finite[..., None]), 0.0)
+            shrink = jnp.exp(largest - finite)
+            added = product("nksc,nkcd->nksd", weights.astype(value.dtype), values[chosen])
+            return higher, total * shrink + weights.sum(-1), out * shrink[..., None] + added
+
+        shape = own.shape[:-1]
+        start = jnp.full(shape, -math.inf), jnp.zeros(shape), jnp.zeros(own.shape)
+        largest, total, out = jax.lax.fori_loop(0, part.turns.max(), turn, start)
+        nothing = total == 0
+        out = out / jnp.where(nothing, 1.0, total)[..., None]
+        # Where nothing is seen, exp(scores - infinity) makes every weight of the backward pass zero.
+        normaliser = largest + jnp.log(jnp.where(nothing, 1.0, total))
+        return out.astype(query.dtype), jnp.where(nothing, math.inf, normaliser)
+
+    parts, back = _parts(mask)
+    out, normaliser = (_join(x, back) for x in jax.lax.map(attend_part, parts))
+    out = checkpoint_name(from_blocks(_rows(out, mask), query), KEPT)
+    return out, (query, key, value, mask, out, checkpoint_name(normaliser, KEPT))
 
 
 def _backward(logits: Logits, kept: tuple, cotangent: Array):
     query, key, value, mask, out, normaliser = kept
     heads, narrow = key.shape[2], query.dtype
-    queries, keys, values = (to_blocks(x, heads, mask) for x in (query, key, value))
-    pulls = to_blocks(cotangent.astype(narrow), heads, mask)
-    words = _words(mask)
+    queries, keys, values, pulls = (
+        _flat(to_blocks(x, heads, mask)) for x in (query, key, value, cotangent.astype(narrow))
+    )
     # sum_c weight_c (d out / d weight_c) is out . cotangent, the same for all keys of a query.
     common = (cotangent.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    common = to_blocks(common, heads, mask)[..., 0]
+    common = _flat(to_blocks(common, heads, mask))
 
-    def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        to_query, to_key, to_value = carry
-        chosen, their_words, there = _chosen(m, mask, words)
-        their_keys, their_values = _take(keys, chosen), _take(values, chosen)
-        scores, seen = _scores(queries, their_keys, words, their_words, chosen, there, logits)
-        weights = jnp.where(seen, jnp.exp(scores - normaliser[..., None]), 0.0)
-        slope = weights * (product("bnksd,bnkcd->bnksc", pulls, their_values) - common[..., None])
-        if logits.softcap is not None:
-            slope *= 1 - (scores / logits.softcap) ** 2  # of c tanh(s / c), in terms of its value
-        slope = jnp.where(seen, slope, 0.0).astype(narrow)
-        weights = weights.astype(narrow)
-        to_query += product("bnksc,bnkcd->bnksd", slope, their_keys)
-        to_value = _add(to_value, chosen, product("bnksc,bnksd->bnkcd", weights, pulls))
-        to_key = _add(to_key, chosen, product("bnksc,bnksd->bnkcd", slope, queries))
-        return to_query, to_key, to_value
+    def pull_part(carry: tuple[Array, ...], part: Part) -> tuple[tuple[Array, ...], Array]:
+        own, pull, shared, largest = (x[part.place] for x in (queries, pulls, common, normaliser))
 
-    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries, keys, values))
-    to_query, to_key, to_value = jax.lax.fori_loop(0, mask.count.max(), turn, start)
-    to_query, to_key = to_query * logits.scale, to_key * logits.scale
+        def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            to_query, to_key, to_value = carry
+            chosen, seen = _chosen(m, part, mask, own.shape, logits)
+            their_keys, their_values = keys[chosen], values[chosen]
+            scores = _scores(own, their_keys, logits)
+            weights = jnp.where(seen, jnp.exp(scores - largest[..., None]), 0.0)
+            slope = weights * (product("nksd,nkcd->nksc", pull, their_values) - shared)
+            if logits.softcap is not None:
+                slope *= (
+                    1 - (scores / logits.softcap) ** 2
+                )  # of c tanh(s / c), in terms of its value
+            slope = jnp.where(seen, slope, 0.0).astype(narrow)
+            weights = weights.astype(narrow)
+            to_query += product("nksc,nkcd->nksd", slope, their_keys)
+            # Several blocks of queries may have chosen the same block of keys.
+            to_value = to_value.at[chosen].add(product("nksc,nksd->nkcd", weights, pull))
+            to_key = to_key.at[chosen].add(product("nksc,nksd->nkcd", slope, own))
+            return to_query, to_key, to_value
+
+        start = jnp.zeros(own.shape, jnp.float32), *carry
+        to_query, *carry = jax.lax.fori_loop(0, part.turns.max(), turn, start)
+        return tuple(carry), to_query
+
+    parts, back = _parts(mask)
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
+    (to_key, to_value), to_query = jax.lax.scan(pull_part, start, parts)
+    to_query, to_key = _join(to_query, back) * logits.scale, to_key * logits.scale
     return (
-        from_blocks(to_query.astype(narrow), query),
-        from_blocks(to_key.astype(narrow), key),
-        from_blocks(to_value.astype(narrow), value),
+        from_blocks(_rows(to_query.astype(narrow), mask), query),
+        from_blocks(_rows(to_key.astype(narrow), mask), key),
+        from_blocks(_rows(to_value.astype(narrow), mask), value),
         None,
     )
 
@@ -98,43 +124,54 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
 attend.defvjp(_forward, _backward)
 
 
-def _chosen(m: Array, mask: TreeMask, words: Trees) -> tuple[Array, Trees, Array]:
-    """Turn m: each block's block of keys [B, N], their words [B, N, b], and whether it has one."""
-    chosen = mask.keys[:, :, m]
-    their_words = jax.tree.map(lambda x: jnp.take_along_axis(x, chosen[..., None], axis=1), words)
-    return chosen, their_words, m < mask.count
+def _parts(mask: TreeMask) -> tuple[Part, Array]:
+    """The blocks of queries by the length of their lists, [PARTS, n] each, and where each of them went.
+
+    What is missing to equal parts is filled with blocks that have nothing to read.
+    """
+    count = mask.count.reshape(-1)
+    order = jnp.argsort(-count)
+    fill = -count.size % PARTS
+    part = Part(*(jnp.pad(x, (0, fill)).reshape(PARTS, -1) for x in (order, count[order])))
+    return part, jnp.argsort(order)
 
 
-def _scores(
-    queries: Array,
-    keys: Array,
-    words: Trees,
-    their_words: Trees,
-    chosen: Array,
-    there: Array,
-    logits: Logits,
+def _join(parts: Array, back: Array) -> Array:
+    """[PARTS, n, …] -> [B N, …] in the order of the rows."""
+    return parts.reshape(-1, *parts.shape[2:])[back]
+
+
+def _chosen(
+    m: Array, part: Part, mask: TreeMask, shape: tuple[int, ...], logits: Logits
 ) -> tuple[Array, Array]:
-    """float32 [B, N, K, G b, b] and which of them count."""
-    scores = product("bnksd,bnkcd->bnksc", queries, keys) * logits.scale
-    if logits.softcap is not None:
-        scores = logits.softcap * jnp.tanh(scores / logits.softcap)
-    block = words.tree.shape[-1]
-    own = jnp.arange(words.tree.shape[1])[:, None] * block + jnp.arange(block)  # [N, b]
-    theirs = chosen[..., None] * block + jnp.arange(block)  # [B, N, b]
-    seen = sees(words, their_words, logits.window) & (own[..., None] >= theirs[..., None, :])
-    seen &= there[..., None, None]
-    groups = queries.shape[-2] // block
-    return scores, jnp.tile(seen[:, :, None], (1, 1, 1, groups, 1))
+    """Turn m: the places of the blocks of keys [n], and bool [n, 1, G b, b], who sees whom.
+
+    shape: of the part's queries, [n, K, G b, Hd].
+    """
+    number, block = mask.keys.shape[1], mask.block
+    block_of_row = part.place % number
+    theirs = mask.keys.reshape(-1, number)[part.place, m]
+    chosen = part.place - block_of_row + theirs
+    words = jax.tree.map(lambda x: x.reshape(-1, block), mask.trees)
+    own_words, their_words = (Trees(*(x[place] for x in words)) for place in (part.place, chosen))
+    slots = lambda blocks: blocks[:, None] * block + jnp.arange(block)
+    seen = sees(own_words, their_words, logits.window)
+    seen &= slots(block_of_row)[..., :, None] >= slots(theirs)[..., None, :]
+    seen &= (m < part.turns)[:, None, None]
+    return chosen, jnp.tile(seen[:, None], (1, 1, shape[2] // block, 1))
 
 
-def _words(mask: TreeMask) -> Trees:
-    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, mask.block), mask.trees)
+def _scores(queries: Array, keys: Array, logits: Logits) -> Array:
+    """float32 [n, K, G b, b]."""
+    scores = product("nksd,nkcd->nksc", queries, keys) * logits.scale
+    return scores if logits.softcap is None else logits.softcap * jnp.tanh(scores / logits.softcap)
 
 
-def _take(blocks: Array, chosen: Array) -> Array:
-    return jnp.take_along_axis(blocks, chosen[..., None, None, None], axis=1)
+def _flat(blocks: Array) -> Array:
+    """[B, N, …] -> [B N, …]."""
+    return blocks.reshape(-1, *blocks.shape[2:])
 
 
-def _add(blocks: Array, chosen: Array, values: Array) -> Array:
-    """blocks [B, N, …] with values [B, N, …] added to the blocks chosen [B, N], some more than once."""
-    return blocks.at[jnp.arange(blocks.shape[0])[:, None], chosen].add(values)
+def _rows(blocks: Array, mask: TreeMask) -> Array:
+    """`_flat` undone."""
+    return blocks.reshape(*mask.count.shape, *blocks.shape[1:])

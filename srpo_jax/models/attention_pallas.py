@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from srpo_jax.models.attention import Logits, TreeMask, from_blocks, to_blocks
+from srpo_jax.models.product import KEPT
 
 Array = jax.Array
 LANES = 128
@@ -51,6 +53,7 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
         scratch=((height, LANES), (height, min(LANES, mask.block)), (height, size)),
     )
     out = from_blocks(out, query)
+    out, normaliser = (checkpoint_name(x, KEPT) for x in (out, normaliser))
     return out, (query, key, value, mask, out, normaliser)
 
 

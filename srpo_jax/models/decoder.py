@@ -19,7 +19,7 @@ from flax import nnx
 
 from srpo_jax.models.attention import TreeMask, attend, attend_cached
 from srpo_jax.models.lora import Projection
-from srpo_jax.models.product import einsum
+from srpo_jax.models.product import KEPT, einsum
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
@@ -253,7 +253,7 @@ class Decoder(nnx.Module):
         if config.remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)
         elif config.remat == "dots":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+            policy = jax.checkpoint_policies.save_only_these_names(KEPT)
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         x, _ = jax.lax.scan(step, self._embed(tokens), layers)
         return self.final_norm(x)

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from srpo_jax.errors import UserError
-from srpo_jax.models.product import einsum
+from srpo_jax.models.product import KEPT, einsum
 
 if TYPE_CHECKING:
     from srpo_jax.models.decoder import DecoderConfig
@@ -70,7 +71,7 @@ class Projection(nnx.Module):
         return y
 
     def _product(self, spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        return einsum(spec, x, weight[...].astype(self.dtype), self.dtype)
+        return checkpoint_name(einsum(spec, x, weight[...].astype(self.dtype), self.dtype), KEPT)
 
 
 def check_targets(patterns: Sequence[str]) -> None:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+# What config.model.remat="dots" keeps of the forward pass: every `checkpoint_name` that says so.
+KEPT = "kept"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))

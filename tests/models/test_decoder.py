@@ -85,6 +85,19 @@ def test_a_fresh_adapter_changes_nothing_and_a_trained_one_can_be_switched_off(t
     assert all(leaf.shape[0] == TINY.layers for leaf in jax.tree.leaves(adapter))
 
 
+def test_dots_computes_no_projection_again(tokens):
+    positions, mask = causal(2, 7)
+
+    def operations(remat):
+        model = Decoder(dataclasses.replace(TINY, remat=remat), nnx.Rngs(0))
+        program = nnx.jit(nnx.grad(lambda m: m(tokens, positions, mask).sum()))
+        return program.lower(model).cost_analysis()["flops"]
+
+    none, dots, full = (operations(remat) for remat in ("none", "dots", "full"))
+    assert full > 1.2 * none  # a third product for every two of the backward pass, at the least
+    assert dots - none < 0.3 * (full - none)  # attention in one block, norms, the MLP's gate
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(tokens, remat):
     positions, mask = causal(2, 7)
