@@ -27,8 +27,10 @@ PARTS = 4
 
 
 class Part(NamedTuple):
-    """Blocks of queries that work together, int32 [n]: their places among the rows' B N blocks, and how many
-    blocks of keys each has to read."""
+    """Blocks of queries that work together, int32 [n].
+
+    place: among the rows' B N blocks. turns: how many blocks of keys each has to read.
+    """
 
     place: Array
     turns: Array
