@@ -9,7 +9,6 @@ decoding loop, made to read all of every prompt. --peers adds transformers.gener
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of produ
 ROWS = flags.DEFINE_integer("rows", 16, "prompts, all in one batch")
 PROMPT = flags.DEFINE_integer("prompt", 400, "tokens of a prompt")
 NEW = flags.DEFINE_integer("new", 40, "tokens of a completion")
+LAYERS = flags.DEFINE_integer("layers", 0, "only so many of the model's layers; 0 for all")
 REVISIONS = flags.DEFINE_integer("revisions", 5, "N")
 REPEATS = flags.DEFINE_integer("repeats", 3, "measured calls of each")
 PEERS = flags.DEFINE_bool("peers", False, "also transformers.generate")
@@ -47,15 +47,20 @@ GENERATE = "transformers.generate"
 
 @dataclasses.dataclass
 class Writer:
-    """write(spent) -> [row][revision][token]; what the last call wrote, and the time it took apart."""
+    """write(revisions, spent) -> [row][revision][token]; what the last call wrote, and its times.
 
-    write: Callable[[Spent], list[list[list[int]]]]
+    The first call is to warm up, and one revision does: what it compiles serves any number.
+    """
+
+    write: Callable[[int, Spent], list[list[list[int]]]]
+    revisions: int
     written: Any = None
     spent: Spent = dataclasses.field(default_factory=Spent)
 
     def __call__(self) -> None:
+        revisions = min(1, self.revisions) if self.written is None else self.revisions
         self.spent = Spent()
-        self.written = self.write(self.spent)
+        self.written = self.write(revisions, self.spent)
 
 
 def open_decoder(model: Model) -> Decoder:
@@ -73,8 +78,11 @@ class Forgetful(Prompt):
 
 def ours(decoder: Decoder, prompts: Sequence[Prompt], revisions: int, new: int) -> Writer:
     sampling = Sampling(max_new_tokens=new, batch_size=len(prompts))
-    write = functools.partial(revision.revise_ids, decoder, prompts, revisions, sampling)
-    return Writer(lambda spent: write(eos=NO_END, spent=spent))
+
+    def write(revisions: int, spent: Spent) -> list[list[list[int]]]:
+        return revision.revise_ids(decoder, prompts, revisions, sampling, eos=NO_END, spent=spent)
+
+    return Writer(write, revisions)
 
 
 def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) -> Writer:
@@ -98,14 +106,14 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
             out = network.generate(ids, attention_mask=there, generation_config=settings)
         return out[:, longest:].tolist()
 
-    def write(spent: Spent) -> list[list[list[int]]]:
+    def write(revisions: int, spent: Spent) -> list[list[list[int]]]:
         written = [complete([prompt.direct for prompt in prompts])]
         for _ in range(revisions):
             shown = [p.improve(y) for p, y in zip(prompts, written[-1], strict=True)]
             written.append(complete(shown))
         return [list(row) for row in zip(*written, strict=True)]
 
-    return Writer(write)
+    return Writer(write, revisions)
 
 
 def writers(model: Model, work: Workload, revisions: int, peers: bool) -> dict[str, Writer]:
@@ -190,7 +198,9 @@ def draw(sections: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
 
 def main(_: list[str]) -> None:
     quick = QUICK.value
-    model = open_model(MODEL.value, DTYPE.value, "none", rank=0, layers=2 if quick else 0)
+    model = open_model(
+        MODEL.value, DTYPE.value, "none", rank=0, layers=2 if quick else LAYERS.value
+    )
     work = Workload(
         2 if quick else ROWS.value,
         20 if quick else PROMPT.value,

@@ -233,13 +233,16 @@ def read_schedule(text: str) -> Schedule:
     return Schedule(back - loop - start - turn - end, start, turn, end)
 
 
-def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many blocks of keys each block of queries visits, and the reverse: int [chips, rows, N]."""
+def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """How many blocks of keys each block of queries visits, the reverse, and the slots of a block.
+
+    Visits are int [chips, rows, N].
+    """
     trees = attention.Trees(rows.tree, rows.node, rows.ancestors, rows.positions)
     mask = jax.jit(functools.partial(attention.tree_mask, kind="pallas"))(trees)
     count, query_count = np.asarray(mask.count), np.asarray(mask.query_count)
     split = (chips, -1, count.shape[-1])
-    return count.reshape(split), query_count.reshape(split)
+    return count.reshape(split), query_count.reshape(split), mask.block
 
 
 def kernel_cycles(schedule: Schedule, visits: np.ndarray, heads: int, cores: int = 1) -> float:
@@ -316,7 +319,7 @@ def count_kernels(
     """What each call of an attention kernel costs, by the schedule that was just written for it."""
     if not calls:
         return []
-    by_query, by_key = visited_blocks(rows, chips)
+    by_query, by_key, block = visited_blocks(rows, chips)
     counted = []
     for call in calls:
         kernel = next(name for name in PRODUCTS if name in call.name)
@@ -328,7 +331,7 @@ def count_kernels(
         visits = by_key if kernel == "key_kernel" else by_query
         cycles = kernel_cycles(schedule, visits, architecture.kv_heads, chip.cores)
         group = architecture.heads // architecture.kv_heads
-        product = 2 * attention.BLOCK["pallas"] ** 2 * architecture.head_dim * group
+        product = 2 * block**2 * architecture.head_dim * group
         ideal = PRODUCTS[kernel] * product / (chip.flops / chip.cores)
         counted.append(
             {

@@ -28,7 +28,8 @@ KINDS = ("auto", "dense", "blockwise", "pallas")
 # A row this short is one product; beyond it the blocks that are skipped pay for the loop over the rest.
 DENSE_UP_TO = 256
 # The smaller a block, the less of what no one sees is computed; below this, products become too small.
-BLOCK = {"blockwise": 128, "pallas": 256}
+BLOCK = {"blockwise": 128, "pallas": 256}  # at most
+TILE = 16  # blocks are multiples of this: the rows of a TPU's tile of bfloat16
 
 
 class Trees(NamedTuple):
@@ -104,7 +105,10 @@ def tree_mask(trees: Trees, *, kind: str = "auto", block: int | None = None) -> 
         kind = "pallas" if jax.default_backend() == "tpu" else short
     if kind == "dense":
         return dense_mask(trees)
-    block = block or BLOCK[kind]
+    if block is None:
+        # As few blocks as there must be, all of one size, and as little padding as that leaves.
+        number = -(-length // BLOCK[kind])
+        block = -(-length // (number * TILE)) * TILE
     fill = -length % block
     trees = Trees(
         jnp.pad(trees.tree, ((0, 0), (0, fill)), constant_values=-1),

@@ -44,13 +44,14 @@ def attend(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logit
 def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits):
     queries, keys, values = (to_blocks(x, key.shape[2], mask) for x in (query, key, value))
     height, size = queries.shape[-2:]
+    lanes = mask.block if mask.block % LANES else LANES
     out, normaliser = _call(
         functools.partial(_forward_kernel, logits=logits),
         (mask.keys, mask.count),
         mine=(_columns(mask), queries),
         theirs=(_rows(mask), keys, values),
         out=(((height, size), query.dtype), ((height, 1), jnp.float32)),
-        scratch=((height, LANES), (height, min(LANES, mask.block)), (height, size)),
+        scratch=((height, LANES), (height, lanes), (height, size)),
     )
     out = from_blocks(out, query)
     out, normaliser = (checkpoint_name(x, KEPT) for x in (out, normaliser))
