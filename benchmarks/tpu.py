@@ -391,7 +391,7 @@ def main(_: list[str]) -> None:
                 spent = time.perf_counter() - began
                 row = table({name: one}, chip)[0]
                 print(f"{topology}, {group}: {row}, {spent:.0f} s", *one.warnings, file=sys.stderr)
-                kernels += [{"pairs": group, "step": name} | kernel for kernel in one.kernels]
+                kernels += [{"pairs": group, "train step": name} | kernel for kernel in one.kernels]
             if estimates:
                 sections[f"{topology}, {group}"] = table(estimates, chip)
         if kernels:
