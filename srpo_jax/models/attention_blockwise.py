@@ -86,19 +86,18 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
     common = _flat(to_blocks(common, heads, mask))
 
     def pull_part(carry: tuple[Array, ...], part: Part) -> tuple[tuple[Array, ...], Array]:
-        own, pull, shared, largest = (x[part.place] for x in (queries, pulls, common, normaliser))
+        own, pull, shared, log_sum = (x[part.place] for x in (queries, pulls, common, normaliser))
 
         def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             to_query, to_key, to_value = carry
             chosen, seen = _chosen(m, part, mask, own.shape, logits)
             their_keys, their_values = keys[chosen], values[chosen]
             scores = _scores(own, their_keys, logits)
-            weights = jnp.where(seen, jnp.exp(scores - largest[..., None]), 0.0)
+            weights = jnp.where(seen, jnp.exp(scores - log_sum[..., None]), 0.0)
             slope = weights * (product("nksd,nkcd->nksc", pull, their_values) - shared)
             if logits.softcap is not None:
-                slope *= (
-                    1 - (scores / logits.softcap) ** 2
-                )  # of c tanh(s / c), in terms of its value
+                # The derivative of c tanh(s / c), in terms of its value.
+                slope *= 1 - (scores / logits.softcap) ** 2
             slope = jnp.where(seen, slope, 0.0).astype(narrow)
             weights = weights.astype(narrow)
             to_query += product("nksc,nkcd->nksd", slope, their_keys)
