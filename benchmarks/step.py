@@ -21,6 +21,7 @@ from absl import app, flags
 from benchmarks import common
 from benchmarks.steps import HYPER, VARIANTS, Step, variant
 from benchmarks.workload import Model, Workload, open_model
+from srpo_jax.errors import UserError
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")
@@ -104,13 +105,16 @@ def draw(sections: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def names() -> list[str]:
-    """The steps that the flags ask for."""
+    """The steps that the flags ask for. Raises UserError if --steps finds none."""
     known = list(VARIANTS)
     if PEERS.value:
         from benchmarks import peers
 
         known += peers.NAMES
-    return [name for name in known if re.search(STEPS.value, name)]
+    found = [name for name in known if re.search(STEPS.value, name)]
+    if not found:
+        raise UserError(f"--steps={STEPS.value!r} finds none of: {'; '.join(known)}")
+    return found
 
 
 def make(name: str, model: Model, work: Workload) -> Step:
