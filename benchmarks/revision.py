@@ -5,7 +5,7 @@
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
 40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
 decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
---curves shows the time over the number of revisions and the prompt's length. --quick is a small try.
+--curves shows the time over the number of revisions, the prompt's length and the rows. --quick is a small try.
 """
 
 import dataclasses
@@ -162,17 +162,19 @@ def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
 def curves(
     model: Model, work: Workload, revisions: int, repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Time of a batch by number of revisions and by length of prompt."""
+    """Time of a batch by number of revisions, length of prompt, and rows."""
     axes: dict[str, Sequence[int]] = {
         "revisions": range(0, 11, 2),
         "prompt": (100, 200, 400, 1000, 2000, 4000),
+        "rows": (1, 2, 4, 8, 16, 32),
     }
     sections: dict[str, list[dict[str, Any]]] = {}
     for axis, values in axes.items():
         sections[axis] = []
         for value in values:
             n = value if axis == "revisions" else revisions
-            sized = dataclasses.replace(work, prompt=value) if axis == "prompt" else work
+            field = {"prompt": "prompt", "rows": "pairs"}.get(axis)
+            sized = dataclasses.replace(work, **{field: value}) if field else work
             steps = writers(model, sized, n, peers=False)
             middle = common.medians(common.interleaved(steps, repeats))
             sections[axis].append({axis: value, **middle})
@@ -189,7 +191,7 @@ def draw(sections: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
     for plot, (axis, rows) in zip(axes, sections.items(), strict=True):
         for name in (n for n in rows[0] if n != axis):
             plot.plot([r[axis] for r in rows], [r[name] for r in rows], "o-", label=name)
-        plot.set(xlabel=axis if axis == "revisions" else f"{axis} (tokens)", ylim=(0, None))
+        plot.set(xlabel=f"{axis} (tokens)" if axis == "prompt" else axis, ylim=(0, None))
     axes[0].set_ylabel("seconds of a batch")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()

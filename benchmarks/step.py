@@ -66,12 +66,15 @@ def curves(model: Model, repeats: int) -> dict[str, list[dict[str, Any]]]:
     }
     sections = {}
     for axis, (values, names) in axes.items():
-        steps = {
-            f"{name} {value}": variant(name, model, dataclasses.replace(base, **{axis: value}))
-            for value in values
-            for name in names
-        }
-        middle = common.medians(common.interleaved(steps, repeats))
+        middle: dict[str, float] = {}
+        # Sizes of one step take turns; of many steps they would not fit into memory together.
+        for sizes in [values] if len(names) == 1 else [[value] for value in values]:
+            steps = {
+                f"{name} {value}": variant(name, model, dataclasses.replace(base, **{axis: value}))
+                for value in sizes
+                for name in names
+            }
+            middle |= common.medians(common.interleaved(steps, repeats))
         sections[axis] = [
             {axis: value, **{name: middle[f"{name} {value}"] for name in names}} for value in values
         ]
