@@ -172,7 +172,7 @@ def torch_model(weights: Weights, config: DecoderConfig) -> transformers.LlamaFo
             num_key_value_heads=config.kv_heads,
             head_dim=config.head_dim,
             intermediate_size=config.mlp_width,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters={"rope_type": "default", "rope_theta": config.kind(0).rope.theta},
             rms_norm_eps=config.norm_eps,
             tie_word_embeddings=config.tied,
             max_position_embeddings=config.max_length,

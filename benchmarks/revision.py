@@ -5,7 +5,8 @@
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
 40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
 decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
---curves shows the time over the number of revisions, the prompt's length and the rows. --quick is a small try.
+--curves shows the time over the number of revisions, the prompt's length and the rows. --quick is a
+small try.
 """
 
 import dataclasses

@@ -92,7 +92,7 @@ def draw(sections: dict[str, list[dict[str, Any]]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(1, len(sections), figsize=(4.5 * len(sections), 3.6))
     for plot, (axis, rows) in zip(axes, sections.items(), strict=True):
@@ -101,6 +101,10 @@ def draw(sections: dict[str, list[dict[str, Any]]], path: Path) -> None:
             sizes, times = [r[axis] for r in rows], [r[name] / unit for r in rows]
             plot.plot(sizes, times, marker="o", label=name)
         plot.set(xscale="log", yscale="log", xlabel=f"{axis} (tokens)" if axis != "pairs" else axis)
+        plot.set_xticks(sizes, [str(size) for size in sizes])
+        plot.minorticks_off()
+        plot.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        plot.yaxis.set_major_formatter("{x:g}")
     axes[0].set_ylabel(f"time of a step / {VARIANTS[0]} at the left")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()

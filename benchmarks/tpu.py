@@ -37,6 +37,7 @@ from srpo_jax import config as config_module
 from srpo_jax import objectives, step
 from srpo_jax.errors import UserError
 from srpo_jax.models import attention
+from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.objectives import Objective
 from srpo_jax.prefix_tree import Rows
@@ -57,7 +58,7 @@ LLAMA_8B = DecoderConfig(
     kv_heads=8,
     head_dim=128,
     mlp_width=14336,
-    rope_theta=500_000.0,
+    layer_kinds=(LayerKind(rope=Rope(500_000.0)),),
     tied=False,
 )
 # Products of block x block x head_dim a query head that each kernel computes for a pair of blocks.

@@ -23,6 +23,7 @@ def default() -> ConfigDict:
     model = config.model = ConfigDict()
     model.source = "smollm2-135m-instruct"  # or "tiny" (random, bytes), or a workdir to start from
     model.dtype = "bfloat16"  # of matrix products; sums and parameters stay float32
+    model.parameters = "float32"  # or "bfloat16", with config.optimizer.master; norms stay float32
     # What the backward pass computes again: "none", "dots" (all but projections and attention), "full".
     model.remat = "full"
     model.attention = "auto"  # "dense", "blockwise" or "pallas" (TPU): see docs/performance.md
@@ -30,6 +31,7 @@ def default() -> ConfigDict:
     lora = config.lora = ConfigDict()
     lora.rank = 0  # 0 trains all weights; else only adapters, and the reference is the adapter off
     lora.alpha = 32.0  # adapters are scaled by alpha / rank
+    lora.dropout = 0.0  # of what adapters see, in training
     lora.targets = ("query", "key", "value", "output", "gate", "up", "down")  # patterns
 
     mesh = config.mesh = ConfigDict()
@@ -38,8 +40,12 @@ def default() -> ConfigDict:
     mesh.tensor = 1  # heads, MLP and vocabulary are split over these
 
     data = config.data = ConfigDict()
-    data.pairs = ""  # JSON lines of {prompt, chosen, rejected, label_prob?}
-    data.template = "chat"  # or "chained", "plain", "tldr": see srpo_jax/prompts.py
+    # JSON lines, Parquet, array_record, a directory of `datasets`, hub:OWNER/NAME, tfds:NAME
+    data.pairs = ""
+    data.format = "pairs"  # or "summarize", "dialogue": see srpo_jax/data/records.py
+    data.split = "train"  # of data sets that have splits
+    data.fields = ()  # where a data set has other names, e.g. ("prompt=document", "chosen=summary")
+    data.template = "chat"  # or "chained", "dialogue", "plain", "tldr": see srpo_jax/prompts.py
     data.pack = True  # several pairs' trees share a row; a batch is batch_size pairs either way
     data.row_length = 0  # slots of a row; 0 makes rows as long as a batch needs
     data.overlong = "error"  # a pair that does not fit: "error" or "drop" (counted and reported)
@@ -60,6 +66,7 @@ def default() -> ConfigDict:
     train.steps = 100
     train.batch_size = 8  # pairs a step, over all devices
     train.accumulate = 1  # parts a batch is computed in, to save memory
+    train.frozen = ()  # patterns of parameters that stay as they are, e.g. ("embedder.*",)
     train.log_every = 1
     train.checkpoint_every = 50
     train.keep_checkpoints = 2
@@ -71,6 +78,7 @@ def default() -> ConfigDict:
     optimizer.weight_decay = 0.0
     optimizer.b1 = 0.9
     optimizer.b2 = 0.99
+    optimizer.master = True  # for bfloat16 parameters, a float32 copy that small steps add up in
     optimizer.clip_norm = 1.0  # of the whole gradient
 
     sampling = config.sampling = ConfigDict()

@@ -24,7 +24,6 @@ from srpo_jax import command, judges, report, revision
 from srpo_jax import config as config_module
 from srpo_jax.data import documents as documents_module
 from srpo_jax.data.documents import Document
-from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.judges import Judge, validation
 from srpo_jax.models import Decoder, loading
@@ -59,7 +58,7 @@ def evaluate(
         for name in settings.documents
     }
     written = {
-        method: _revisions(config, workdir, method, source, renderer.tokenizer, chosen)
+        method: _revisions(config, workdir, method, source, renderer, chosen)
         for method, source in methods.items()
     }
     judge = judges.load(config.judge, workdir)
@@ -101,7 +100,7 @@ def _revisions(
     workdir: Path,
     method: str,
     source: str,
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     chosen: Chosen,
 ) -> dict[str, Texts]:
     """y_0 … y_N of every document under one model; the model is loaded only if some are missing."""
@@ -139,7 +138,7 @@ def _revisions(
                     prompts[part],
                     n_revisions,
                     sampling,
-                    eos=tokenizer.eos_id,
+                    eos=renderer.stop_ids,
                     seed=config.seed,
                     rows=range(len(docs))[part],
                     progress=progress,
@@ -148,7 +147,7 @@ def _revisions(
                 for document, ys in zip(docs[part], ids, strict=True):
                     record = {
                         "id": document.id,
-                        "revisions": [tokenizer.decode(y).strip() for y in ys],
+                        "revisions": [renderer.tokenizer.decode(y).strip() for y in ys],
                         "cut": [len(y) == sampling.max_new_tokens for y in ys],
                     }
                     out.write(json.dumps(record) + "\n")

@@ -17,7 +17,6 @@ from srpo_jax import command, judges, revision
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
-from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.models import loading
 from srpo_jax.prompts import Prompt, Renderer
@@ -35,13 +34,12 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
         status(f"pairs: {output} is there already")
         return
     settings = config.pairs
-    tokenizer = loading.load_tokenizer(config.model.source)
-    renderer = Renderer(config.data.template, tokenizer)
+    renderer = Renderer(config.data.template, loading.load_tokenizer(config.model.source))
     chosen, prompts = select(
         settings.documents, settings.split, settings.count, settings.max_prompt_tokens, renderer
     )
     part = output.with_name(output.name + ".samples")
-    records = _sample(config, tokenizer, chosen, prompts, part)
+    records = _sample(config, renderer, chosen, prompts, part)
     completions = [(record["a"], record["b"]) for record in records]
     judge = judges.load(config.judge, workdir)
     usable = [
@@ -97,7 +95,7 @@ def select(
 
 def _sample(
     config: ConfigDict,
-    tokenizer: Tokenizer,
+    renderer: Renderer,
     chosen: list[Document],
     prompts: list[Prompt],
     part: Path,
@@ -138,9 +136,9 @@ def _sample(
             rows = [2 * i + side for i in batch for side in (0, 1)]
             twice = [prompts[row // 2] for row in rows]
             ids = revision.revise_ids(
-                model, twice, 0, sampling, eos=tokenizer.eos_id, seed=config.seed, rows=rows
+                model, twice, 0, sampling, eos=renderer.stop_ids, seed=config.seed, rows=rows
             )
-            texts = [tokenizer.decode(y).strip() for (y,) in ids]
+            texts = [renderer.tokenizer.decode(y).strip() for (y,) in ids]
             ends = [len(y) < sampling.max_new_tokens for (y,) in ids]
             for j, i in enumerate(batch):
                 a, b = texts[2 * j : 2 * j + 2]

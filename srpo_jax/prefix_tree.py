@@ -78,24 +78,25 @@ class _Token:
     children: dict[int, "_Token"] = dataclasses.field(default_factory=dict)
 
 
-def build(sequences: Sequence[tuple[Ids, Ids]]) -> Tree:
+def build(sequences: Sequence[Sequence[Ids]]) -> Tree:
     """The prefix tree of sequences [(prompt ids, completion ids), …].
 
+    A sequence may go on: (prompt, completion, prompt, completion, …), as a conversation does.
     Completions are scored whole: include their end-of-sequence token if it is to count. Nothing is
     predicted from the last token of a sequence, so unless another sequence goes on through it, it
     takes no slot. Raises ValueError for an empty prompt or completion and for more than 32 nodes.
     """
     root = _Token(-1, -1)
-    for i, (prompt, completion) in enumerate(sequences):
-        if not len(prompt) or not len(completion):
-            raise ValueError(
-                f"sequence {i} has an empty {'completion' if len(prompt) else 'prompt'}"
-            )
+    for i, segments in enumerate(sequences):
+        if len(segments) % 2 or not all(len(segment) for segment in segments):
+            empty = next((j for j, segment in enumerate(segments) if not len(segment)), 1)
+            raise ValueError(f"sequence {i} has an empty {'completion' if empty % 2 else 'prompt'}")
         at = root
-        for depth, token in enumerate([*prompt, *completion]):
+        tokens = [(token, j % 2) for j, segment in enumerate(segments) for token in segment]
+        for depth, (token, scored) in enumerate(tokens):
             at = at.children.setdefault(int(token), _Token(int(token), depth))
             at.members |= 1 << i
-            at.scored |= (depth >= len(prompt)) << i
+            at.scored |= scored << i
 
     slots: list[tuple[int, int, int, int]] = []  # token, position, node, ancestors
     targets: list[tuple[int, int, int]] = []  # source, token, members
@@ -130,7 +131,7 @@ def build(sequences: Sequence[tuple[Ids, Ids]]) -> Tree:
         target_source=np.array(sources, np.int32),
         target_token=np.array(target_tokens, np.int32),
         target_members=np.array(target_members, np.uint32),
-        lengths=np.array([len(completion) for _, completion in sequences], np.int32),
+        lengths=np.array([sum(map(len, s[1::2])) for s in sequences], np.int32),
     )
 
 

@@ -10,9 +10,8 @@ before it is stored and read once, for the direct and every improve prompt.
 import dataclasses
 from collections.abc import Sequence
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from srpo_jax import chat
+from srpo_jax.data.records import Message
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 
@@ -27,10 +26,11 @@ class Template:
     otherwise a prompt is a single text.
     """
 
-    direct: tuple[str, ...]
-    improve: tuple[str, ...]
+    direct: tuple[str, ...] = (X,)
+    improve: tuple[str, ...] = ()
     chat: bool = False
     system: str = ""
+    improvement: str = ""  # for conversations: what the user says to an answer to get a better one
 
 
 _DESCRIBE = f"{X}\n\nDescribe this in one short phrase."
@@ -55,6 +55,11 @@ TEMPLATES = {
         improve=(_DESCRIBE, Y, "Write a better description in one short phrase."),
         chat=True,
         system=_SYSTEM,
+    ),
+    # x is a conversation as it is: assistants, multi-turn data. A text is its first turn.
+    "dialogue": Template(
+        chat=True,
+        improvement="Can you improve your answer? Write only the better answer.",
     ),
     # The paper's task (section 5), its instruction moved behind the post so that prompts share it.
     "tldr": Template(
@@ -88,7 +93,7 @@ class Prompt:
 
 
 class Renderer:
-    """A template and a tokenizer: text -> Prompt.
+    """A template and a tokenizer: text -> Prompt. eos: the token that ends a completion.
 
     Raises UserError when the template is unknown, or is a chat template and the tokenizer has none.
     """
@@ -99,8 +104,16 @@ class Renderer:
                 f"config.data.template is {name!r}; the templates are {', '.join(TEMPLATES)}"
             )
         template = TEMPLATES[name]
+        self.name = name
+        self.template = template
         self.tokenizer = tokenizer
         self.fingerprint = (template, tokenizer.fingerprint)
+        self.eos = chat.end_of_answer(tokenizer) if template.chat else tokenizer.eos_id
+        if template.improvement:
+            chat.render(
+                tokenizer, [{"role": "user", "content": X}]
+            )  # refuses a tokenizer without template
+            return
         if template.chat:
             direct, improve = (
                 _as_chat(turns, template.system, name, tokenizer)
@@ -108,25 +121,90 @@ class Renderer:
             )
         else:
             (direct,), (improve,) = template.direct, template.improve
-        self._head, self._direct_tail = (self._template_ids(part) for part in direct.split(X))
-        head, rest = improve.split(X)
-        if self._template_ids(head) != self._head:
+        head, tail = direct.split(X)
+        begins = tokenizer.begins_with_bos and not template.chat and tokenizer.bos_id is not None
+        # What stands at the very beginning is tokenised as such; everything else continues a text.
+        self._head = (
+            *((tokenizer.bos_id,) if begins else ()),
+            *(tokenizer.encode(head, special=True) if head else ()),
+        )
+        self._begun = bool(head)
+        self._direct_tail = self._template_ids(tail)
+        improve_head, rest = improve.split(X)
+        if improve_head != head:
             raise ValueError(
                 f"template {name!r}: what stands before x must be the same in both prompts"
             )
         self._middle, self._after = (self._template_ids(part) for part in rest.split(Y))
 
-    def prompt(self, x: str) -> Prompt:
-        """x as the model sees it. Surrounding white space of x is not part of it."""
-        start = (*self._head, *self.tokenizer.encode(x.strip()))
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Whatever ends a completion, `eos` first."""
+        return tuple(dict.fromkeys((self.eos, *self.tokenizer.stop_ids)))
+
+    def prompt(self, x: str | Sequence[Message]) -> Prompt:
+        """x, a text or a conversation, as the model sees it. White space around it is not part of it.
+
+        Raises UserError for a conversation under a template for texts.
+        """
+        if self.template.improvement:
+            return self._dialogue(_messages(x))
+        if not isinstance(x, str):
+            if [message.role for message in x] != ["user"]:
+                raise UserError(
+                    f"the prompt is a conversation, and config.data.template={self.name!r} is for texts: "
+                    "use config.data.template=dialogue"
+                )
+            x = x[0].content
+        start = (*self._head, *self.tokenizer.encode(x.strip(), continued=self._begun))
         return Prompt((*start, *self._direct_tail), (*start, *self._middle), self._after)
+
+    def conversation(self, x: str | Sequence[Message], y: str) -> list[tuple[int, ...]]:
+        """x and the answer y as segments that are read and learned in turn; see `prefix_tree.build`.
+
+        Learned is what the assistant says, and the end of each of its turns. For SFT.
+        """
+        if not self.template.chat:
+            raise UserError(
+                f"this is a conversation, and config.data.template={self.name!r} is for texts: use "
+                "config.data.template=dialogue"
+            )
+        messages = [*_messages(x), {"role": "assistant", "content": y}]
+        (head, _), *rest = chat.pieces(self.tokenizer, messages, begin_answer=False)
+        segments, read = [], head
+        for (said, role), (behind, _) in zip(rest[::2], rest[1::2], strict=True):
+            if role != "assistant":
+                read = (*read, *said, *behind)
+                continue
+            ends = behind[:1] == (self.eos,)
+            # A template that writes no end leaves it to the end of the text.
+            end = (self.eos,) if ends or not behind else ()
+            segments += [read, (*said, *end)]
+            read = behind[1:] if ends else behind
+        return segments
+
+    def _dialogue(self, messages: list[dict[str, str]]) -> Prompt:
+        join = lambda parts: tuple(i for ids, _ in parts for i in ids)
+        direct = join(chat.pieces(self.tokenizer, messages))
+        more = [{"role": "assistant", "content": ""}]
+        more.append({"role": "user", "content": self.template.improvement})
+        parts = chat.pieces(self.tokenizer, [*messages, *more])
+        # The pieces are template, message, template, …: the empty message stands for the shown completion.
+        shown = 2 * len(messages) + 1
+        return Prompt(direct, join(parts[:shown]), join(parts[shown:]))
 
     def completion(self, y: str) -> tuple[int, ...]:
         """A completion's ids, without end of sequence."""
-        return tuple(self.tokenizer.encode(y.strip()))
+        return tuple(self.tokenizer.encode(y.strip(), continued=True))
 
     def _template_ids(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(text, special=True)) if text else ()
+        return tuple(self.tokenizer.encode(text, special=True, continued=True)) if text else ()
+
+
+def _messages(x: str | Sequence[Message]) -> list[dict[str, str]]:
+    if isinstance(x, str):
+        return [{"role": "user", "content": x}]
+    return [{"role": message.role, "content": message.content} for message in x]
 
 
 def sequences(
@@ -147,22 +225,10 @@ def sequences(
 
 
 def _as_chat(turns: Sequence[str], system: str, name: str, tokenizer: Tokenizer) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"config.data.template={name!r} needs a chat template and the tokenizer has none: use "
-            "config.data.template=plain"
-        )
-    # A chat template comes with somebody's checkpoint: it is run, so it is run in a sandbox.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     messages = [{"role": "system", "content": system}]
     for i, turn in enumerate(turns):
         messages.append({"role": ("user", "assistant")[i % 2], "content": turn})
     try:
-        return environment.from_string(tokenizer.chat_template).render(
-            messages=messages, add_generation_prompt=True
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(
-            f"config.data.template={name!r}: the tokenizer's chat template does not take a system and a "
-            f"user message ({error}): use config.data.template=plain"
-        ) from error
+        return chat.render(tokenizer, messages)
+    except UserError as error:
+        raise UserError(f"config.data.template={name!r}: {error}") from error

@@ -33,7 +33,8 @@ from srpo_jax import sampling as sampling_module
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.errors import UserError
 from srpo_jax.models.attention import Trees, tree_mask
-from srpo_jax.models.decoder import Cache, Decoder
+from srpo_jax.models.cache import Cache
+from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.sampling import Sampling
@@ -87,7 +88,7 @@ def revise(
         prompts,
         n_revisions,
         sampling,
-        eos=tokenizer.eos_id,
+        eos=tokenizer.stop_ids,
         seed=seed,
         rows=rows,
         progress=progress,
@@ -102,17 +103,21 @@ def revise_ids(
     n_revisions: int,
     sampling: Sampling,
     *,
-    eos: int,
+    eos: int | Sequence[int],
     seed: int = 0,
     rows: Sequence[int] | None = None,
     progress: Progress | None = None,
     spent: Spent | None = None,
 ) -> list[list[list[int]]]:
-    """`revise` in token ids, [prompt][revision][token], without end of sequence."""
+    """`revise` in token ids, [prompt][revision][token], without end of sequence.
+
+    eos: what ends a completion, one token or any of several.
+    """
+    stops = (eos,) if isinstance(eos, int) else tuple(eos)
     _check_lengths(prompts, sampling, model.config.max_length)
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
-    programs = _programs(model, sampling, eos, Spent() if spent is None else spent)
+    programs = _programs(model, sampling, stops, Spent() if spent is None else spent)
     results: list[list[list[int]]] = [[] for _ in prompts]
     # Rows of a batch are padded to its longest; the longest batch first, so that what does not fit into
     # memory fails at once.
@@ -185,7 +190,7 @@ class _Programs:
     layers: list[nnx.State] | None
     mesh: Mesh | None
     sampling: Sampling
-    eos: int
+    stops: tuple[int, ...]
     spent: Spent
 
     @property
@@ -240,11 +245,11 @@ class _Programs:
         began = time.perf_counter()
         keys, positions, holds = self._placed((keys, positions, holds))
         sampling = dataclasses.replace(self.sampling, batch_size=1)  # compile nothing anew for it
-        settings = {"sampling": sampling, "eos": self.eos, "mesh": self.mesh}
+        settings = {"sampling": sampling, "stops": self.stops, "mesh": self.mesh}
         given = (cache, logits, keys, jnp.int32(revision), positions, holds)
         written, own = _write(*self._model, *given, **settings)
         tokens = self._timed(np.asarray(written), "writing", began)
-        return [[int(t) for t in row[: np.sum(row != self.eos)]] for row in tokens], own
+        return [[int(t) for t in row[: np.sum(row != self.stops[0])]] for row in tokens], own
 
     @property
     def _model(self) -> tuple[Any, ...]:
@@ -263,10 +268,12 @@ class _Programs:
         return result
 
 
-def _programs(model: Decoder, sampling: Sampling, eos: int, spent: Spent) -> _Programs:
+def _programs(
+    model: Decoder, sampling: Sampling, stops: tuple[int, ...], spent: Spent
+) -> _Programs:
     graphdef, state = nnx.split(model)
     layers = _unrolled(graphdef, state) if jax.default_backend() == "cpu" else None
-    return _Programs(graphdef, state, layers, mesh_module.of(state), sampling, eos, spent)
+    return _Programs(graphdef, state, layers, mesh_module.of(state), sampling, stops, spent)
 
 
 @jax.jit
@@ -312,7 +319,7 @@ class _Writing(NamedTuple):
     cache: Cache
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "eos", "mesh"))
+@functools.partial(jax.jit, static_argnames=("sampling", "stops", "mesh"))
 def _write(
     graphdef,
     state,
@@ -325,13 +332,21 @@ def _write(
     holds,
     *,
     sampling: Sampling,
-    eos: int,
+    stops: tuple[int, ...],
     mesh,
 ):
-    """-> int32 [B, G], filled up with end of sequence, and their cache (but for the last one's slot)."""
+    """-> int32 [B, G] and their cache (but for the last one's slot).
+
+    From the end of a completion on, all are the first of `stops`.
+    """
     model: Decoder = nnx.merge(graphdef, state)
     new = sampling.max_new_tokens
-    sample = functools.partial(sampling_module.sample, sampling=sampling)
+    eos = stops[0]
+
+    def sample(logits: Array, streams: Array) -> Array:
+        token = sampling_module.sample(logits, streams, sampling=sampling)
+        return jnp.where(jnp.isin(token, jnp.array(stops)), eos, token)
+
     streams = jax.vmap(lambda k: jax.random.split(jax.random.fold_in(k, revision), new))(key)
     streams = streams.swapaxes(0, 1)
 
@@ -362,10 +377,12 @@ def _write(
 def _keep(cache: Cache, part: Cache, slot: int) -> Cache:
     """The cache with a completion's own in the slots from `slot` on."""
     put = jax.lax.dynamic_update_slice_in_dim
-    return Cache(
-        jax.tree.map(lambda x, new: put(x, new, slot, axis=-1), cache.keys, part.keys),
-        jax.tree.map(lambda x, new: put(x, new, slot, axis=-2), cache.values, part.values),
+    keys = jax.tree.map(lambda x, new: put(x, new, slot, axis=-1), cache.keys, part.keys)
+    values = jax.tree.map(lambda x, new: put(x, new, slot, axis=-2), cache.values, part.values)
+    standing = jax.tree.map(
+        lambda x, new: put(x, new, slot, axis=-1), cache.positions, part.positions
     )
+    return Cache(keys, values, standing)
 
 
 def _on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

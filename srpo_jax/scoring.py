@@ -27,19 +27,22 @@ def score(
     names: tuple[str, ...],
     *,
     adapter: bool = True,
+    dropout: Array | None = None,
     chunk: int | None = None,
 ) -> dict[str, Array]:
     """The scores of the B * P places for pairs, {name: float32 [B * P]}, place after place, row after row.
 
     names in the order the trees were built with; an empty place scores 0. adapter=False scores under the
-    base model, LoRA off. chunk: vocabulary entries whose logits are computed at a time. Equals scoring each
-    sequence in a row of its own, up to rounding.
+    base model, LoRA off; dropout: the key for LoRA's dropout, None for none. chunk: vocabulary entries
+    whose logits are computed at a time. Equals scoring each sequence in a row of its own, up to rounding.
     """
     trees = attention.Trees(rows.tree, rows.node, rows.ancestors, rows.positions)
     mask = attention.tree_mask(trees, kind=model.config.attention)
-    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter)
+    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
     states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
-    logp = log_probabilities(states, model.head_kernel(), rows.target_token, chunk)
+    logp = log_probabilities(
+        states, model.head_kernel(), rows.target_token, chunk, model.config.logit_softcap
+    )
     members = (rows.target_members[..., None] >> jnp.arange(len(names), dtype=jnp.uint32)) & 1
     places = rows.target_tree[..., None] == jnp.arange(rows.pair.shape[-1])
     # Sums over targets, in full float32: a product would round its inputs on a TPU.
@@ -62,36 +65,39 @@ def scorer(graphdef: nnx.GraphDef, names: tuple[str, ...], *, adapter: bool):
 
 
 def log_probabilities(
-    hidden: Array, kernel: Array, targets: Array, chunk: int | None = None
+    hidden: Array,
+    kernel: Array,
+    targets: Array,
+    chunk: int | None = None,
+    softcap: float | None = None,
 ) -> Array:
     """log p(targets [B, T] | hidden [B, T, D]), float32 [B, T]; kernel [V, D] in hidden's dtype.
 
     `chunk` entries of the vocabulary at a time (default: so many that LOGITS logits are alive), forward and
     backward: a log-sum-exp that is extended part by part, and a gradient that computes the logits again.
     On a mesh each device keeps to its own part of a vocabulary that lies along "tensor", and only the
-    part in use is gathered along "fsdp".
+    part in use is gathered along "fsdp". softcap c: logits are c tanh(logits / c).
     """
     shards = mesh_module.current_parts("vocab")
     if chunk is None:
         local = hidden.shape[0] * hidden.shape[1] // mesh_module.current_parts("batch")
         chunk = max(128, LOGITS // max(1, local))
-    return _log_probabilities(
-        hidden, kernel, targets, (shards, _parts(kernel.shape[0] // shards, chunk))
-    )
+    split = shards, _parts(kernel.shape[0] // shards, chunk)
+    return _log_probabilities(hidden, kernel, targets, split, softcap)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _log_probabilities(
-    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int]
+    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], softcap: float | None
 ) -> Array:
-    return _forward(hidden, kernel, targets, split)[0]
+    return _forward(hidden, kernel, targets, split, softcap)[0]
 
 
-def _forward(hidden: Array, kernel: Array, targets: Array, split: tuple[int, int]):
+def _forward(hidden, kernel, targets, split: tuple[int, int], softcap: float | None):
     def extend(carry: tuple[Array, Array, Array], part: tuple[Array, Array]):
         largest, total, chosen = carry
         weights, entries = part
-        logits = _logits(hidden, weights, entries)
+        logits = _logits(hidden, weights, entries, softcap)
         higher = jnp.maximum(largest, logits.max((-2, -1)))
         summed = jnp.exp(logits - higher[..., None, None]).sum((-2, -1))
         total = total * jnp.exp(largest - higher) + summed
@@ -106,16 +112,21 @@ def _forward(hidden: Array, kernel: Array, targets: Array, split: tuple[int, int
     return chosen - normaliser, (hidden, kernel, targets, normaliser)
 
 
-def _backward(split: tuple[int, int], kept: tuple, cotangent: Array):
+def _backward(split: tuple[int, int], softcap: float | None, kept: tuple, cotangent: Array):
     """d log p(v) / d logits = one-hot(v) - softmax."""
     hidden, kernel, targets, normaliser = kept
 
     def part(total: Array, part: tuple[Array, Array]):
         weights, entries = part
-        softmax = jnp.exp(_logits(hidden, weights, entries) - normaliser[..., None, None])
+        logits = _logits(hidden, weights, entries, softcap)
+        softmax = jnp.exp(logits - normaliser[..., None, None])
         here = targets[..., None, None] == entries
+        slope = cotangent[..., None, None] * (here - softmax)
+        if softcap is not None:
+            # The derivative of c tanh(l / c), in terms of its value; no entry has none.
+            slope *= jnp.where(entries >= 0, 1 - (logits / softcap) ** 2, 0.0)
         # Rounded to the inputs' dtype before the products, as in models/product.py.
-        slope = (cotangent[..., None, None] * (here - softmax)).astype(hidden.dtype)
+        slope = slope.astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         to_kernel = _on_shards(product("btgv,btd->gvd", slope, hidden), "embed")
         return total + product("btgv,gvd->btd", slope, weights), to_kernel.astype(kernel.dtype)
@@ -131,10 +142,12 @@ def _backward(split: tuple[int, int], kept: tuple, cotangent: Array):
 _log_probabilities.defvjp(_forward, _backward)
 
 
-def _logits(hidden: Array, weights: Array, entries: Array) -> Array:
+def _logits(hidden: Array, weights: Array, entries: Array, softcap: float | None) -> Array:
     """[B, T, D], [shards, v, D] -> float32 [B, T, shards, v]; -inf where there is no entry."""
     weights = _on_shards(weights, None)
     logits = jnp.einsum("btd,gvd->btgv", hidden, weights, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     logits = jnp.where(entries >= 0, logits, -jnp.inf)
     return mesh_module.constrain(logits, ("batch", None, "vocab", None))
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from srpo_jax import scoring
 from srpo_jax.errors import UserError
+from srpo_jax.models.architecture import VECTORS
 from srpo_jax.objectives import Objective
 from srpo_jax.prefix_tree import Rows
 from srpo_jax.runtime import mesh as mesh_module
@@ -27,6 +28,13 @@ class TrainState(NamedTuple):
 
     model: nnx.State
     optimizer: Any
+
+
+class Master(NamedTuple):
+    """The optimiser's state for bfloat16 parameters: float32 weights, in which small steps add up."""
+
+    weights: nnx.State
+    inner: Any
 
 
 def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -58,9 +66,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
 
 
 def _decayed(state: nnx.State) -> nnx.State:
-    """True for what weight decay pulls to zero: everything but the norms' scales."""
+    """True for what weight decay pulls to zero: everything but norms and biases."""
     flat = nnx.to_flat_state(state)
-    return nnx.from_flat_state([(path, v.replace(path[-1] != "scale")) for path, v in flat])
+    return nnx.from_flat_state([(path, v.replace(path[-1] not in VECTORS)) for path, v in flat])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +89,8 @@ def make(
     mesh: Mesh,
     *,
     accumulate: int = 1,
+    master: bool = True,
+    seed: int = 0,
 ) -> Steps:
     """The programs for a model split into (graphdef, trained, frozen).
 
@@ -91,6 +101,9 @@ def make(
         of the objective's, and grad_norm (before clipping).
     reference(trained, frozen, rows) -> ({score: float32 [B * P]} of the reference policy, pair [B * P]), on
         every process.
+
+    master: keep a float32 copy of bfloat16 parameters with the optimiser. seed: of the adapters' dropout,
+    which is drawn anew at each step.
     """
     parameters = mesh_module.parameter_shardings(mesh, trained)
     replicated = mesh_module.replicated(mesh)
@@ -102,15 +115,18 @@ def make(
         parameters,
         transform_non_params=lambda _: replicated,
     )
+    master = master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(trained))
+    if master:
+        optimizer_shardings = Master(parameters, optimizer_shardings)
     state_shardings = TrainState(parameters, optimizer_shardings)
 
     on_mesh = functools.partial(jax.sharding.use_abstract_mesh, mesh.abstract_mesh)
 
     def loss(
-        model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array
+        model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array, key: Array
     ) -> tuple[Array, dict[str, Array]]:
         policy = nnx.merge(graphdef, model, frozen)
-        scores = scoring.score(policy, batch["rows"], objective.needs)
+        scores = scoring.score(policy, batch["rows"], objective.needs, dropout=key)
         given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
         losses, metrics = objective(
             scores, given["reference"], given["label_prob"], lengths=given["lengths"], **hyper
@@ -119,31 +135,54 @@ def make(
         mean = lambda values: jnp.sum(jnp.where(there, values, 0.0)) / pairs
         return mean(losses), jax.tree.map(mean, metrics)
 
-    def gradient(model: nnx.State, frozen: nnx.State, batch: Batch) -> tuple[nnx.State, dict]:
+    def gradient(
+        model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
+    ) -> tuple[nnx.State, dict]:
         part = jax.grad(loss, has_aux=True)
         pairs = jnp.sum(batch["rows"].pair >= 0)
         if accumulate == 1:
-            return part(model, frozen, batch, pairs)
+            return part(model, frozen, batch, pairs, key)
         # Part i takes every accumulate-th row, so each part keeps the batch's own sharding.
         parts = jax.tree.map(
             lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        shapes = jax.eval_shape(part, model, frozen, jax.tree.map(lambda x: x[0], parts), pairs)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        keys = jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(part, model, frozen, first, pairs, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
-        def add(total, piece):
-            return jax.tree.map(jnp.add, total, part(model, frozen, piece, pairs)), None
+        def add(total, inputs):
+            return jax.tree.map(
+                jnp.add, total, part(model, frozen, inputs[0], pairs, inputs[1])
+            ), None
 
-        return jax.lax.scan(add, zeros, parts)[0]
+        total, _ = jax.lax.scan(add, zeros, (parts, keys))
+        return jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
+
+    def init(model: nnx.State) -> Any:
+        if not master:
+            return optimizer.init(model)
+        weights = _wide(model)
+        return Master(weights, optimizer.init(weights))
+
+    def updated(state: TrainState, gradients: nnx.State) -> TrainState:
+        if not master:
+            updates, inner = optimizer.update(gradients, state.optimizer, state.model)
+            return TrainState(optax.apply_updates(state.model, updates), inner)
+        weights, inner = state.optimizer
+        updates, inner = optimizer.update(_wide(gradients), inner, weights)
+        weights = optax.apply_updates(weights, updates)
+        model = jax.tree.map(lambda old, new: new.astype(old.dtype), state.model, weights)
+        return TrainState(model, Master(weights, inner))
 
     def train(
         state: TrainState, frozen: nnx.State, batch: Batch
     ) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), _count(state.optimizer))
         with on_mesh():
-            gradients, metrics = gradient(state.model, frozen, batch)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.model)
-        return TrainState(optax.apply_updates(state.model, updates), optimizer_state), metrics
+            gradients, metrics = gradient(state.model, frozen, batch, key)
+        metrics["grad_norm"] = optax.tree.norm(_wide(gradients))
+        return updated(state, gradients), metrics
 
     def reference(
         model: nnx.State, frozen: nnx.State, rows: Rows
@@ -154,7 +193,16 @@ def make(
         return scores, rows.pair.reshape(-1)
 
     return Steps(
-        init=jax.jit(optimizer.init, out_shardings=optimizer_shardings),
+        init=jax.jit(init, out_shardings=optimizer_shardings),
         train=jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
         reference=jax.jit(reference, out_shardings=replicated),
     )
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _count(optimizer_state: Any) -> Array:
+    """How many updates there have been; every part of the optimiser that counts says the same."""
+    return optax.tree.get_all_with_path(optimizer_state, "count")[0][1]

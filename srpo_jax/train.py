@@ -52,7 +52,13 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
     # The pairs, as prefix trees
     source = loading.open_source(config.model.source)
-    pairs = records.read_pairs(config.data.pairs)
+    pairs = records.read_pairs(
+        config.data.pairs,
+        format=config.data.format,
+        split=config.data.split,
+        fields=config.data.fields,
+        rejected=any("l" in name for name in objective.needs),
+    )
     data = pipeline.prepare(
         pairs,
         Renderer(config.data.template, source.tokenizer),
@@ -78,7 +84,15 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     graphdef, trained, frozen = loading.create(architecture, parameters, mesh, config.seed)
     del parameters
     steps = step.make(
-        graphdef, trained, optimizer, objective, hyper, mesh, accumulate=config.train.accumulate
+        graphdef,
+        trained,
+        optimizer,
+        objective,
+        hyper,
+        mesh,
+        accumulate=config.train.accumulate,
+        master=config.optimizer.master,
+        seed=config.seed,
     )
     if objective.needs_reference:
         score = lambda rows: steps.reference(trained, frozen, rows)

@@ -119,16 +119,11 @@ def prepare(
     """
     if overlong not in ("error", "drop"):
         raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
-    eos = renderer.tokenizer.eos_id
     trees, labels = [], []
     for pair in pairs:
         where = f"{source}:{pair.line}" if pair.line else source
-        prompt = renderer.prompt(pair.prompt)
-        ids = [renderer.completion(text) for text in (pair.chosen, pair.rejected)]
-        if not all(ids):
-            raise UserError(f"{where}: a completion is empty once tokenised")
-        parts = sequences(prompt, ids[0], ids[1], names, eos)
-        longest = max(len(context) + len(completion) for context, completion in parts)
+        parts = pair_sequences(pair, renderer, names, where)
+        longest = max(sum(map(len, part)) for part in parts)
         tree = prefix_tree.build(parts)
         slots = len(tree.tokens)
         if longest > max_length or (row_length and slots > row_length):
@@ -156,6 +151,29 @@ def prepare(
         row_length=row_length,
         dropped=len(pairs) - len(trees),
     )
+
+
+def pair_sequences(
+    pair: Pair, renderer: Renderer, names: tuple[str, ...], where: str
+) -> Sequence[Sequence[Sequence[int]]]:
+    """What prefix_tree.build takes, one sequence a score name.
+
+    Raises UserError, beginning with `where`, for a pair that the template or the objective cannot take.
+    """
+    try:
+        if pair.every_turn:
+            if names != ("w",):
+                raise UserError(
+                    "a conversation without chosen and rejected can be used for SFT only"
+                )
+            return [renderer.conversation(pair.prompt, pair.chosen)]
+        both = (pair.chosen, pair.rejected) if any("l" in n for n in names) else (pair.chosen,)
+        ids = [renderer.completion(text) for text in both]
+        if not all(ids):
+            raise UserError("a completion is empty once tokenised")
+        return sequences(renderer.prompt(pair.prompt), ids[0], ids[-1], names, renderer.eos)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 from srpo_jax.errors import UserError
 
@@ -30,6 +32,8 @@ class Tokenizer(Protocol):
 
     vocab_size: every id is below it. fingerprint: sha256 (hex) of all that determines the ids, so
     that ids kept on disk are never read under another tokenizer. chat_template: Jinja source.
+    eos_id: ends a sequence; stop_ids: everything that does, eos_id first. begins_with_bos: whether the
+    model was trained on texts that begin with bos_id (a chat template says so itself).
     """
 
     @property
@@ -37,22 +41,31 @@ class Tokenizer(Protocol):
     @property
     def eos_id(self) -> int: ...
     @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    @property
     def bos_id(self) -> int | None: ...
+    @property
+    def begins_with_bos(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
     @property
     def chat_template(self) -> str | None: ...
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
         """Ids of text, nothing added.
 
         special=True reads special tokens written in the text (a rendered chat template) as such;
         False reads them as plain text, so a document cannot end a turn or start another.
+        continued: other text stands before it, so that no tokenizer puts a space there of its own.
         """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are dropped, invalid UTF-8 becomes U+FFFD."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """How the vocabulary spells a token, special ones included."""
         ...
 
 
@@ -69,11 +82,13 @@ class ByteTokenizer:
 
     vocab_size = 264
     bos_id: int | None = 1
+    begins_with_bos = False
     eos_id = 2
+    stop_ids: tuple[int, ...] = (2,)
     chat_template: str | None = CHATML
     fingerprint = hashlib.sha256(b"pad 0, <|im_start|> 1, <|im_end|> 2, byte b 3+b").hexdigest()
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
         pieces = re.split(r"(<\|im_start\|>|<\|im_end\|>)", text) if special else [text]
         ids: list[int] = []
         for piece in pieces:
@@ -86,6 +101,10 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         values = (i - _FIRST_BYTE for i in ids)
         return bytes(value for value in values if 0 <= value < 256).decode(errors="replace")
+
+    def token(self, token_id: int) -> str:
+        named = {i: token for token, i in _BYTE_SPECIAL.items()}
+        return named.get(token_id) or self.decode([token_id])
 
 
 class TokenizersTokenizer:
@@ -101,22 +120,33 @@ class TokenizersTokenizer:
         eos_id: int,
         bos_id: int | None = None,
         chat_template: str | None = None,
+        stop_ids: tuple[int, ...] = (),
+        begins_with_bos: bool | None = None,
     ):
-        """Raises UserError where the definition is no tokenizer.json."""
+        """stop_ids: eos_id alone by default. begins_with_bos: None leaves it to the definition.
+
+        Raises UserError where the definition is no tokenizer.json.
+        """
         try:
             parsed = json.loads(definition) | {"truncation": None, "padding": None}
             canonical = json.dumps(parsed, sort_keys=True, ensure_ascii=False)
-            # Reading special tokens or not is a state of the library's object, not an argument:
-            # two objects, neither ever changed, instead of one that is switched at each call.
-            self._parsing = tokenizers.Tokenizer.from_str(canonical)
-            self._plain = tokenizers.Tokenizer.from_str(canonical)
+            # Reading special tokens or not is a state of the library's object, not an argument: objects
+            # that are never changed, instead of one that is switched at each call.
+            self._start = _parsing_and_plain(canonical)
+            rest = json.dumps(_continued(parsed), sort_keys=True, ensure_ascii=False)
+            self._rest = self._start if rest == canonical else _parsing_and_plain(rest)
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"this is not the definition of a tokenizer: {error}") from error
-        self._plain.encode_special_tokens = True
-        self._arguments = (definition, eos_id, bos_id, chat_template)
-        self.vocab_size: int = 1 + max(self._parsing.get_vocab().values())
+        self.definition = definition
+        self._arguments = (definition, eos_id, bos_id, chat_template, stop_ids, begins_with_bos)
+        parsing = self._start[0]
+        self.vocab_size: int = 1 + max(parsing.get_vocab().values())
         self.eos_id = eos_id
+        self.stop_ids = stop_ids or (eos_id,)
         self.bos_id = bos_id
+        if begins_with_bos is None:
+            begins_with_bos = bos_id is not None and parsing.encode("a").ids[:1] == [bos_id]
+        self.begins_with_bos = begins_with_bos and bos_id is not None
         self.chat_template = chat_template
         self.fingerprint = hashlib.sha256(
             f"{canonical}\neos {eos_id} bos {bos_id}".encode()
@@ -150,20 +180,137 @@ class TokenizersTokenizer:
         )
 
     def _id(self, token: str, path: str | Path) -> int:
-        token_id = self._parsing.token_to_id(token)
+        token_id = self._start[0].token_to_id(token)
         if token_id is None:
             raise UserError(f"{path} has no token {token!r}: name one that its vocabulary has")
         return token_id
 
-    def encode(self, text: str, special: bool = False) -> list[int]:
-        tokenizer = self._parsing if special else self._plain
-        return tokenizer.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
+        parsing, plain = self._rest if continued else self._start
+        return (parsing if special else plain).encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._parsing.decode(list(ids), skip_special_tokens=True)
+        return self._start[0].decode(list(ids), skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        return self._start[0].id_to_token(token_id) or ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickling forgets encode_special_tokens.
+        return type(self), self._arguments
+
+
+def _parsing_and_plain(
+    definition: str,
+) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """The tokenizer that reads special tokens in a text as such, and the one that does not."""
+    parsing, plain = (tokenizers.Tokenizer.from_str(definition) for _ in range(2))
+    plain.encode_special_tokens = True
+    return parsing, plain
+
+
+def _continued(definition: dict[str, Any]) -> dict[str, Any]:
+    """The same tokenizer, but for the space some put before a text."""
+
+    def without(part: Any) -> Any:
+        if not isinstance(part, dict):
+            return part
+        kind = part.get("type")
+        if kind == "Sequence":
+            key = next(k for k in ("normalizers", "pretokenizers") if k in part)
+            kept = [p for p in map(without, part[key]) if p is not None]
+            return part | {key: kept}
+        if kind == "Prepend":
+            return None
+        if kind == "Metaspace":
+            return part | {"prepend_scheme": "never"}
+        if kind == "ByteLevel":
+            return part | {"add_prefix_space": False}
+        return part
+
+    changed = {key: without(definition.get(key)) for key in ("normalizer", "pre_tokenizer")}
+    return definition | changed
+
+
+def special_tokens(definition: str) -> dict[str, int]:
+    """The tokens of a tokenizer.json beside and in its vocabulary, {token: id}; ValueError if malformed."""
+    parsed = json.loads(definition)
+    try:
+        vocabulary = parsed["model"].get("vocab", {})
+        known = (
+            dict(vocabulary)
+            if isinstance(vocabulary, dict)
+            else {entry[0]: i for i, entry in enumerate(vocabulary)}
+        )
+        return known | {entry["content"]: entry["id"] for entry in parsed.get("added_tokens", [])}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no definition of a tokenizer ({error})") from error
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model (.model file)."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        eos_id: int | None = None,
+        bos_id: int | None = None,
+        chat_template: str | None = None,
+        stop_ids: tuple[int, ...] = (),
+        begins_with_bos: bool | None = None,
+    ):
+        """eos_id, bos_id: by default the model's own. Raises UserError where the file is no such model."""
+        self._arguments = (path, eos_id, bos_id, chat_template, stop_ids, begins_with_bos)
+        try:
+            model = Path(path).read_bytes()
+            self._start = sentencepiece.SentencePieceProcessor(model_proto=model)
+            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+            proto.normalizer_spec.add_dummy_prefix = False
+            self._rest = sentencepiece.SentencePieceProcessor(
+                model_proto=proto.SerializeToString()
+            )
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path} is no SentencePiece model: {error}") from error
+        self.vocab_size: int = self._start.vocab_size()
+        self.eos_id: int = self._start.eos_id() if eos_id is None else eos_id
+        own = self._start.bos_id()
+        self.bos_id: int | None = bos_id if bos_id is not None else own if own >= 0 else None
+        self.stop_ids = stop_ids or (self.eos_id,)
+        # SentencePiece models are used with a bos where they have one, unless it is said otherwise.
+        self.begins_with_bos = begins_with_bos is not False and self.bos_id is not None
+        self.chat_template = chat_template
+        self.fingerprint = hashlib.sha256(
+            model + f"\neos {self.eos_id} bos {self.bos_id}".encode()
+        ).hexdigest()
+        controls = [
+            self._start.id_to_piece(i) for i in range(self.vocab_size) if self._start.is_control(i)
+        ]
+        pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
+        self._controls = re.compile(f"({pattern})") if controls else None
+
+    def piece_id(self, piece: str) -> int | None:
+        """The id of a piece as the vocabulary spells it, None where it has no such piece."""
+        found = self._start.piece_to_id(piece)
+        return found if self._start.id_to_piece(found) == piece else None
+
+    def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
+        parts = self._controls.split(text) if special and self._controls else [text]
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids.append(self._start.piece_to_id(part))
+            elif part:
+                processor = self._rest if continued or ids else self._start
+                ids.extend(processor.encode(part))
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._start.decode([i for i in ids if not self._start.is_control(i)])
+
+    def token(self, token_id: int) -> str:
+        return self._start.id_to_piece(token_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
 
 

@@ -37,13 +37,19 @@ class Trees(NamedTuple):
 
     tree int32: place of the slot's tree in its row, -1 for padding. node int32: the slot's node in its
     tree; ancestors uint32: bit i set where node i is that node or above it. positions int32: depth in the
-    tree. Slot q sees slot k if both are of one tree, k is not after q, and k's node is among q's ancestors.
+    tree. first int32: the least position that the slot sees, where a window limits it. Slot q sees slot k
+    if both are of one tree, k is not after q, and k's node is among q's ancestors.
     """
 
     tree: Array
     node: Array
     ancestors: Array
     positions: Array
+    first: Array | None = None
+
+    def within(self, window: Array | int) -> "Trees":
+        """Slots see only keys less than `window` positions back along their path."""
+        return self._replace(first=self.positions - window + 1)
 
 
 class Logits(NamedTuple):
@@ -51,7 +57,6 @@ class Logits(NamedTuple):
 
     scale: float
     softcap: float | None
-    window: int | None
 
 
 @flax.struct.dataclass
@@ -71,24 +76,25 @@ class TreeMask:
     kind: str = flax.struct.field(pytree_node=False)
     block: int = flax.struct.field(pytree_node=False)
 
+    def within(self, window: Array | int) -> "TreeMask":
+        """`Trees.within`. The lists stay as they are: blocks beyond the window are computed and hidden."""
+        return self.replace(trees=self.trees.within(window))
 
-def sees(query: Trees, key: Trees, window: int | None = None) -> Array:
-    """bool [..., Q, C] from words [..., Q] and [..., C], but for the order of slots, which is the caller's.
 
-    window: only keys less than so many positions back along the path.
-    """
+def sees(query: Trees, key: Trees) -> Array:
+    """bool [..., Q, C] from words [..., Q] and [..., C]; the order of slots is the caller's."""
     rows, columns = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
     above = (rows(query.ancestors) >> columns(key.node).astype(jnp.uint32)) & 1
     seen = (rows(query.tree) == columns(key.tree)) & (above == 1)
-    if window is not None:
-        seen &= rows(query.positions) - columns(key.positions) < window
+    if query.first is not None:
+        seen &= columns(key.positions) >= rows(query.first)
     return seen
 
 
-def dense_mask(trees: Trees, window: int | None = None) -> Array:
+def dense_mask(trees: Trees) -> Array:
     """bool [B, S, S], True where the row slot sees the column slot."""
     slots = jnp.arange(trees.tree.shape[-1])
-    return sees(trees, trees, window) & (slots[:, None] >= slots)
+    return sees(trees, trees) & (slots[:, None] >= slots)
 
 
 def tree_mask(trees: Trees, *, kind: str = "auto", block: int | None = None) -> Array | TreeMask:
@@ -110,10 +116,8 @@ def tree_mask(trees: Trees, *, kind: str = "auto", block: int | None = None) -> 
         number = -(-length // BLOCK[kind])
         block = -(-length // (number * TILE)) * TILE
     fill = -length % block
-    trees = Trees(
-        jnp.pad(trees.tree, ((0, 0), (0, fill)), constant_values=-1),
-        *(jnp.pad(words, ((0, 0), (0, fill))) for words in trees[1:]),
-    )
+    padded = jax.tree.map(lambda words: jnp.pad(words, ((0, 0), (0, fill))), trees)
+    trees = padded._replace(tree=jnp.pad(trees.tree, ((0, 0), (0, fill)), constant_values=-1))
     return TreeMask(trees, *_visible(trees, block), kind, block)
 
 
@@ -125,25 +129,21 @@ def attend(
     *,
     scale: float | None = None,
     softcap: float | None = None,
-    window: int | None = None,
 ) -> Array:
     """Grouped-query attention, [B, S, H, Hd]; softmax and sums in float32, products in the inputs' dtype.
 
     query [B, S, H, Hd]; key, value [B, C, K, Hd], K a divisor of H. mask: bool [B, S, C], or a TreeMask
     for C = S. scale of the logits: by default Hd**-0.5. softcap c: logits become c tanh(logits / c).
-    window: only keys less than so many positions back. A query that sees nothing (row padding) gets
-    something finite. Raises ValueError for a window with a bool mask, which must already hold it.
+    A query that sees nothing (row padding) gets something finite.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if not isinstance(mask, TreeMask):
-        if window is not None:
-            raise ValueError("a window needs a TreeMask: a bool mask must hold it already")
         return dense(query, key, value, mask, scale, softcap)
     # Imported here because both modules build on this one.
     from srpo_jax.models import attention_blockwise, attention_pallas
 
     module = attention_pallas if mask.kind == "pallas" else attention_blockwise
-    program = functools.partial(module.attend, logits=Logits(scale, softcap, window))
+    program = functools.partial(module.attend, logits=Logits(scale, softcap))
     return _on_mesh(program)(query, key, value, mask)
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from srpo_jax.models.attention import Logits, TreeMask, Trees, from_blocks, sees, to_blocks
+from srpo_jax.models.attention import Logits, TreeMask, from_blocks, sees, to_blocks
 from srpo_jax.models.product import KEPT
 
 Array = jax.Array
@@ -51,7 +51,7 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
 
         def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             largest, total, out = carry
-            chosen, seen = _chosen(m, part, mask, own.shape, logits)
+            chosen, seen = _chosen(m, part, mask, own.shape)
             scores = _scores(own, keys[chosen], logits)
             higher = jnp.maximum(largest, jnp.where(seen, scores, -math.inf).max(-1))
             finite = jnp.where(jnp.isfinite(higher), higher, 0.0)
@@ -90,7 +90,7 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
 
         def turn(m: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             to_query, to_key, to_value = carry
-            chosen, seen = _chosen(m, part, mask, own.shape, logits)
+            chosen, seen = _chosen(m, part, mask, own.shape)
             their_keys, their_values = keys[chosen], values[chosen]
             scores = _scores(own, their_keys, logits)
             weights = jnp.where(seen, jnp.exp(scores - log_sum[..., None]), 0.0)
@@ -142,9 +142,7 @@ def _join(parts: Array, back: Array) -> Array:
     return parts.reshape(-1, *parts.shape[2:])[back]
 
 
-def _chosen(
-    m: Array, part: Part, mask: TreeMask, shape: tuple[int, ...], logits: Logits
-) -> tuple[Array, Array]:
+def _chosen(m: Array, part: Part, mask: TreeMask, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Turn m: the places of the blocks of keys [n], and bool [n, 1, G b, b], who sees whom.
 
     shape: of the part's queries, [n, K, G b, Hd].
@@ -154,9 +152,11 @@ def _chosen(
     theirs = mask.keys.reshape(-1, number)[part.place, m]
     chosen = part.place - block_of_row + theirs
     words = jax.tree.map(lambda x: x.reshape(-1, block), mask.trees)
-    own_words, their_words = (Trees(*(x[place] for x in words)) for place in (part.place, chosen))
+    own_words, their_words = (
+        jax.tree.map(lambda x, at=place: x[at], words) for place in (part.place, chosen)
+    )
     slots = lambda blocks: blocks[:, None] * block + jnp.arange(block)
-    seen = sees(own_words, their_words, logits.window)
+    seen = sees(own_words, their_words)
     seen &= slots(block_of_row)[..., :, None] >= slots(theirs)[..., None, :]
     seen &= (m < part.turns)[:, None, None]
     return chosen, jnp.tile(seen[:, None], (1, 1, shape[2] // block, 1))

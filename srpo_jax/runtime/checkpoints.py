@@ -104,6 +104,15 @@ class Checkpoints:
         """Steps of all checkpoints whose save was completed, newest first."""
         return [saved.step for saved in reversed(self._manager.checkpoints)]
 
+    def held(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds: name -> description with shape and dtype; UserError if damaged."""
+        try:
+            return self._held(step)
+        except _Damaged as error:
+            raise UserError(
+                f"{self.directory / str(step)}: this checkpoint is damaged ({error})"
+            ) from error
+
     def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
         """Reads one checkpoint.
 

@@ -14,6 +14,7 @@ from benchmarks.workload import Workload
 from srpo_jax import config as config_module
 from srpo_jax import objectives, scoring, step
 from srpo_jax.models import loading
+from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -35,7 +36,7 @@ CONFIG = DecoderConfig(
     kv_heads=2,
     head_dim=8,
     mlp_width=48,
-    rope_theta=500.0,
+    layer_kinds=(LayerKind(rope=Rope(500.0)),),
     norm_eps=1e-3,
     tied=False,
     dtype="float32",

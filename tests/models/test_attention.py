@@ -63,11 +63,15 @@ def random_case(trees, dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, seed=0
 def run(case: Case, kind: str, block: int | None = None, **settings):
     """The output on real slots and the three gradients, float32 numpy."""
 
+    window = settings.pop("window", None)
+
     def both(case: Case):
         if kind == "dense":
-            mask = attention.dense_mask(case.trees, settings.pop("window", None))
+            limited = case.trees if window is None else case.trees.within(window)
+            mask = attention.dense_mask(limited)
         else:
             mask = attention.tree_mask(case.trees, kind=kind, block=block)
+            mask = mask if window is None else mask.within(window)
         attend = lambda *x: attention.attend(*x, mask, **settings)
         out, pull = jax.vjp(attend, case.query, case.key, case.value)
         return out, *pull(case.cotangent)
@@ -178,12 +182,9 @@ def test_auto_takes_what_suits_the_row():
     assert attention.tree_mask(long).kind == "blockwise"
 
 
-def test_unknown_kinds_and_windows_over_plain_masks_are_refused():
+def test_unknown_kinds_are_refused():
     with pytest.raises(UserError, match=r"config\.model\.attention='flash' is none of auto, dense"):
         attention.tree_mask(random_rows(7), kind="flash")
-    case = random_case(random_rows(7))
-    with pytest.raises(ValueError, match="a bool mask must hold it already"):
-        attention.attend(*case[1:4], attention.dense_mask(case.trees), window=3)
 
 
 @pytest.mark.parametrize("kind", ["blockwise", "pallas"])
@@ -233,7 +234,7 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from srpo_jax.models import attention
 
-def compile(topology, length, heads, kv_heads, size, dtype, **settings):
+def compile(topology, length, heads, kv_heads, size, dtype, window=None, **settings):
     chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     where = jax.sharding.SingleDeviceSharding(chip)
     shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype, sharding=where)
@@ -241,6 +242,7 @@ def compile(topology, length, heads, kv_heads, size, dtype, **settings):
 
     def both(trees, query, key, value, cotangent):
         mask = attention.tree_mask(trees, kind="pallas")
+        mask = mask if window is None else mask.within(window)
         attend = lambda *x: attention.attend(*x, mask, **settings)
         out, pull = jax.vjp(attend, query, key, value)
         return out, pull(cotangent)

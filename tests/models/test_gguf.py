@@ -11,6 +11,7 @@ import tokenizers
 from flax import nnx
 
 from srpo_jax.errors import UserError
+from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.models.gguf import read_config, read_parameters, read_tokenizer
 
@@ -22,7 +23,7 @@ CONFIG = DecoderConfig(
     kv_heads=2,
     head_dim=16,
     mlp_width=96,
-    rope_theta=50_000.0,
+    layer_kinds=(LayerKind(rope=Rope(50_000.0)),),
     norm_eps=1e-5,
     tied=False,
     max_length=128,
@@ -81,7 +82,7 @@ def write(
     writer.add_feed_forward_length(CONFIG.mlp_width)
     writer.add_head_count(CONFIG.heads)
     writer.add_head_count_kv(CONFIG.kv_heads)
-    writer.add_rope_freq_base(CONFIG.rope_theta)
+    writer.add_rope_freq_base(CONFIG.kind(0).rope.theta)
     writer.add_layer_norm_rms_eps(CONFIG.norm_eps)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)

@@ -12,6 +12,7 @@ from flax import nnx
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import TokenizersTokenizer
 from srpo_jax.models import DecoderConfig, gguf
+from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.loading import create
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -92,7 +93,7 @@ def test_a_tiny_llama_gives_the_same_logits(tied):
         kv_heads=2,
         head_dim=16,
         mlp_width=80,
-        rope_theta=500.0,
+        layer_kinds=(LayerKind(rope=Rope(500.0)),),
         norm_eps=1e-3,
         tied=tied,
         max_length=64,
@@ -107,7 +108,7 @@ def test_a_tiny_llama_gives_the_same_logits(tied):
             num_key_value_heads=config.kv_heads,
             head_dim=config.head_dim,
             intermediate_size=config.mlp_width,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters={"rope_type": "default", "rope_theta": config.kind(0).rope.theta},
             rms_norm_eps=config.norm_eps,
             tie_word_embeddings=tied,
             max_position_embeddings=config.max_length,

@@ -1,0 +1,253 @@
+"""Models in and out: Hugging Face directories and GGUF files -> checkpoints -> Hugging Face directories.
+
+    python -m srpo_jax.convert import --source=DIRECTORY --output=DIRECTORY [--fsdp=-1] [--tensor=1]
+    python -m srpo_jax.convert export --source=WORKDIR --output=DIRECTORY [--dtype=bfloat16] [--adapter]
+    python -m srpo_jax.convert export --check --config=configs/NAME.py [--output=DIRECTORY]
+
+A directory of Hugging Face's kind or a GGUF file can be trained as it is (config.model.source): importing
+is for models that many processes or many runs read, each only its part. export writes what `transformers`,
+vLLM and others load; with --adapter, a LoRA adapter for `peft`. --check proves before the training that its
+result can be exported; it allocates no model.
+"""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from flax import nnx
+from ml_collections.config_flags import config_flags
+
+from srpo_jax import config as config_module
+from srpo_jax.data.tokenizer import TokenizersTokenizer
+from srpo_jax.errors import UserError
+from srpo_jax.models import export, families, huggingface, loading
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.loading import CHECKPOINTS, Source
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import run_program
+
+SOURCE = flags.DEFINE_string(
+    "source", None, "model: directory, GGUF file, workdir, or a built-in name"
+)
+OUTPUT = flags.DEFINE_string("output", None, "directory to write")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "of the exported weights; by default the base's own"
+)
+ADAPTER = flags.DEFINE_bool("adapter", False, "export the LoRA adapter alone, for peft")
+CHECK = flags.DEFINE_bool("check", False, "only prove that the export will work")
+FSDP = flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
+TENSOR = flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
+
+
+def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> None:
+    """Weights into a sharded checkpoint in their stored dtype, beside config.json and tokenizer files.
+
+    Raises UserError for a source that cannot be read, and an output that is there already.
+    """
+    opened = loading.open_source(source)
+    if opened.read_parameters is None:
+        raise UserError(f"--source={source} has no weights to import")
+    export.check_free(output)
+    mesh = mesh_module.make(fsdp=fsdp, tensor=tensor)
+    abstract = nnx.state(nnx.eval_shape(lambda: Decoder(opened.config, nnx.Rngs(0))))
+    shardings = dict(nnx.to_flat_state(mesh_module.parameter_shardings(mesh, abstract)))
+    given = opened.read_parameters()
+    weights = {}
+    for path, variable in shardings.items():
+        name, sharding = ".".join(map(str, path)), variable.get_value()
+        array = given[name]
+        if isinstance(array, np.ndarray):
+            weights[name] = jax.device_put(array, sharding)
+        else:
+            weights[name] = array.place(jnp.dtype(array.dtype), sharding)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with Checkpoints(part / CHECKPOINTS) as checkpoints:
+            checkpoints.save(0, weights, force=True)
+        described = _described(opened)
+        (part / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        export.tokenizer_files(part, _files(opened))
+        if output.is_dir():
+            output.rmdir()
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = sum(x.nbytes for x in weights.values()) / 1e9
+    status(f"{output}: {sum(x.size for x in weights.values()):,} parameters, {size:.2f} GB")
+
+
+def export_model(
+    source: str, output: Path, dtype: str | None = None, *, adapter: bool = False
+) -> None:
+    """The newest checkpoint of a workdir, or any source, as Hugging Face keeps models.
+
+    dtype: by default that of the base model. Raises UserError for a source that cannot be read, a run
+    without an adapter where one is wanted, and an output that is there already.
+    """
+    export.check_free(output)
+    opened = loading.open_source(source)
+    if _is_workdir(Path(source)):
+        model = loading.open_run(Path(source))
+    elif adapter:
+        raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
+    else:
+        model = loading.load(source, "float32", mesh_module.make(devices=jax.local_devices()[:1]))
+    described = _described(opened)
+    if adapter:
+        base = str(opened.files.resolve()) if opened.files else ""
+        export.write_adapter(output, model.config, described["model_type"], model, base)
+    else:
+        dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
+        dtype = dtype if dtype in ("float32", "bfloat16") else "float32"
+        shapes = loading.parameter_shapes(opened.config)
+        export.write_model(
+            output, opened.config, described, shapes, export.reader(model), dtype, _files(opened)
+        )
+    written = sum(path.stat().st_size for path in output.iterdir())
+    status(f"{output}: {written / 1e9:.2f} GB")
+
+
+def check(source: str, output: Path | None, adapter_of: Any = None) -> list[str]:
+    """What was found in order, a sentence each. UserError for the first thing that is not.
+
+    adapter_of: a configuration whose config.lora the run will have.
+    """
+    opened = loading.open_source(source)
+    described = _described(opened)
+    shapes = loading.parameter_shapes(opened.config)
+    family = families.family(described["model_type"], Path(source) / "config.json")
+    tensors = huggingface.tensors(family, opened.config, shapes)
+    covered = {name for tensor in tensors for name in tensor.parameters}
+    if lacking := sorted(set(shapes) - covered):
+        raise UserError(
+            f"{source}: {lacking[0]} has no place in a checkpoint of {described['model_type']}"
+        )
+    found = [
+        f"{len(tensors)} tensors of {described['model_type']} hold all {len(shapes)} parameters"
+    ]
+    if opened.read_parameters is not None:
+        opened.read_parameters()  # headers of what is on disk: names, shapes, dtypes
+        found.append("the source has them all, in these shapes")
+    if adapter_of is not None:
+        loading.decoder_config(adapter_of)
+        rank = adapter_of.lora.rank
+        found.append(f"a LoRA adapter of rank {rank}" if rank else "no LoRA adapter: all weights")
+    found.append(_check_transformers(described, {t.name: t.shape for t in tensors}))
+    if output is not None:
+        export.check_free(output)
+        size = 4 * sum(int(np.prod(t.shape)) for t in tensors)
+        folder = next(p for p in output.resolve().parents if p.is_dir())
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise UserError(
+                f"{output}: {size / 1e9:.1f} GB in float32 do not fit the {free / 1e9:.1f} GB free there"
+            )
+        found.append(f"{size / 1e9:.1f} GB in float32 fit {folder}")
+    return found
+
+
+def _check_transformers(described: Mapping[str, Any], ours: Mapping[str, tuple[int, ...]]) -> str:
+    """That `transformers` builds a model with exactly these tensors from this config, without memory."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return "not compared with transformers: torch and transformers are not installed"
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.for_model(**described)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    theirs = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        theirs = {
+            k: v
+            for k, v in theirs.items()
+            if k in ours or not k.endswith(("lm_head.weight", "embed_out.weight"))
+        }
+    for name in sorted(set(ours) ^ set(theirs)):
+        raise UserError(
+            f"transformers {transformers.__version__} and this package differ in {name}"
+        )
+    for name, shape in ours.items():
+        if theirs[name] != shape:
+            raise UserError(f"{name} has the shape {shape} here and {theirs[name]} in transformers")
+    return f"transformers {transformers.__version__} builds a model of the same {len(ours)} tensors"
+
+
+def _is_workdir(path: Path) -> bool:
+    config = path / "config.json"
+    return config.is_file() and "model_type" not in huggingface.read_json(config)
+
+
+def _described(opened: Source) -> dict[str, Any]:
+    """config.json of the source, or one like Llama's for a source without."""
+    if opened.files is not None:
+        return huggingface.read_json(opened.files / "config.json")
+    return export.describe(opened.config) | {
+        "eos_token_id": opened.tokenizer.eos_id,
+        "bos_token_id": opened.tokenizer.bos_id,
+    }
+
+
+def _files(opened: Source) -> Path | dict[str, str]:
+    """The tokenizer's files: those of the source's directory, or made from what a GGUF says."""
+    if opened.files is not None:
+        return opened.files
+    tokenizer = opened.tokenizer
+    if not isinstance(tokenizer, TokenizersTokenizer):
+        status("this tokenizer has no files: only the model is exported")
+        return {}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": tokenizer.token(tokenizer.eos_id),
+        "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
+        "chat_template": tokenizer.chat_template,
+        "model_max_length": opened.config.max_length,
+    }
+    generation = {"eos_token_id": list(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id}
+    return {
+        "tokenizer.json": tokenizer.definition,
+        "tokenizer_config.json": json.dumps({k: v for k, v in settings.items() if v is not None}),
+        "generation_config.json": json.dumps(generation),
+    }
+
+
+def _main(arguments: list[str]) -> None:
+    if arguments[1:] not in (["import"], ["export"]):
+        raise UserError(
+            "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
+        )
+    config = None
+    if flags.FLAGS.config is not None:
+        config = config_module.default()
+        config_module.update(config, flags.FLAGS.config.to_dict(), "--config")
+    source = SOURCE.value or (config and config.model.source)
+    if not source:
+        raise UserError("--source is missing: give the model to convert")
+    output = Path(OUTPUT.value) if OUTPUT.value else None
+    if CHECK.value:
+        for sentence in check(source, output, config):
+            print(sentence)
+    elif output is None:
+        raise UserError("--output is missing: give the directory to write")
+    elif arguments[1] == "import":
+        import_model(source, output, FSDP.value, TENSOR.value)
+    else:
+        export_model(source, output, DTYPE.value, adapter=ADAPTER.value)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file(
+        "config", None, "--check: the training to come", lock_config=True
+    )
+    run_program(_main)

@@ -1,0 +1,116 @@
+"""The tokenizer of a model's directory, as Hugging Face keeps it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from srpo_jax.data.tokenizer import (
+    SentencePieceTokenizer,
+    Tokenizer,
+    TokenizersTokenizer,
+    special_tokens,
+)
+from srpo_jax.errors import UserError
+
+# What belongs to a tokenizer or to generation; exported as it was.
+FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """From tokenizer.json or, without one, from tokenizer.model (SentencePiece).
+
+    End of sequence, beginning of sequence and chat template are those of tokenizer_config.json; what else
+    may end a completion is read from generation_config.json.
+    Raises UserError where a file is missing or malformed, or no end of sequence is named.
+    """
+    config = _optional(directory / "tokenizer_config.json")
+    model = _optional(directory / "config.json")
+    generation = _optional(directory / "generation_config.json")
+    names = _optional(directory / "special_tokens_map.json") | config
+    definition, pieces = directory / "tokenizer.json", directory / "tokenizer.model"
+    template = _chat_template(directory, config)
+    begins = config.get("add_bos_token")
+    if definition.is_file():
+        try:
+            text = definition.read_text(encoding="utf-8")
+            specials = special_tokens(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {definition}: {error}") from error
+        lookup = lambda token: specials.get(token)
+    elif pieces.is_file():
+        text = ""
+        lookup = SentencePieceTokenizer(pieces, eos_id=-1).piece_id
+    else:
+        raise UserError(f"{directory} has neither tokenizer.json nor tokenizer.model")
+
+    def named(key: str) -> int | None:
+        """The id of a special token: by its name, else the number in config.json."""
+        token = names.get(f"{key}_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if token is not None:
+            if (found := lookup(token)) is None:
+                raise UserError(
+                    f"{directory}: its tokenizer has no token {token!r}, the {key}_token"
+                )
+            return found
+        ids = _ids(generation, key) or _ids(model, key)
+        return ids[0] if ids else None
+
+    eos_id = named("eos")
+    if eos_id is None:
+        raise UserError(
+            f"{directory} names no end of sequence: give tokenizer_config.json an 'eos_token'"
+        )
+    given: dict[str, Any] = {
+        "eos_id": eos_id,
+        "bos_id": named("bos"),
+        "chat_template": template,
+        "stop_ids": tuple(dict.fromkeys((eos_id, *_ids(generation, "eos"), *_ids(model, "eos")))),
+        "begins_with_bos": begins,
+    }
+    try:
+        if text:
+            return TokenizersTokenizer(text, **given)
+        return SentencePieceTokenizer(pieces, **given)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is no JSON object: fetch it again")
+    return content
+
+
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
+    """The template of that name "default" where there are several."""
+    if (path := directory / "chat_template.jinja").is_file():
+        return path.read_text(encoding="utf-8")
+    template = _optional(directory / "chat_template.json").get("chat_template")
+    template = template or config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template}
+        template = named.get("default")
+    return template
+
+
+def _ids(content: dict[str, Any], key: str) -> list[int]:
+    value = content.get(f"{key}_token_id")
+    return value if isinstance(value, list) else [] if value is None else [value]

@@ -1,0 +1,110 @@
+"""What kind of decoder the weights belong to, and how it is computed."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+# Last names of the parameters that are vectors (norms, biases): always float32, never decayed.
+VECTORS = ("scale", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions (Su et al., arXiv:2104.09864): angle = position * frequency.
+
+    scaling: "none"; "linear", all frequencies divided by factor; "llama3" (Llama 3.1), only those whose
+    waves are longer than original_length / low_factor positions, with a smooth passage up to
+    original_length / high_factor.
+    """
+
+    theta: float = 10_000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    low_factor: float = 1.0
+    high_factor: float = 4.0
+    original_length: int = 8192
+
+    def frequencies(self, size: int) -> np.ndarray:
+        """float32 [size / 2], of the pairs among `size` rotated entries of a head."""
+        frequencies = self.theta ** (-np.arange(0, size, 2) / size)
+        if self.scaling == "linear":
+            frequencies = frequencies / self.factor
+        elif self.scaling == "llama3":
+            waves = self.original_length * frequencies / (2 * math.pi)  # in the original length
+            passage = (waves - self.low_factor) / (self.high_factor - self.low_factor)
+            kept = np.clip(passage, 0.0, 1.0)
+            frequencies = frequencies * (kept + (1 - kept) / self.factor)
+        return frequencies.astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """What layers may differ in: how far back they see (None: to the start), and rotation, if any."""
+
+    window: int | None = None
+    rope: Rope | None = Rope()
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Architecture (what the weights mean) and how it is computed."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_length: int = 2048
+    tied: bool = True  # the vocabulary projection is the embedding
+    layer_kinds: tuple[LayerKind, ...] = (LayerKind(),)  # repeated over the layers
+    rotary_dim: int | None = None  # only the first so many entries of a head are rotated
+
+    norm: str = "rms"  # or "layer": the mean subtracted, and a bias
+    norm_eps: float = 1e-5
+    norm_offset: float = 0.0  # added to every stored scale
+    norms: str = "before"  # attention and MLP; or "after" them, or "both"
+    query_key_norm: str = "none"  # or of each "head", or of the heads "together"
+    parallel: bool = False  # attention and MLP read the same residual
+
+    activation: str = "silu"  # of ACTIVATIONS in decoder.py
+    gated: bool = True  # the MLP has a gate
+    biases: tuple[str, ...] = ()  # projections with a bias
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None  # None: head_dim ** -0.5
+    attention_softcap: float | None = None  # c: logits become c tanh(logits / c)
+    logit_softcap: float | None = None
+
+    dtype: str = "bfloat16"
+    remat: str = "full"
+    attention: str = "auto"
+    parameters: str = "float32"  # dtype of what is trained; norms and biases are always float32
+    frozen: tuple[str, ...] = ()  # patterns of the names of parameters that are not trained
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: grouped-query "
+                "attention needs equally many query heads for each key head"
+            )
+        if self.rotated % 2 or self.rotated > self.head_dim:
+            raise ValueError(
+                f"{self.rotated} of {self.head_dim} entries of a head cannot be rotated in pairs"
+            )
+
+    @property
+    def rotated(self) -> int:
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    def kind(self, layer: int) -> LayerKind:
+        return self.layer_kinds[layer % len(self.layer_kinds)]
+
+    @property
+    def windowed(self) -> bool:
+        return any(self.kind(layer).window for layer in range(self.layers))

@@ -1,0 +1,255 @@
+"""A decoder -> a directory that `transformers` and `peft` load.
+
+One tensor at a time leaves the devices, and one file of tensors at a time is in host memory.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from srpo_jax.data.tokenizer_files import FILES
+from srpo_jax.errors import UserError
+from srpo_jax.models import families, huggingface
+from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
+from srpo_jax.models.lora import Projection
+
+FILE_BYTES = 2 << 30  # at most, unless one tensor is larger
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
+
+# (parameter, layer or None) -> float32 array of that layer.
+Read = Callable[[str, int | None], np.ndarray]
+
+
+def write_model(
+    directory: Path,
+    config: DecoderConfig,
+    described: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Read,
+    dtype: str,
+    files: Path | Mapping[str, str],
+    file_bytes: int = FILE_BYTES,
+) -> None:
+    """config.json, safetensors and tokenizer files, all or nothing.
+
+    described: config.json's content; shapes: of all parameters. files: a directory to take the tokenizer's
+    files from, or {name: content}.
+    Raises UserError where the directory is not empty.
+    """
+    family = families.family(described["model_type"], directory / "config.json")
+    with _all_or_nothing(directory) as part:
+        groups = list(_groups(huggingface.tensors(family, config, shapes), dtype, file_bytes))
+        names = (
+            [SINGLE]
+            if len(groups) == 1
+            else [
+                f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)
+            ]
+        )
+        for name, group in zip(names, groups, strict=True):
+            arrays = {}
+            for tensor in group:
+                parameters = {p: read(p, tensor.layer) for p in tensor.parameters}
+                packed = tensor.pack(parameters).astype(jnp.dtype(dtype))
+                arrays[tensor.name] = np.ascontiguousarray(packed)
+            save_file(arrays, part / name, metadata={"format": "pt"})
+        if len(groups) > 1:
+            where = {t.name: name for name, group in zip(names, groups, strict=True) for t in group}
+            size = sum(_size(tensor, dtype) for group in groups for tensor in group)
+            index = {"metadata": {"total_size": size}, "weight_map": where}
+            (part / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        content = {k: v for k, v in described.items() if k != "torch_dtype"} | {"dtype": dtype}
+        (part / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+        tokenizer_files(part, files)
+
+
+def write_adapter(
+    directory: Path, config: DecoderConfig, model_type: str, model: Decoder, base: str
+) -> None:
+    """A LoRA adapter as `peft` keeps it, in float32; base: name or path of the model it belongs to.
+
+    Where the model stores several projections as one tensor, the adapter of that tensor has their ranks
+    together: their A one below the other, their B on a diagonal of blocks.
+    Raises UserError where the directory is not empty, or the model has no adapter.
+    """
+    if not config.lora_rank:
+        raise UserError(
+            "there is no adapter to export: the run trained all weights (config.lora.rank=0)"
+        )
+    family = families.family(model_type, directory)
+    parts = projections(model)
+    shapes = {f"{name}.kernel": tuple(part.kernel[...].shape) for name, part in parts.items()}
+    weights, ranks = {}, {}
+    for tensor in huggingface.tensors(family, config, shapes):
+        held = [parts[name.removesuffix(".kernel")] for name in tensor.parameters]
+        if all(part.lora_a is None for part in held):
+            continue
+        module = tensor.name.removesuffix(".weight")
+        a, b = _joined(held, tensor)
+        ranks[module.split(".")[-1]] = a.shape[0]
+        weights[f"base_model.model.{module}.lora_A.weight"] = a
+        weights[f"base_model.model.{module}.lora_B.weight"] = b
+    larger = {module: rank for module, rank in ranks.items() if rank != config.lora_rank}
+    description = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.lora_rank,
+        "lora_alpha": config.lora_alpha,
+        "rank_pattern": larger,
+        "alpha_pattern": {
+            module: config.lora_alpha * rank / config.lora_rank for module, rank in larger.items()
+        },
+        "target_modules": sorted(ranks),
+        "bias": "none",
+        "lora_dropout": 0.0,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with _all_or_nothing(directory) as part:
+        save_file(weights, part / ADAPTER, metadata={"format": "pt"})
+        (part / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _joined(held: Sequence[Projection], tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """A [rank, in] and B [out, rank] of one tensor, for all projections in it."""
+    rows, columns = [], []
+    for place, part in enumerate(held):
+        if part.lora_a is None or part.lora_b is None:
+            continue
+        a, b = (np.asarray(x[...][tensor.layer], np.float32) for x in (part.lora_a, part.lora_b))
+        rank = b.shape[0]
+        rows.append(a.reshape(-1, rank).T)
+        for i in range(rank):
+            sizes = [
+                math.prod(_outputs(*p)) for p in zip(tensor.parameters, tensor.shapes, strict=True)
+            ]
+            outputs = [np.zeros(size, np.float32) for size in sizes]
+            outputs[place] = b[i].reshape(-1)
+            columns.append(_column(tensor, outputs))
+    return np.concatenate(rows), np.ascontiguousarray(np.stack(columns, axis=1))
+
+
+def _outputs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[-1:] if name.endswith("output.kernel") else shape[1:]
+
+
+def _column(tensor: Tensor, outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The outputs of a tensor's projections in the order of its rows, as a bias has them."""
+    names = tuple(f"{i}.bias" for i in range(len(outputs)))
+    shapes = tuple(x.shape for x in outputs)
+    bias = dataclasses.replace(tensor, parameters=names, shapes=shapes)
+    return bias.pack(dict(zip(names, outputs, strict=True)))
+
+
+def projections(model: Decoder) -> dict[str, Projection]:
+    """{dotted name: projection}."""
+    return {
+        ".".join(map(str, path)): part
+        for path, part in nnx.iter_modules(model)
+        if isinstance(part, Projection)
+    }
+
+
+def reader(model: Decoder) -> Read:
+    """The model's parameters layer by layer, adapters merged: W + (alpha / rank) A B in float32."""
+    flat = {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
+    parts = projections(model)
+
+    def read(name: str, layer: int | None) -> np.ndarray:
+        at = (lambda x: x) if layer is None else (lambda x: x[layer])
+        value = np.asarray(at(flat[name]), np.float32)
+        part = parts.get(name.removesuffix(".kernel")) if name.endswith(".kernel") else None
+        if part is None or part.lora_a is None or part.lora_b is None:
+            return value
+        a, b = (np.asarray(at(x[...]), np.float32) for x in (part.lora_a, part.lora_b))
+        rank = b.shape[0]
+        return value + part.scale * (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(value.shape)
+
+    return read
+
+
+def describe(config: DecoderConfig) -> dict[str, Any]:
+    """config.json of a model that came without one: Llama's, which is what GGUF and "tiny" hold."""
+    (kind,) = config.layer_kinds
+    assert kind.rope is not None
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_width,
+        "max_position_embeddings": config.max_length,
+        "rope_theta": kind.rope.theta,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
+@contextlib.contextmanager
+def _all_or_nothing(directory: Path) -> Iterator[Path]:
+    """A folder under another name until it is complete; deleted when it does not come to that."""
+    check_free(directory)
+    part = directory.with_name(directory.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if directory.is_dir():
+            directory.rmdir()
+        os.replace(part, directory)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_free(directory: Path) -> None:
+    """UserError where something is there already."""
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise UserError(f"{directory} is there already: give a folder that is not, or is empty")
+
+
+def _groups(tensors: Sequence[Tensor], dtype: str, file_bytes: int) -> Iterator[list[Tensor]]:
+    group: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if group and size + _size(tensor, dtype) > file_bytes:
+            yield group
+            group, size = [], 0
+        group.append(tensor)
+        size += _size(tensor, dtype)
+    yield group
+
+
+def _size(tensor: Tensor, dtype: str) -> int:
+    return int(np.prod(tensor.shape)) * jnp.dtype(dtype).itemsize
+
+
+def tokenizer_files(part: Path, files: Path | Mapping[str, str]) -> None:
+    """Copies a directory's, or writes {name: content}."""
+    if isinstance(files, Path):
+        for name in FILES:
+            if (files / name).is_file():
+                shutil.copyfile(files / name, part / name)
+        return
+    for name, content in files.items():
+        (part / name).write_text(content, encoding="utf-8")

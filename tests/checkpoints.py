@@ -1,0 +1,112 @@
+"""Random checkpoints of every family, as `transformers` writes them, with a small tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from srpo_jax.data.tokenizer import byte_level_bpe
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 256,
+    # Logits of order one, not the hundredths of the default: errors must be able to show.
+    "initializer_range": 0.25,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 300.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+# name -> (transformers' config class, what differs from SMALL)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+    "llama 3.1": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
+    "llama, biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    "mistral": ("MistralConfig", {"sliding_window": 9, "head_dim": 16}),
+    "qwen2": ("Qwen2Config", {}),
+    "qwen2, windows": (
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    ),
+    "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "gemma2": (
+        "Gemma2Config",
+        {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 20},
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        {
+            "head_dim": 16,
+            "sliding_window": 8,
+            "num_hidden_layers": 7,
+            "query_pre_attn_scalar": 20,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+            },
+        },
+    ),
+    "smollm3": ("SmolLM3Config", {}),
+    "olmo2": ("Olmo2Config", {}),
+    "phi3": ("Phi3Config", {"sliding_window": 12}),
+    "gpt-neox": ("GPTNeoXConfig", {"hidden_size": 64}),
+    "gpt-neox, sequential": (
+        "GPTNeoXConfig",
+        {"hidden_size": 64, "use_parallel_residual": False, "attention_bias": False},
+    ),
+}
+
+
+def save(name: str, directory: Path, dtype: str = "float32") -> Any:
+    """A random model of the case, and its directory as transformers writes it."""
+    import torch
+    import transformers
+
+    kind, changes = CASES[name]
+    config = getattr(transformers, kind)(**SMALL | changes)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (
+                parameter.ndim == 1
+            ):  # norms and biases start as ones and zeros, which hides mistakes
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model = model.to(getattr(torch, dtype))
+    model.save_pretrained(directory)
+    return model
+
+
+CHAT = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>")
+
+
+def save_tokenizer(directory: Path, chat: str | None = CHAT, **changes: Any) -> None:
+    """tokenizer.json of the 256 bytes and SPECIAL, whose ids 0, 1, 2 are those of SMALL."""
+    letters = sorted(_byte_letters().values())
+    definition = byte_level_bpe([*SPECIAL, *letters], [], SPECIAL, "gpt-2")
+    (directory / "tokenizer.json").write_text(definition)
+    config = {"eos_token": "</s>", "bos_token": "<s>", "chat_template": chat}
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast"} | changes
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _byte_letters() -> dict[int, str]:
+    """The letters that byte-level vocabularies write bytes with."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}

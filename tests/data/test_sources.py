@@ -1,0 +1,201 @@
+"""One data set in every kind of file, and the recipes' schemas, on small local copies."""
+
+import gzip
+import importlib
+import json
+import sys
+
+import pyarrow
+import pytest
+from array_record.python import array_record_module
+from pyarrow import parquet
+
+from srpo_jax.data import records, sources
+from srpo_jax.data.records import Message, Pair
+from srpo_jax.errors import UserError
+
+ROWS = [
+    {"prompt": "Is water wet?", "chosen": "Yes.", "rejected": "Ω 漢字?"},
+    {"prompt": "And fire?", "chosen": "No.", "rejected": "Ask it."},
+]
+PAIRS = [Pair(**row) for row in ROWS]
+
+
+def lines(path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def zipped(path):
+    with gzip.open(path, "wt") as out:
+        out.write("".join(json.dumps(row) + "\n" for row in ROWS))
+
+
+def table(path):
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+
+
+def array_record(path):
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+    for row in ROWS:
+        writer.write(json.dumps(row).encode())
+    writer.close()
+
+
+KINDS = {"a.jsonl": lines, "a.jsonl.gz": zipped, "a.parquet": table, "a.array_record": array_record}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_holds_the_same_pairs(name, tmp_path):
+    KINDS[name](tmp_path / name)
+    assert records.read_pairs(tmp_path / name) == PAIRS
+    assert [pair.line for pair in records.read_pairs(tmp_path / name)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("a.parquet", "is cut off or no Parquet file"),
+        ("a.array_record", "is no array_record file"),
+        ("a.jsonl", "not JSON"),
+    ],
+)
+def test_what_is_no_such_file_is_named(name, message, tmp_path):
+    (tmp_path / name).write_text("nothing of the kind" * 8000)
+    with pytest.raises(UserError, match=rf"{name}.*{message}"):
+        records.read_pairs(tmp_path / name)
+
+
+def test_tfds_reads_texts_and_lists_of_dicts(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    messages = {"role": [b"user", b"assistant"], "content": [b"Hello", b"Good morning"]}
+    monkeypatch.setattr(tfds, "data_source", lambda name, split: [{"messages": messages}])
+    (pair,) = records.read_pairs("tfds:made_up", rejected=False)
+    assert pair == Pair((Message("user", "Hello"),), "Good morning", every_turn=True)
+
+
+def test_tfds_that_is_not_there_is_one_sentence():
+    with pytest.raises(UserError, match=r"tfds:no_such_data_set\[train\] cannot be read"):
+        records.read_pairs("tfds:no_such_data_set")
+
+
+def test_datasets_on_disk_and_hub_need_their_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for source in (tmp_path, "hub:owner/name"):
+        with pytest.raises(UserError, match="needs the package datasets: pip install datasets"):
+            records.read_pairs(source)
+
+
+def test_datasets_on_disk(tmp_path):
+    if importlib.util.find_spec("datasets") is None:
+        pytest.skip("datasets is an extra: install srpo_jax[data]")
+    import datasets
+
+    both = datasets.DatasetDict({"train_prefs": datasets.Dataset.from_list(ROWS)})
+    both.save_to_disk(str(tmp_path / "saved"))
+    assert records.read_pairs(tmp_path / "saved", split="train_prefs") == PAIRS
+    with pytest.raises(UserError, match=r"no split 'train' .*: it has train_prefs"):
+        records.read_pairs(tmp_path / "saved")
+
+
+def test_a_path_that_is_missing():
+    with pytest.raises(UserError, match="no pairs at nowhere.jsonl: set config.data.pairs"):
+        list(sources.read("nowhere.jsonl"))
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+POST = {"subreddit": "r/AskDocs", "title": "My knee", "post": "It hurts.", "id": "t3_1"}
+SCHEMAS = {
+    "tldr_sft": (
+        {"prompt": "SUBREDDIT: r/AskDocs\n\nTL;DR:", "completion": " It hurts."},
+        Pair("SUBREDDIT: r/AskDocs\n\nTL;DR:", " It hurts."),
+    ),
+    "tldr": (
+        {
+            "info": POST,
+            "summaries": [{"text": " A knee.", "policy": "sup1"}, {"text": " It hurts.", "policy": "ref"}],
+            "choice": 1,
+            "worker": "x",
+        },
+        Pair("SUBREDDIT: r/AskDocs\nTITLE: My knee\nPOST: It hurts.", " It hurts.", " A knee."),
+    ),
+    "xsum": (
+        {"document": "A long article.", "summary": "An article.", "id": "1"},
+        Pair("A long article.", "An article."),
+    ),
+    "ultrafeedback": (
+        {
+            "prompt": "Hi",
+            "prompt_id": "1",
+            "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No"}],
+            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "score_chosen": 9.0,
+            "score_rejected": 2.0,
+        },
+        Pair((Message("user", "Hi"),), "Hello", "No"),
+    ),
+    "hh_rlhf": (
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: Because.",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant: No.",
+        },
+        Pair(
+            (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?")),
+            "Because.",
+            "No.",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_recipe_reads_its_data_set(name, tmp_path):
+    record, pair = SCHEMAS[name]
+    config = importlib.import_module(f"configs.{name}").get_config()
+    path = tmp_path / "copy.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    read = records.read_pairs(
+        path,
+        format=config.data.format,
+        split=config.data.split,
+        fields=config.data.fields,
+        rejected=config.objective.name != "sft",
+    )
+    assert read == [pair]
+
+
+def test_dialogues_that_part_early_are_left_out_and_counted(tmp_path, capsys):
+    good = SCHEMAS["hh_rlhf"][0]
+    early = {**good, "rejected": good["rejected"].replace("Yes?", "Hm.")}
+    path = tmp_path / "copy.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in (early, good, early)))
+    assert len(records.read_pairs(path, format="dialogue")) == 1
+    assert "2 records left out: chosen and rejected differ before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "does not end with what the assistant says"),
+        ({"messages": [{"role": "robot", "content": "Hi"}]}, "a message has a 'content' and a 'role'"),
+        ({"prompt": [{"role": "assistant", "content": "a"}], "chosen": "b", "rejected": "c"}, "wait"),
+        ({"prompt": "a", "chosen": [{"role": "user", "content": "b"}]}, "'chosen' does not end"),
+    ],
+)
+def test_conversations_that_make_no_sense_are_named(record, message, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=rf"a\.jsonl:1: .*{message}"):
+        records.read_pairs(path)
+
+
+def test_fields_that_are_not_there_are_named(tmp_path):
+    lines(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"no 'document' \(config.data.fields\): it has chosen, prompt"):
+        records.read_pairs(tmp_path / "a.jsonl", fields=("prompt=document",))
+    with pytest.raises(UserError, match="'prompt' is not 'ours=theirs'"):
+        records.read_pairs(tmp_path / "a.jsonl", fields=("prompt",))
+    with pytest.raises(UserError, match=r"format='csv' is none of pairs, summarize, dialogue"):
+        records.read_pairs(tmp_path / "a.jsonl", format="csv")
