@@ -140,7 +140,9 @@ def _joined(held: Sequence[Projection], tensor: Tensor) -> tuple[np.ndarray, np.
             outputs = [np.zeros(size, np.float32) for size in sizes]
             outputs[place] = b[i].reshape(-1)
             columns.append(_column(tensor, outputs))
-    return np.concatenate(rows), np.ascontiguousarray(np.stack(columns, axis=1))
+    # safetensors writes memory as it lies.
+    a, b = np.concatenate(rows), np.stack(columns, axis=1)
+    return np.ascontiguousarray(a), np.ascontiguousarray(b)
 
 
 def _outputs(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def random_case(trees, dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, seed=0
     )
     # Nobody reads what padding slots compute.
     cotangent = cotangent * (trees.tree >= 0)[..., None, None].astype(dtype)
-    return Case(Trees(*map(jnp.asarray, trees)), query, key, value, cotangent)
+    return Case(jax.tree.map(jnp.asarray, trees), query, key, value, cotangent)
 
 
 def run(case: Case, kind: str, block: int | None = None, **settings):
@@ -145,8 +145,9 @@ def test_blocks_that_no_one_sees_are_not_computed(kind, block):
 @pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
 def test_a_row_of_nothing_is_finite(kind, block):
     trees = random_rows(4)
-    empty = Trees(np.full_like(trees.tree[1], -1), *(np.zeros_like(x[1]) for x in trees[1:]))
-    trees = Trees(*(np.stack([x[0], e]) for x, e in zip(trees, empty, strict=True)))
+    empty = jax.tree.map(lambda x: np.zeros_like(x[1]), trees)
+    empty = empty._replace(tree=np.full_like(trees.tree[1], -1))
+    trees = jax.tree.map(lambda x, e: np.stack([x[0], e]), trees, empty)
     case = random_case(trees)
     case = case._replace(cotangent=jnp.ones_like(case.query))
     mask = attention.tree_mask(case.trees, kind=kind, block=block)
@@ -159,8 +160,8 @@ def test_a_row_of_nothing_is_finite(kind, block):
 
 def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
     trees, block = random_rows(5), 32
-    mask = attention.tree_mask(Trees(*map(jnp.asarray, trees)), kind="blockwise", block=block)
-    dense = np.asarray(attention.dense_mask(Trees(*map(jnp.asarray, trees))))
+    mask = attention.tree_mask(jax.tree.map(jnp.asarray, trees), kind="blockwise", block=block)
+    dense = np.asarray(attention.dense_mask(jax.tree.map(jnp.asarray, trees)))
     blocks = LENGTH // block
     seen = dense.reshape(2, blocks, block, blocks, block).any((2, 4))
     for row in range(2):
@@ -177,7 +178,7 @@ def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
 
 def test_auto_takes_what_suits_the_row():
     short, long = random_rows(6, length=480), random_rows(6, length=480)
-    short = Trees(*(x[:, : attention.DENSE_UP_TO] for x in short))
+    short = jax.tree.map(lambda x: x[:, : attention.DENSE_UP_TO], short)
     assert attention.tree_mask(short).shape == (2, attention.DENSE_UP_TO, attention.DENSE_UP_TO)
     assert attention.tree_mask(long).kind == "blockwise"
 
