@@ -35,18 +35,6 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import run_program
 
-SOURCE = flags.DEFINE_string(
-    "source", None, "model: directory, GGUF file, workdir, or a built-in name"
-)
-OUTPUT = flags.DEFINE_string("output", None, "directory to write")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "of the exported weights; by default the base's own"
-)
-ADAPTER = flags.DEFINE_bool("adapter", False, "export the LoRA adapter alone, for peft")
-CHECK = flags.DEFINE_bool("check", False, "only prove that the export will work")
-FSDP = flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
-TENSOR = flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
-
 
 def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> None:
     """Weights into a sharded checkpoint in their stored dtype, beside config.json and tokenizer files.
@@ -222,32 +210,45 @@ def _files(opened: Source) -> Path | dict[str, str]:
     }
 
 
+def _define_flags() -> None:
+    flags.DEFINE_string("source", None, "model: directory, GGUF file, workdir, or a built-in name")
+    flags.DEFINE_string("output", None, "directory to write")
+    dtypes = ["float32", "bfloat16"]
+    flags.DEFINE_enum("dtype", None, dtypes, "of the exported weights; by default the base's own")
+    flags.DEFINE_bool("adapter", False, "export the LoRA adapter alone, for peft")
+    flags.DEFINE_bool("check", False, "only prove that the export will work")
+    flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
+    flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
+    config_flags.DEFINE_config_file(
+        "config", None, "--check: the training to come", lock_config=True
+    )
+
+
 def _main(arguments: list[str]) -> None:
+    given = flags.FLAGS
     if arguments[1:] not in (["import"], ["export"]):
         raise UserError(
             "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
         )
     config = None
-    if flags.FLAGS.config is not None:
+    if given.config is not None:
         config = config_module.default()
-        config_module.update(config, flags.FLAGS.config.to_dict(), "--config")
-    source = SOURCE.value or (config and config.model.source)
+        config_module.update(config, given.config.to_dict(), "--config")
+    source = given.source or (config and config.model.source)
     if not source:
         raise UserError("--source is missing: give the model to convert")
-    output = Path(OUTPUT.value) if OUTPUT.value else None
-    if CHECK.value:
+    output = Path(given.output) if given.output else None
+    if given.check:
         for sentence in check(source, output, config):
             print(sentence)
     elif output is None:
         raise UserError("--output is missing: give the directory to write")
     elif arguments[1] == "import":
-        import_model(source, output, FSDP.value, TENSOR.value)
+        import_model(source, output, given.fsdp, given.tensor)
     else:
-        export_model(source, output, DTYPE.value, adapter=ADAPTER.value)
+        export_model(source, output, given.dtype, adapter=given.adapter)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file(
-        "config", None, "--check: the training to come", lock_config=True
-    )
+    _define_flags()
     run_program(_main)

@@ -92,8 +92,8 @@ def build(sequences: Sequence[Sequence[Ids]]) -> Tree:
             empty = next((j for j, segment in enumerate(segments) if not len(segment)), 1)
             raise ValueError(f"sequence {i} has an empty {'completion' if empty % 2 else 'prompt'}")
         at = root
-        tokens = [(token, j % 2) for j, segment in enumerate(segments) for token in segment]
-        for depth, (token, scored) in enumerate(tokens):
+        ids = [(token, j % 2) for j, segment in enumerate(segments) for token in segment]
+        for depth, (token, scored) in enumerate(ids):
             at = at.children.setdefault(int(token), _Token(int(token), depth))
             at.members |= 1 << i
             at.scored |= scored << i

@@ -192,7 +192,7 @@ def unknown_eos(directory):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (no_config, r"cannot read .*config\.json"),
+        (no_config, r"config\.json is missing: not the workdir of a run, nor a model"),
         (cut_off, r"model\.safetensors is cut off or no safetensors"),
         (missing_tensor, r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"),
         (extra_tensor, r"has no model\.layers\.0\.mlp\.router\.weight"),

@@ -24,7 +24,6 @@ from srpo_jax.prefix_tree import Tree
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime.program import run_program
 
-FIRST = flags.DEFINE_integer("first", 2, "pairs that are shown whole")
 TEXT = 100  # characters of a node's text that are shown
 BAR = 50
 
@@ -46,7 +45,9 @@ def inspect(config: ConfigDict, first: int) -> Iterator[str]:
         f"{data.pairs}: {len(pairs):,} pairs; {config.objective.name} scores {', '.join(names)} under the "
         f"template {data.template!r}"
     )
-    slots, apart, scored = [], 0, []
+    slots: list[int] = []
+    scored: list[int] = []
+    apart = 0
     left_out: Counter[str] = Counter()
     for number, pair in enumerate(pairs):
         sequences = pipeline.pair_sequences(pair, renderer, names, f"{data.pairs}:{pair.line}")
@@ -131,10 +132,11 @@ def _main(_: list[str]) -> None:
         raise UserError("--config is missing: give a file of configs/, or your own")
     config = config_module.default()
     config_module.update(config, flags.FLAGS.config.to_dict(), "--config")
-    for line in inspect(config, FIRST.value):
+    for line in inspect(config, flags.FLAGS.first):
         print(line)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_integer("first", 2, "pairs that are shown whole")
     config_flags.DEFINE_config_file("config", None, "file with the settings", lock_config=True)
     run_program(_main)

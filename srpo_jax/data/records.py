@@ -31,15 +31,15 @@ class Pair:
     """prompt is x, a text or a conversation that waits for the assistant.
 
     label_prob: the probability that chosen is better. rejected: "" where a record has none (SFT).
-    every_turn: what the assistant said in the prompt is to be learned too (SFT). line: where it was read.
+    line: where it was read. every_turn: what the assistant said in the prompt is to be learned too (SFT).
     """
 
     prompt: str | tuple[Message, ...]
     chosen: str
     rejected: str = ""
     label_prob: float = 1.0
-    every_turn: bool = False
     line: int = dataclasses.field(default=0, compare=False)
+    every_turn: bool = False
 
 
 class Malformed(Exception):
@@ -119,10 +119,10 @@ def _pairs(record: Record) -> Pair:
     whole conversations, the prompt is what they have in common and is not needed.
     """
     if record.get("messages") is not None and record.get("chosen") is None:
-        *before, last = _conversation(record["messages"], "messages")
-        if last.role != "assistant" or not before:
+        said = _conversation(record["messages"], "messages")
+        if len(said) < 2 or said[-1].role != "assistant":
             raise Malformed("'messages' does not end with what the assistant says to somebody")
-        return Pair(tuple(before), last.content, every_turn=True)
+        return Pair(said[:-1], said[-1].content, every_turn=True)
     label_prob = record.get("label_prob", 1.0)
     if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
         raise Malformed("'label_prob' is not a number")

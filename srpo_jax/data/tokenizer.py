@@ -264,11 +264,9 @@ class SentencePieceTokenizer:
         try:
             model = Path(path).read_bytes()
             self._start = sentencepiece.SentencePieceProcessor(model_proto=model)
-            proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+            proto = getattr(sentencepiece_model_pb2, "ModelProto").FromString(model)  # noqa: B009 (made at run time)
             proto.normalizer_spec.add_dummy_prefix = False
-            self._rest = sentencepiece.SentencePieceProcessor(
-                model_proto=proto.SerializeToString()
-            )
+            self._rest = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path} is no SentencePiece model: {error}") from error
         self.vocab_size: int = self._start.vocab_size()

@@ -10,6 +10,7 @@ The last two skip every pair of blocks in which no query sees any key: packed tr
 cost alone.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class TreeMask:
 
     def within(self, window: Array | int) -> "TreeMask":
         """`Trees.within`. The lists stay as they are: blocks beyond the window are computed and hidden."""
-        return self.replace(trees=self.trees.within(window))
+        return dataclasses.replace(self, trees=self.trees.within(window))
 
 
 def sees(query: Trees, key: Trees) -> Array:

@@ -1,5 +1,6 @@
 """Keys and values of the tokens read so far."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -52,7 +53,8 @@ class Cache:
         if self.positions is None:
             return self
         update = jax.lax.dynamic_update_slice_in_dim
-        return self.replace(positions=update(self.positions, positions, slot, axis=1))
+        standing = update(self.positions, positions, slot, axis=1)
+        return dataclasses.replace(self, positions=standing)
 
     def write(self, key: Array, value: Array, layer: Array | None, slot: Array | int) -> "Cache":
         """With [B, S, K, Hd] in slots from `slot` on, of a layer of the stack or (None) of one alone.
@@ -68,7 +70,7 @@ class Cache:
             key, value = key[None], value[None]
         update = jax.lax.dynamic_update_slice
         keys, values = update(self.keys, key, key_at), update(self.values, value, value_at)
-        return self.replace(keys=keys, values=values)
+        return dataclasses.replace(self, keys=keys, values=values)
 
     def first(self, slots: int | None, layer: Array | None) -> tuple[Array, Array]:
         """Keys [B, K, Hd, slots] and values [B, K, slots, Hd] of the first slots of a layer; None: all."""

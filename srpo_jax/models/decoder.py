@@ -8,6 +8,7 @@ Shapes: B batch, S query tokens, C cache slots, L layers, D width, H query heads
 Hd head size, F MLP width, V vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -112,6 +113,7 @@ class Attention(nnx.Module):
         self.output = project(
             "output", (config.heads, head_dim), (width,), ("heads", "head", "embed")
         )
+
         def norm(heads: int, axis: str) -> Norm | None:
             if config.query_key_norm == "none":
                 return None
@@ -244,8 +246,9 @@ class Decoder(nnx.Module):
         config = self.config
         graphdef, layers = nnx.split(self.blocks)
         common, each = self._kinds()
-        dropped = adapter and dropout is not None and config.lora_dropout > 0
-        keys = jax.random.split(dropout, config.layers) if dropped else None
+        keys = None
+        if adapter and dropout is not None and config.lora_dropout > 0:
+            keys = jax.random.split(dropout, config.layers)
 
         def step(x: Array, inputs: tuple) -> tuple[Array, None]:
             state, kind, key = inputs
@@ -291,7 +294,8 @@ class Decoder(nnx.Module):
         )  # of the slots that the mask is about
         if standing is None and not isinstance(mask, TreeMask):
             known = [c.positions for c in (before, cache) if c is not None]
-            standing = jnp.concatenate(known, axis=1)[:, : mask.shape[-1]]
+            standing = jnp.concatenate([x for x in known if x is not None], axis=1)
+            standing = standing[:, : mask.shape[-1]]
         if layers is None:
 
             def step(carry, inputs):
@@ -311,9 +315,10 @@ class Decoder(nnx.Module):
             view = _view(kind, positions, standing, mask)
             own, seen = cache.of(i), None if before is None else before.of(i)
             x, new = block(x, view, True, own, seen, None, slot)
+            assert new is not None
             keys.append(new.keys)
             values.append(new.values)
-        return self.final_norm(x), cache.replace(keys=keys, values=values)
+        return self.final_norm(x), dataclasses.replace(cache, keys=keys, values=values)
 
     def unrolled_layers(self) -> list[nnx.State]:
         """The layers' parameters apart, for `extend`: to be made once, outside a decoding loop.

@@ -52,6 +52,9 @@ class Placeable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def dtype(self) -> Any: ...
+
     def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array: ...
 
 
@@ -84,6 +87,10 @@ def open_source(name: str) -> Source:
     if not directory.is_dir():
         raise UserError(
             f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a directory"
+        )
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory}/config.json is missing: not the workdir of a run, nor a model's directory"
         )
     if "model_type" in huggingface.read_json(directory / "config.json"):
         return _open_huggingface(directory)
@@ -212,6 +219,8 @@ def trainable(config: DecoderConfig) -> Any:
     """
     if config.lora_rank:
         return lora.Adapter
+    if not config.frozen:
+        return nnx.Param
 
     def free(path: tuple[Any, ...], variable: Any) -> bool:
         name = ".".join(map(str, path))

@@ -193,7 +193,7 @@ def test_an_unknown_way_with_overlong_pairs_is_an_error():
 class VowelTokenizer(ByteTokenizer):
     """Knows only some characters, as a vocabulary without byte fall-back does."""
 
-    def encode(self, text, special=False):
+    def encode(self, text, special=False, continued=False):
         return [i for i in super().encode(text, special) if chr(i - 3) in "aeiou"]
 
 
@@ -204,7 +204,7 @@ def test_a_completion_without_a_token_is_an_error():
 
 
 class OtherTokenizer(ByteTokenizer):
-    def encode(self, text, special=False):
+    def encode(self, text, special=False, continued=False):
         return [i if i < 3 else 3 + (i - 2) % 256 for i in super().encode(text, special)]
 
 

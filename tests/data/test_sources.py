@@ -99,7 +99,7 @@ def test_datasets_on_disk(tmp_path):
 
 
 def test_a_path_that_is_missing():
-    with pytest.raises(UserError, match="no pairs at nowhere.jsonl: set config.data.pairs"):
+    with pytest.raises(UserError, match=r"no pairs at nowhere.jsonl: set config.data.pairs"):
         list(sources.read("nowhere.jsonl"))
 
 
@@ -114,7 +114,10 @@ SCHEMAS = {
     "tldr": (
         {
             "info": POST,
-            "summaries": [{"text": " A knee.", "policy": "sup1"}, {"text": " It hurts.", "policy": "ref"}],
+            "summaries": [
+                {"text": " A knee.", "policy": "sup1"},
+                {"text": " It hurts.", "policy": "ref"},
+            ],
             "choice": 1,
             "worker": "x",
         },
@@ -128,9 +131,15 @@ SCHEMAS = {
         {
             "prompt": "Hi",
             "prompt_id": "1",
-            "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "chosen": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+            ],
             "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "No"}],
-            "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}],
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+            ],
             "score_chosen": 9.0,
             "score_rejected": 2.0,
         },
@@ -178,9 +187,18 @@ def test_dialogues_that_part_early_are_left_out_and_counted(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"messages": [{"role": "user", "content": "Hi"}]}, "does not end with what the assistant says"),
-        ({"messages": [{"role": "robot", "content": "Hi"}]}, "a message has a 'content' and a 'role'"),
-        ({"prompt": [{"role": "assistant", "content": "a"}], "chosen": "b", "rejected": "c"}, "wait"),
+        (
+            {"messages": [{"role": "user", "content": "Hi"}]},
+            "does not end with what the assistant says",
+        ),
+        (
+            {"messages": [{"role": "robot", "content": "Hi"}]},
+            "a message has a 'content' and a 'role'",
+        ),
+        (
+            {"prompt": [{"role": "assistant", "content": "a"}], "chosen": "b", "rejected": "c"},
+            "wait",
+        ),
         ({"prompt": "a", "chosen": [{"role": "user", "content": "b"}]}, "'chosen' does not end"),
     ],
 )
@@ -193,7 +211,9 @@ def test_conversations_that_make_no_sense_are_named(record, message, tmp_path):
 
 def test_fields_that_are_not_there_are_named(tmp_path):
     lines(tmp_path / "a.jsonl")
-    with pytest.raises(UserError, match=r"no 'document' \(config.data.fields\): it has chosen, prompt"):
+    with pytest.raises(
+        UserError, match=r"no 'document' \(config.data.fields\): it has chosen, prompt"
+    ):
         records.read_pairs(tmp_path / "a.jsonl", fields=("prompt=document",))
     with pytest.raises(UserError, match="'prompt' is not 'ours=theirs'"):
         records.read_pairs(tmp_path / "a.jsonl", fields=("prompt",))

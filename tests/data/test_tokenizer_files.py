@@ -12,7 +12,13 @@ from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.errors import UserError
 from tests.checkpoints import save_tokenizer
 
-TEXTS = ["Hello there", " two  spaces\n\nand lines", "Ωμέγα 漢字 👍🏽", "</s> is no end", "1 + 1 = 2"]
+TEXTS = [
+    "Hello there",
+    " two  spaces\n\nand lines",
+    "Ωμέγα 漢字 👍🏽",
+    "</s> is no end",
+    "1 + 1 = 2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,9 @@ def test_sentencepiece(pieces):
     assert tokenizer.token(ids[0]).startswith("▁")
     assert tokenizer.decode(ids) == "hello there"
     # What continues a text gets no space of its own.
-    assert tokenizer.decode([*ids, *tokenizer.encode("hello", continued=True)]) == "hello therehello"
+    assert (
+        tokenizer.decode([*ids, *tokenizer.encode("hello", continued=True)]) == "hello therehello"
+    )
     assert tokenizer.encode("</s>") != [2]
     assert tokenizer.encode("hello</s>", special=True)[-1] == 2
     again = pickle.loads(pickle.dumps(tokenizer))
@@ -65,7 +73,9 @@ def test_sentencepiece_as_tokenizers_knows_it(pieces, tmp_path):
         key=lambda pair: -scores["".join(pair)],
     )
     there = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocabulary, ranked, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        tokenizers.models.BPE(
+            vocabulary, ranked, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+        )
     )
     there.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
@@ -79,7 +89,9 @@ def test_sentencepiece_as_tokenizers_knows_it(pieces, tmp_path):
 
 
 def test_ids_are_those_of_transformers(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="install srpo_jax[dev] to run this test")
+    transformers = pytest.importorskip(
+        "transformers", reason="install srpo_jax[dev] to run this test"
+    )
     save_tokenizer(tmp_path)
     there = transformers.AutoTokenizer.from_pretrained(tmp_path)
     here = read_tokenizer(tmp_path)
