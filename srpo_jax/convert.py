@@ -92,7 +92,7 @@ def export_model(
         model = loading.load(source, "float32", mesh_module.make(devices=jax.local_devices()[:1]))
     described = _described(opened)
     if adapter:
-        base = str(opened.files.resolve()) if opened.files else ""
+        base = _base_of(Path(source))
         export.write_adapter(output, model.config, described["model_type"], model, base)
     else:
         dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
@@ -169,6 +169,18 @@ def _check_transformers(described: Mapping[str, Any], ours: Mapping[str, tuple[i
         if theirs[name] != shape:
             raise UserError(f"{name} has the shape {shape} here and {theirs[name]} in transformers")
     return f"transformers {transformers.__version__} builds a model of the same {len(ours)} tensors"
+
+
+def _base_of(workdir: Path) -> str:
+    """The directory of the model that a run's adapter belongs to; "" where there is none (GGUF)."""
+    started = config_module.read(workdir / "config.json").model.source
+    if _is_workdir(Path(started)):
+        raise UserError(
+            f"{workdir}: its adapter belongs to the run {started}, which is no model that peft can load: "
+            "export the whole model instead (without --adapter)"
+        )
+    files = loading.open_source(started).files
+    return str(files.resolve()) if files else ""
 
 
 def _is_workdir(path: Path) -> bool:

@@ -124,6 +124,20 @@ def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_pat
     np.testing.assert_allclose(adapted, expected, atol=2e-4)
 
 
+def test_an_adapter_on_another_run_is_refused(tmp_path, one_device):
+    lora = {"rank": 2, "targets": ("query",)}
+    _, run = trained(tmp_path, "llama", one_device, lora=lora)
+    config = config_module.read(run / "config.json")
+    config.model.source = str(run)
+    assert train.train(config, tmp_path / "second")
+    with pytest.raises(UserError, match=r"its adapter belongs to the run .*export the whole model"):
+        convert.export_model(str(tmp_path / "second"), tmp_path / "adapter", adapter=True)
+    convert.export_model(str(tmp_path / "second"), tmp_path / "whole")
+    expected = ours(tmp_path / "second")
+    np.testing.assert_allclose(logits(tmp_path / "whole"), expected, atol=2e-4)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_check_proves_the_export_before_the_training(tmp_path):
     given = checkpoint(tmp_path / "given", "gemma2")
     found = convert.check(str(given), tmp_path / "out")
