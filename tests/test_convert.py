@@ -42,7 +42,13 @@ def checkpoint(directory, name="llama", **options):
     return directory
 
 
-@pytest.mark.parametrize("name", CASES)
+# One of each family; variants of the first differ in what is computed, not in what is stored.
+STORED = [
+    name for name in CASES if name != "llama 3.1" and "windows" not in name and "seq" not in name
+]
+
+
+@pytest.mark.parametrize("name", STORED)
 def test_a_round_trip_is_exact_in_the_stored_dtype(name, tmp_path):
     given = checkpoint(tmp_path / "given", name, dtype="bfloat16")
     convert.import_model(str(given), tmp_path / "here", fsdp=4, tensor=2)
