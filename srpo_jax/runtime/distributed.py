@@ -51,6 +51,8 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
             f"host {host}: cannot join the cluster",
             "the other processes were not all there",
         )
+    if jax.distributed.is_initialized():
+        _meet()
 
 
 def require_one_process(program: str) -> None:
@@ -183,5 +185,19 @@ def _connect(arguments: dict[str, Any], timeout: int, who: str, waited: str) -> 
     if thread.is_alive():
         raise UserError(f"{who}: {waited} (waited {timeout} s)")
     if failures:
-        reason = (str(failures[0]).splitlines() or [type(failures[0]).__name__])[0]
-        raise UserError(f"{who}: {reason}") from failures[0]
+        raise UserError(f"{who}: {_reason(failures[0])}") from failures[0]
+
+
+def _meet() -> None:
+    """Opens the devices of all processes: a mistake that one finds after this is told by each."""
+    try:
+        multihost_utils.sync_global_devices("all processes have started")
+    except RuntimeError as error:
+        raise UserError(
+            f"host {socket.gethostname()}: cannot open the devices of all processes: "
+            f"{_reason(error)} (look first at what the other processes say)"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
