@@ -5,8 +5,9 @@
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
 40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
 decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
---curves shows the time over the number of revisions, the prompt's length and the rows. --quick is a
-small try.
+--curves shows the time over the number of revisions, the lengths of prompt and completion, and the rows
+(with --layers=6 --rows=4 --repeats=1 about half an hour, most of it for reading 4,000 tokens again).
+--quick is a small try.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ LAYERS = flags.DEFINE_integer("layers", 0, "only so many of the model's layers; 
 REVISIONS = flags.DEFINE_integer("revisions", 5, "N")
 REPEATS = flags.DEFINE_integer("repeats", 3, "measured calls of each")
 PEERS = flags.DEFINE_bool("peers", False, "also transformers.generate")
-CURVES = flags.DEFINE_bool("curves", False, "growth with revisions and prompt length instead")
+CURVES = flags.DEFINE_bool("curves", False, "growth with revisions, lengths and rows instead")
 QUICK = flags.DEFINE_bool("quick", False, "two layers, short prompts: is everything in order?")
 OUTPUT = flags.DEFINE_string("output", None, "folder for revision.md, revision.json and plots")
 
@@ -117,21 +118,17 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
     return Writer(write, revisions)
 
 
-def writers(model: Model, work: Workload, revisions: int, peers: bool) -> dict[str, Writer]:
-    """Everyone who writes revisions of the same prompts."""
-    decoder = open_decoder(model)
+def writers(decoder: Decoder, work: Workload, revisions: int) -> dict[str, Writer]:
+    """This framework's ways of writing revisions of the same prompts."""
     # A completion's end counts with it in training; here all of its tokens are written.
     prompts = [prompt for prompt, _, _ in work.prompts()]
     chained = [p for p, _, _ in dataclasses.replace(work, template="chained").prompts()]
     again = [Forgetful(p.direct, p.before, p.after) for p in prompts]
-    known = {
+    return {
         OURS: ours(decoder, prompts, revisions, work.completion),
         CHAINED: ours(decoder, chained, revisions, work.completion),
         AGAIN: ours(decoder, again, revisions, work.completion),
     }
-    if peers:
-        known[GENERATE] = generate(model, prompts, revisions, work.completion)
-    return known
 
 
 def agreement(a: Sequence[Any], b: Sequence[Any]) -> float:
@@ -161,22 +158,23 @@ def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
 
 
 def curves(
-    model: Model, work: Workload, revisions: int, repeats: int
+    decoder: Decoder, work: Workload, revisions: int, repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """Time of a batch by number of revisions, length of prompt, and rows."""
+    """Time of a batch by number of revisions, lengths of prompt and completion, and rows."""
     axes: dict[str, Sequence[int]] = {
         "revisions": range(0, 11, 2),
-        "prompt": (100, 200, 400, 1000, 2000, 4000),
-        "rows": (1, 2, 4, 8, 16, 32),
+        "prompt": (100, 400, 1000, 2000, 4000),
+        "completion": (20, 40, 100, 200, 400),
+        "rows": (1, 4, 16, 32),
     }
     sections: dict[str, list[dict[str, Any]]] = {}
     for axis, values in axes.items():
         sections[axis] = []
         for value in values:
             n = value if axis == "revisions" else revisions
-            field = {"prompt": "prompt", "rows": "pairs"}.get(axis)
-            sized = dataclasses.replace(work, **{field: value}) if field else work
-            steps = writers(model, sized, n, peers=False)
+            field = "pairs" if axis == "rows" else axis
+            sized = work if axis == "revisions" else dataclasses.replace(work, **{field: value})
+            steps = writers(decoder, sized, n)
             middle = common.medians(common.interleaved(steps, repeats))
             sections[axis].append({axis: value, **middle})
     return sections
@@ -192,7 +190,9 @@ def draw(sections: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> Non
     for plot, (axis, rows) in zip(axes, sections.items(), strict=True):
         for name in (n for n in rows[0] if n != axis):
             plot.plot([r[axis] for r in rows], [r[name] for r in rows], "o-", label=name)
-        plot.set(xlabel=f"{axis} (tokens)" if axis == "prompt" else axis, ylim=(0, None))
+        plot.set(
+            xlabel=f"{axis} (tokens)" if axis in ("prompt", "completion") else axis, ylim=(0, None)
+        )
     axes[0].set_ylabel("seconds of a batch")
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
@@ -210,13 +210,17 @@ def main(_: list[str]) -> None:
         4 if quick else NEW.value,
         vocabulary=model.config.vocab_size,
     )
+    decoder = open_decoder(model)
     if CURVES.value:
-        sections = curves(model, work, REVISIONS.value, REPEATS.value)
+        sections = curves(decoder, work, REVISIONS.value, REPEATS.value)
         common.report(f"revision_curves_{DTYPE.value}", OUTPUT.value, sections)
         if OUTPUT.value:
             draw(sections, Path(OUTPUT.value) / "revision.png")
         return
-    steps = writers(model, work, REVISIONS.value, PEERS.value)
+    steps = writers(decoder, work, REVISIONS.value)
+    if PEERS.value:
+        prompts = [prompt for prompt, _, _ in work.prompts()]
+        steps[GENERATE] = generate(model, prompts, REVISIONS.value, work.completion)
     title = (
         f"{MODEL.value}, {DTYPE.value}, {work.pairs} rows, prompts of {work.prompt}, {work.completion} "
         f"new tokens, {REVISIONS.value} revisions"

@@ -376,6 +376,9 @@ def main(_: list[str]) -> None:
     unknown = [name for name in TOPOLOGY.value if name not in CHIPS]
     if unknown:
         raise UserError(f"--topology={unknown[0]} is none of {', '.join(CHIPS)}")
+    titles = [f"{group}: {name}" for group, variants in GROUPS.items() for name in variants]
+    if not any(re.search(ONLY.value, title) for title in titles):
+        raise UserError(f"--only={ONLY.value!r} finds none of: {'; '.join(titles)}")
     jax.config.update("jax_platforms", "cpu")
     architecture = dataclasses.replace(LLAMA_8B, layers=LAYERS.value)
     sections: dict[str, list[dict[str, Any]]] = {}
