@@ -6,7 +6,7 @@ By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no 
 40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
 decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
 --curves shows the time over the number of revisions, the lengths of prompt and completion, and the rows
-(with --layers=6 --rows=4 --repeats=1 about half an hour, most of it for reading 4,000 tokens again).
+(25 minutes on 2 cores with --layers=6 --rows=4 --repeats=1, most of it for reading 4,000 tokens again).
 --quick is a small try.
 """
 
