@@ -1,9 +1,12 @@
 """What all benchmarks share: interleaved timing, the machine's description, tables and files."""
 
+import ctypes
+import gc
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -11,7 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from srpo_jax.errors import UserError
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "peft", "libtpu")
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+# glibc then gives freed arrays back to the system at once: what is resident is what is in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
 def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -37,6 +45,27 @@ def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak(run: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes resident before a call of `run`, and the most that were resident during it.
+
+    Linux keeps the high-water mark itself, and sets it back on request: nothing is sampled.
+    """
+    if not CLEAR.exists():
+        raise UserError(f"{CLEAR} is missing: peak memory can be measured on Linux only")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    CLEAR.write_text("5")
+    before = _status("VmRSS")
+    run()
+    return before, _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def machine() -> dict[str, str]:

@@ -7,15 +7,12 @@ allocate the optimiser's state, then once more, measured. --curves runs nothing:
 rows packed with ever more pairs, under dense and under blockwise attention, and reads what XLA allocates.
 """
 
-import ctypes
 import dataclasses
-import gc
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +25,6 @@ from benchmarks import step as step_benchmark
 from benchmarks.workload import Model, Workload
 from srpo_jax import config as config_module
 from srpo_jax import objectives, step
-from srpo_jax.errors import UserError
 from srpo_jax.models import loading
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -37,9 +33,6 @@ ONLY = flags.DEFINE_string("only", None, "measure this step in this process, pri
 GIB, MIB = 2**30, 2**20
 PAIRS = (1, 2, 4, 8, 12, 16, 20)  # of a row, in --curves
 ATTENTION = ("blockwise", "dense")
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-# glibc then gives freed arrays back to the system at once: what is resident is what is in use.
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 STEP_FLAGS = (
     step_benchmark.MODEL,
     step_benchmark.DTYPE,
@@ -52,33 +45,12 @@ STEP_FLAGS = (
 )
 
 
-def peak(run: Callable[[], Any]) -> tuple[int, int]:
-    """Bytes resident before a call of `run`, and the most that were resident during it.
-
-    Linux keeps the high-water mark itself, and sets it back on request: nothing is sampled.
-    """
-    if not CLEAR.exists():
-        raise UserError(f"{CLEAR} is missing: peak memory can be measured on Linux only")
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR.write_text("5")
-    before = _status("VmRSS")
-    run()
-    return before, _status("VmHWM")
-
-
-def _status(key: str) -> int:
-    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
 def measure(name: str, model: Model, work: Workload) -> dict[str, float]:
     """The second step's memory in GiB, of one of step_benchmark.names()."""
     run = step_benchmark.make(name, model, work)
     model.weights.clear()  # each step has its own copy by now
     run()
-    before, most = peak(run)
+    before, most = common.peak(run)
     return {"before": before / GIB, "peak": most / GIB, "step adds": (most - before) / GIB}
 
 
@@ -87,7 +59,7 @@ def measure_apart(name: str) -> dict[str, float]:
     settings = [f"--{flag.name}={flag.value}" for flag in STEP_FLAGS]
     command = [sys.executable, "-m", "benchmarks.memory", f"--only={name}", *settings]
     done = subprocess.run(
-        command, env=os.environ | ALLOCATOR, stdout=subprocess.PIPE, text=True, check=True
+        command, env=os.environ | common.ALLOCATOR, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from flax import nnx
+from jax.sharding import Mesh
 from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module
@@ -45,22 +46,12 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
     export.check_free(output)
-    mesh = mesh_module.make(fsdp=fsdp, tensor=tensor)
-    abstract = nnx.state(nnx.eval_shape(lambda: Decoder(opened.config, nnx.Rngs(0))))
-    shardings = dict(nnx.to_flat_state(mesh_module.parameter_shardings(mesh, abstract)))
-    given = opened.read_parameters()
-    weights = {}
-    for path, variable in shardings.items():
-        name, sharding = ".".join(map(str, path)), variable.get_value()
-        array = given[name]
-        if isinstance(array, np.ndarray):
-            weights[name] = jax.device_put(array, sharding)
-        else:
-            weights[name] = array.place(jnp.dtype(array.dtype), sharding)
+    weights = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with Checkpoints(part / CHECKPOINTS) as checkpoints:
+        largest = max(array.nbytes for array in weights.values())
+        with Checkpoints(part / CHECKPOINTS, in_flight=largest) as checkpoints:
             checkpoints.save(0, weights, force=True)
         described = _described(opened)
         (part / "config.json").write_text(json.dumps(described, indent=2) + "\n")
@@ -72,6 +63,23 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
         shutil.rmtree(part, ignore_errors=True)
     size = sum(x.nbytes for x in weights.values()) / 1e9
     status(f"{output}: {sum(x.size for x in weights.values()):,} parameters, {size:.2f} GB")
+
+
+def place(opened: Source, mesh: Mesh) -> dict[str, jax.Array]:
+    """{dotted name: parameter} of a source with weights, on the mesh, in the dtype they are stored in."""
+    abstract = nnx.state(nnx.eval_shape(lambda: Decoder(opened.config, nnx.Rngs(0))))
+    shardings = nnx.to_flat_state(mesh_module.parameter_shardings(mesh, abstract))
+    assert opened.read_parameters is not None
+    given = opened.read_parameters()
+    weights = {}
+    for path, variable in shardings:
+        name, sharding = ".".join(map(str, path)), variable.get_value()
+        array = given[name]
+        if isinstance(array, np.ndarray):
+            weights[name] = jax.device_put(array, sharding)
+        else:
+            weights[name] = array.place(jnp.dtype(array.dtype), sharding)
+    return weights
 
 
 def export_model(

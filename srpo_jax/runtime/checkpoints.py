@@ -35,6 +35,8 @@ class Checkpoints:
         keep: how many of the newest to keep.
         every: `save` does something at multiples of this many steps (and when forced).
         read_only: nothing is written, and what another program is writing there is left alone.
+        in_flight: at most so many bytes (or one array) are copied to host memory at a time; the state
+            must then be left alone until `wait`. None: all at once, so that training soon goes on.
 
     Raises:
         UserError: `read_only`, and there is no such directory.
@@ -46,6 +48,7 @@ class Checkpoints:
         keep: int = 3,
         every: int = 1,
         read_only: bool = False,
+        in_flight: int | None = None,
     ) -> None:
         path = epath.Path(directory)
         self.directory = path if "://" in str(directory) else path.resolve()
@@ -57,6 +60,9 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=not read_only,
+            context=ocp.Context(
+                memory_options=ocp.options.MemoryOptions(transfer_concurrent_bytes=in_flight)
+            ),
         )
 
     def save(self, step: int, state: Any, force: bool = False) -> bool:
