@@ -1,14 +1,18 @@
-"""What host memory it takes to read and to import a Hugging Face checkpoint, beyond the model itself.
+"""What host memory it takes to read, import and export a checkpoint, beyond what lies on the devices.
 
     python -m benchmarks.reading [--layers=16] [--width=2048] [--shard_mb=600] [--devices=1]
 
 A Llama-like model in bfloat16 is written as safetensors of several shards into a temporary folder. One
-process then places every parameter on (virtual) CPU devices, and another imports the model, which writes
-a checkpoint as well. On CPUs the devices' memory is host memory: the model's own bytes are taken off.
+process places every parameter on (virtual) CPU devices, one imports the model, which writes a checkpoint
+as well, one exports the safetensors (as of a run with LoRA, whose base they are), and one the checkpoint
+(as of a run that trained all weights). On CPUs the devices' memory is host memory: the bytes of what lies
+there are taken off.
 """
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,8 +39,9 @@ SHARD = flags.DEFINE_integer(
     "shard_mb", 600, "a shard is closed before it gets larger, in 10^6 bytes"
 )
 DEVICES = flags.DEFINE_integer("devices", 1, "virtual CPU devices; fsdp over all")
-TASK = flags.DEFINE_enum("task", None, ["place", "import"], "do this to --source in this process")
-SOURCE = flags.DEFINE_string("source", None, "directory of a model, for --task")
+TASKS = ("place", "import", "export", "export imported")
+TASK = flags.DEFINE_enum("task", None, TASKS, "do this to --source in this process")
+SOURCE = flags.DEFINE_string("source", None, "the temporary folder, for --task")
 
 MB = 10**6
 
@@ -100,26 +105,31 @@ def write(directory: Path) -> tuple[int, int]:
     return largest, sum(2 * int(np.prod(t.shape)) for t in tensors if t.layer == 0)
 
 
-def measure(task: str, source: Path, output: Path) -> dict[str, float]:
-    """Bytes: the model's arrays, and the most that was resident beside them and what was there before."""
+def measure(task: str, folder: Path) -> dict[str, float]:
+    """Bytes: what lies on the devices, and the most that was resident beside it and what was before."""
     mesh = mesh_module.make(fsdp=-1)
     jax.block_until_ready(jax.numpy.zeros(8) + 1)  # what JAX itself takes at the beginning
-    if task == "import":
-        before, most = common.peak(lambda: convert.import_model(str(source), output))
-        opened = loading.open_source(str(source))
-        shapes = loading.parameter_shapes(opened.config).values()
-        model = sum(2 * int(np.prod(shape)) for shape in shapes)
-    else:
-        weights: dict[str, jax.Array] = {}
-        opened = loading.open_source(str(source))
-        before, most = common.peak(lambda: weights.update(convert.place(opened, mesh)))
-        model = sum(array.nbytes for array in weights.values())
-    return {"model": model, "beside": most - before - model}
+    source, imported, exported = folder / "model", folder / "imported", folder / "exported"
+    opened = loading.open_source(str(source))
+    placed: dict[str, jax.Array] = {}
+    work = {
+        "place": lambda: placed.update(convert.place(opened, mesh)),
+        "import": lambda: convert.import_model(str(source), imported),
+        "export": lambda: convert.export_model(str(source), exported, file_bytes=SHARD.value * MB),
+        "export imported": lambda: convert.export_model(
+            str(imported), exported, file_bytes=SHARD.value * MB
+        ),
+    }
+    before, most = common.peak(work[task])
+    shutil.rmtree(exported, ignore_errors=True)
+    shapes = loading.parameter_shapes(opened.config).values()
+    there = 0 if task == "export" else sum(2 * math.prod(shape) for shape in shapes)
+    return {"devices": there, "beside": most - before - there}
 
 
-def measure_apart(task: str, source: Path) -> dict[str, float]:
+def measure_apart(task: str, folder: Path) -> dict[str, float]:
     """`measure` in a new process."""
-    command = [sys.executable, "-m", "benchmarks.reading", f"--task={task}", f"--source={source}"]
+    command = [sys.executable, "-m", "benchmarks.reading", f"--task={task}", f"--source={folder}"]
     virtual = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES.value}"}
     environment = os.environ | common.ALLOCATOR | virtual
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -128,28 +138,28 @@ def measure_apart(task: str, source: Path) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     if TASK.value:
-        source = Path(SOURCE.value)
-        print(json.dumps(measure(TASK.value, source, source.parent / "imported")))
+        print(json.dumps(measure(TASK.value, Path(SOURCE.value))))
         return
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "model"
-        source.mkdir()
-        shard, layer = write(source)
-        for task in ("place", "import"):
-            seen = measure_apart(task, source)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "model").mkdir()
+        shard, layer = write(folder / "model")
+        for task in TASKS:
+            seen = measure_apart(task, folder)
             allowed = 1.3 * shard + layer
             rows.append(
                 {
                     "what": task,
-                    "model (MB)": seen["model"] // MB,
+                    "on the devices (MB)": seen["devices"] // MB,
                     "largest shard (MB)": shard // MB,
                     "one layer (MB)": layer // MB,
-                    "peak beside the model (MB)": seen["beside"] // MB,
+                    "peak beside the devices (MB)": seen["beside"] // MB,
                     "/ (1.3 shards + a layer)": seen["beside"] / allowed,
                 }
             )
-    common.report("reading", None, {f"Reading a model onto {DEVICES.value} devices": rows})
+    title = f"Reading and writing a model on {DEVICES.value} devices"
+    common.report("reading", None, {title: rows})
 
 
 if __name__ == "__main__":

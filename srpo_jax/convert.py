@@ -28,9 +28,10 @@ from ml_collections.config_flags import config_flags
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import TokenizersTokenizer
 from srpo_jax.errors import UserError
-from srpo_jax.models import export, families, huggingface, loading
+from srpo_jax.models import export, families, huggingface, loading, weights
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.models.loading import CHECKPOINTS, Source
+from srpo_jax.models.loading import Source
+from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.metrics import status
@@ -46,13 +47,13 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
     export.check_free(output)
-    weights = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
+    placed = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        largest = max(array.nbytes for array in weights.values())
+        largest = max(array.nbytes for array in placed.values())
         with Checkpoints(part / CHECKPOINTS, in_flight=largest) as checkpoints:
-            checkpoints.save(0, weights, force=True)
+            checkpoints.save(0, placed, force=True)
         described = _described(opened)
         (part / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         export.tokenizer_files(part, _files(opened))
@@ -61,8 +62,8 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    size = sum(x.nbytes for x in weights.values()) / 1e9
-    status(f"{output}: {sum(x.size for x in weights.values()):,} parameters, {size:.2f} GB")
+    size = sum(x.nbytes for x in placed.values()) / 1e9
+    status(f"{output}: {sum(x.size for x in placed.values()):,} parameters, {size:.2f} GB")
 
 
 def place(opened: Source, mesh: Mesh) -> dict[str, jax.Array]:
@@ -71,43 +72,44 @@ def place(opened: Source, mesh: Mesh) -> dict[str, jax.Array]:
     shardings = nnx.to_flat_state(mesh_module.parameter_shardings(mesh, abstract))
     assert opened.read_parameters is not None
     given = opened.read_parameters()
-    weights = {}
+    placed = {}
     for path, variable in shardings:
         name, sharding = ".".join(map(str, path)), variable.get_value()
-        array = given[name]
-        if isinstance(array, np.ndarray):
-            weights[name] = jax.device_put(array, sharding)
-        else:
-            weights[name] = array.place(jnp.dtype(array.dtype), sharding)
-    return weights
+        placed[name] = weights.place(given[name], jnp.dtype(given[name].dtype), sharding)
+    return placed
 
 
 def export_model(
-    source: str, output: Path, dtype: str | None = None, *, adapter: bool = False
+    source: str,
+    output: Path,
+    dtype: str | None = None,
+    *,
+    adapter: bool = False,
+    file_bytes: int = export.FILE_BYTES,
 ) -> None:
     """The newest checkpoint of a workdir, or any source, as Hugging Face keeps models.
 
-    dtype: by default that of the base model. Raises UserError for a source that cannot be read, a run
-    without an adapter where one is wanted, and an output that is there already.
+    dtype: by default that of the base model. file_bytes: the most that a file of tensors holds.
+    Raises UserError for a source that cannot be read, a run without an adapter where one is wanted, and an
+    output that is there already.
     """
     export.check_free(output)
     opened = loading.open_source(source)
-    if _is_workdir(Path(source)):
-        model = loading.open_run(Path(source))
-    elif adapter:
-        raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
-    else:
-        model = loading.load(source, "float32", mesh_module.make(devices=jax.local_devices()[:1]))
+    if opened.read_parameters is None:
+        raise UserError(f"--source={source} has no weights to export")
     described = _described(opened)
     if adapter:
-        base = _base_of(Path(source))
-        export.write_adapter(output, model.config, described["model_type"], model, base)
+        if not _is_workdir(Path(source)):
+            raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
+        config = loading.decoder_config(config_module.read(Path(source) / "config.json"))
+        kind, base = described["model_type"], _base_of(Path(source))
+        export.write_adapter(output, config, kind, opened.read_parameters(), base)
     else:
         dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
         dtype = dtype if dtype in ("float32", "bfloat16") else "float32"
-        shapes = loading.parameter_shapes(opened.config)
+        parameters = opened.read_parameters()
         export.write_model(
-            output, opened.config, described, shapes, export.reader(model), dtype, _files(opened)
+            output, opened.config, described, parameters, dtype, _files(opened), file_bytes
         )
     written = sum(path.stat().st_size for path in output.iterdir())
     status(f"{output}: {written / 1e9:.2f} GB")
@@ -188,6 +190,11 @@ def _base_of(workdir: Path) -> str:
             "export the whole model instead (without --adapter)"
         )
     files = loading.open_source(started).files
+    if files and "vision_config" in huggingface.read_json(files / "config.json"):
+        raise UserError(
+            f"{workdir}: its adapter belongs to the language model in {started}, which peft cannot load "
+            "without the vision part: export the whole model instead (without --adapter)"
+        )
     return str(files.resolve()) if files else ""
 
 
@@ -199,7 +206,7 @@ def _is_workdir(path: Path) -> bool:
 def _described(opened: Source) -> dict[str, Any]:
     """config.json of the source, or one like Llama's for a source without."""
     if opened.files is not None:
-        return huggingface.read_json(opened.files / "config.json")
+        return huggingface.describe(opened.files)
     return export.describe(opened.config) | {
         "eos_token_id": opened.tokenizer.eos_id,
         "bos_token_id": opened.tokenizer.bos_id,
@@ -236,6 +243,8 @@ def _define_flags() -> None:
     dtypes = ["float32", "bfloat16"]
     flags.DEFINE_enum("dtype", None, dtypes, "of the exported weights; by default the base's own")
     flags.DEFINE_bool("adapter", False, "export the LoRA adapter alone, for peft")
+    megabytes = export.FILE_BYTES // 10**6
+    flags.DEFINE_integer("shard_mb", megabytes, "export: 10^6 bytes of a file at most", 1)
     flags.DEFINE_bool("check", False, "only prove that the export will work")
     flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
     flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
@@ -266,7 +275,8 @@ def _main(arguments: list[str]) -> None:
     elif arguments[1] == "import":
         import_model(source, output, given.fsdp, given.tensor)
     else:
-        export_model(source, output, given.dtype, adapter=given.adapter)
+        file_bytes = given.shard_mb * 10**6
+        export_model(source, output, given.dtype, adapter=given.adapter, file_bytes=file_bytes)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         ) as checkpoints,
         distributed.StopSignal() as stop,
     ):
-        restored = checkpoints.restore_latest(state)
+        restored = checkpoints.restore_latest(state, replace=True)
         start, state = restored or (0, state)
         if start >= config.train.steps:
             status(f"{workdir} is finished: step {start} of {config.train.steps}")
@@ -129,18 +129,19 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             Progress("train", config.train.steps, unit="tokens", done=start) as progress,
         ):
             upcoming, known = next(stream), set(packing.shapes)
+            batch = mesh_module.host_to_global(mesh, upcoming)
             for number in range(start + 1, config.train.steps + 1):
                 began = time.perf_counter()
                 rows = upcoming["rows"]
                 report_shape(rows, known, number)
                 tokens = int(np.count_nonzero(rows.ancestors)) * jax.process_count()
                 slots = rows.tokens.size * jax.process_count()
-                batch = mesh_module.host_to_global(mesh, upcoming)
 
                 state, metrics = steps.train(state, frozen, batch)
 
-                if number < config.train.steps:
-                    upcoming = next(stream)  # while the devices work
+                if number < config.train.steps:  # the next batch, while the devices work
+                    upcoming = next(stream)
+                    batch = mesh_module.host_to_global(mesh, upcoming)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 check_finite(values, number, checkpoints)
                 if number % config.train.log_every == 0 or number == config.train.steps:

@@ -60,6 +60,32 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {}),
     "olmo2": ("Olmo2Config", {}),
     "phi3": ("Phi3Config", {"sliding_window": 12}),
+    "phi3, longrope": (
+        "Phi3Config",
+        {
+            "original_max_position_embeddings": 192,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 500.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.1, 1.7, 4.0],
+                "long_factor": [2.0, 8.0, 32.0],
+            },
+        },
+    ),
+    "qwen3, yarn": (
+        "Qwen3Config",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
     "gpt-neox": ("GPTNeoXConfig", {"hidden_size": 64}),
     "gpt-neox, sequential": (
         "GPTNeoXConfig",
@@ -84,6 +110,25 @@ def save(name: str, directory: Path, dtype: str = "float32") -> Any:
             ):  # norms and biases start as ones and zeros, which hides mistakes
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     model = model.to(getattr(torch, dtype))
+    model.save_pretrained(directory)
+    return model
+
+
+def save_with_vision(directory: Path) -> Any:
+    """A random Gemma 3 that sees pictures too: the case "gemma3" in a model with a vision part."""
+    import torch
+    import transformers
+
+    _, changes = CASES["gemma3"]
+    seen = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    seen |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config=transformers.Gemma3TextConfig(**SMALL | changes),
+        vision_config=transformers.SiglipVisionConfig(**seen),
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
     model.save_pretrained(directory)
     return model
 

@@ -15,7 +15,9 @@ class Rope:
 
     scaling: "none"; "linear", all frequencies divided by factor; "llama3" (Llama 3.1), only those whose
     waves are longer than original_length / low_factor positions, with a smooth passage up to
-    original_length / high_factor.
+    original_length / high_factor; "yarn" (Peng et al., arXiv:2309.00071), those that turn less than
+    high_factor times in the original length, with a passage down to low_factor times; "longrope" (Ding et
+    al., arXiv:2402.13753), each divided by its own of `factors`. amplitude: of the rotated entries.
     """
 
     theta: float = 10_000.0
@@ -24,6 +26,8 @@ class Rope:
     low_factor: float = 1.0
     high_factor: float = 4.0
     original_length: int = 8192
+    factors: tuple[float, ...] = ()
+    amplitude: float = 1.0
 
     def frequencies(self, size: int) -> np.ndarray:
         """float32 [size / 2], of the pairs among `size` rotated entries of a head."""
@@ -35,6 +39,20 @@ class Rope:
             passage = (waves - self.low_factor) / (self.high_factor - self.low_factor)
             kept = np.clip(passage, 0.0, 1.0)
             frequencies = frequencies * (kept + (1 - kept) / self.factor)
+        elif self.scaling == "yarn":
+            # The pair of entries that turns so often in the original length, counted from the fastest.
+            pair = lambda turns: (
+                size
+                * math.log(self.original_length / (turns * 2 * math.pi))
+                / (2 * math.log(self.theta))
+            )
+            first = max(math.floor(pair(self.high_factor)), 0)
+            last = min(math.ceil(pair(self.low_factor)), size - 1)
+            passage = (np.arange(size // 2) - first) / max(last - first, 1e-3)
+            slow = np.clip(passage, 0.0, 1.0)
+            frequencies = frequencies * (1 - slow + slow / self.factor)
+        elif self.scaling == "longrope":
+            frequencies = frequencies / np.array(self.factors)
         return frequencies.astype(np.float32)
 
 
@@ -97,6 +115,13 @@ class DecoderConfig:
             raise ValueError(
                 f"{self.rotated} of {self.head_dim} entries of a head cannot be rotated in pairs"
             )
+        if any(kind.rope and kind.rope.amplitude != self.amplitude for kind in self.layer_kinds):
+            raise ValueError("rotated entries have another amplitude in some layers than in others")
+
+    @property
+    def amplitude(self) -> float:
+        """Of rotated entries."""
+        return next((kind.rope.amplitude for kind in self.layer_kinds if kind.rope), 1.0)
 
     @property
     def rotated(self) -> int:

@@ -29,7 +29,7 @@ KINDS = ("auto", "dense", "blockwise", "pallas")
 # A row this short is one product; beyond it the blocks that are skipped pay for the loop over the rest.
 DENSE_UP_TO = 256
 # The smaller a block, the less of what no one sees is computed; below this, products become too small.
-BLOCK = {"blockwise": 128, "pallas": 256}  # at most
+BLOCK = {"blockwise": 96, "pallas": 256}  # at most
 TILE = 16  # blocks are multiples of this: the rows of a TPU's tile of bfloat16
 
 

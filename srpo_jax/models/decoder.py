@@ -83,8 +83,8 @@ class Norm(nnx.Module):
         return x32.astype(x.dtype)
 
 
-def rotary(x: Array, positions: Array, frequencies: Array) -> Array:
-    """Rotates [B, S, heads, Hd] by positions [B, S]; the rest of Hd, if any, stays.
+def rotary(x: Array, positions: Array, frequencies: Array, amplitude: float = 1.0) -> Array:
+    """Rotates [B, S, heads, Hd] by positions [B, S], times amplitude; the rest of Hd, if any, stays.
 
     frequencies [n]: the first 2 n entries are rotated, the i-th with the (n + i)-th.
     """
@@ -92,6 +92,8 @@ def rotary(x: Array, positions: Array, frequencies: Array) -> Array:
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
     first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    if amplitude != 1.0:
+        cos, sin = amplitude * cos, amplitude * sin
     rotated = [first * cos - second * sin, second * cos + first * sin, rest]
     return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
@@ -137,8 +139,13 @@ class Attention(nnx.Module):
         query, key, value = (project(x, adapter) for project in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query = rotary(query, view.positions, view.frequencies)
-        key = rotary(key, view.positions, view.frequencies)
+        turn = functools.partial(
+            rotary,
+            positions=view.positions,
+            frequencies=view.frequencies,
+            amplitude=self.config.amplitude,
+        )
+        query, key = turn(query), turn(key)
         logits = {
             "scale": self.config.attention_scale,
             "softcap": self.config.attention_softcap,

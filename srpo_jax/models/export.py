@@ -1,6 +1,6 @@
 """A decoder -> a directory that `transformers` and `peft` load.
 
-One tensor at a time leaves the devices, and one file of tensors at a time is in host memory.
+One file of tensors at a time is in host memory; what a checkpoint holds waits on the devices.
 """
 
 import contextlib
@@ -9,47 +9,43 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save_file
 
 from srpo_jax.data.tokenizer_files import FILES
 from srpo_jax.errors import UserError
-from srpo_jax.models import families, huggingface
+from srpo_jax.models import families, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
-from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
-from srpo_jax.models.lora import Projection
+from srpo_jax.models.weights import Adapted, Parameters
 
-FILE_BYTES = 2 << 30  # at most, unless one tensor is larger
+FILE_BYTES = 2 * 10**9  # of a file of tensors at most, unless one tensor is larger
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
-
-# (parameter, layer or None) -> float32 array of that layer.
-Read = Callable[[str, int | None], np.ndarray]
 
 
 def write_model(
     directory: Path,
     config: DecoderConfig,
     described: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
-    read: Read,
+    parameters: Parameters,
     dtype: str,
     files: Path | Mapping[str, str],
     file_bytes: int = FILE_BYTES,
 ) -> None:
     """config.json, safetensors and tokenizer files, all or nothing.
 
-    described: config.json's content; shapes: of all parameters. files: a directory to take the tokenizer's
-    files from, or {name: content}.
+    described: config.json's content. files: a directory to take the tokenizer's files from, or
+    {name: content}.
     Raises UserError where the directory is not empty.
     """
     family = families.family(described["model_type"], directory / "config.json")
+    shapes = {name: array.shape for name, array in parameters.items()}
+    read = weights.reader(parameters)
     with _all_or_nothing(directory) as part:
         groups = list(_groups(huggingface.tensors(family, config, shapes), dtype, file_bytes))
         names = (
@@ -62,8 +58,8 @@ def write_model(
         for name, group in zip(names, groups, strict=True):
             arrays = {}
             for tensor in group:
-                parameters = {p: read(p, tensor.layer) for p in tensor.parameters}
-                packed = tensor.pack(parameters).astype(jnp.dtype(dtype))
+                held = {p: read(p, tensor.layer) for p in tensor.parameters}
+                packed = tensor.pack(held).astype(jnp.dtype(dtype))
                 arrays[tensor.name] = np.ascontiguousarray(packed)
             save_file(arrays, part / name, metadata={"format": "pt"})
         if len(groups) > 1:
@@ -77,10 +73,11 @@ def write_model(
 
 
 def write_adapter(
-    directory: Path, config: DecoderConfig, model_type: str, model: Decoder, base: str
+    directory: Path, config: DecoderConfig, model_type: str, parameters: Parameters, base: str
 ) -> None:
     """A LoRA adapter as `peft` keeps it, in float32; base: name or path of the model it belongs to.
 
+    config.lora_rank and .lora_alpha are the adapter's, parameters the model's with the adapter in them.
     Where the model stores several projections as one tensor, the adapter of that tensor has their ranks
     together: their A one below the other, their B on a diagonal of blocks.
     Raises UserError where the directory is not empty, or the model has no adapter.
@@ -90,18 +87,17 @@ def write_adapter(
             "there is no adapter to export: the run trained all weights (config.lora.rank=0)"
         )
     family = families.family(model_type, directory)
-    parts = projections(model)
-    shapes = {f"{name}.kernel": tuple(part.kernel[...].shape) for name, part in parts.items()}
-    weights, ranks = {}, {}
+    shapes = {name: array.shape for name, array in parameters.items()}
+    factors, ranks = {}, {}
     for tensor in huggingface.tensors(family, config, shapes):
-        held = [parts[name.removesuffix(".kernel")] for name in tensor.parameters]
-        if all(part.lora_a is None for part in held):
+        held = [parameters[name] for name in tensor.parameters]
+        if not any(isinstance(part, Adapted) for part in held):
             continue
         module = tensor.name.removesuffix(".weight")
         a, b = _joined(held, tensor)
         ranks[module.split(".")[-1]] = a.shape[0]
-        weights[f"base_model.model.{module}.lora_A.weight"] = a
-        weights[f"base_model.model.{module}.lora_B.weight"] = b
+        factors[f"base_model.model.{module}.lora_A.weight"] = a
+        factors[f"base_model.model.{module}.lora_B.weight"] = b
     larger = {module: rank for module, rank in ranks.items() if rank != config.lora_rank}
     description = {
         "peft_type": "LORA",
@@ -120,17 +116,17 @@ def write_adapter(
         "inference_mode": True,
     }
     with _all_or_nothing(directory) as part:
-        save_file(weights, part / ADAPTER, metadata={"format": "pt"})
+        save_file(factors, part / ADAPTER, metadata={"format": "pt"})
         (part / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def _joined(held: Sequence[Projection], tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """A [rank, in] and B [out, rank] of one tensor, for all projections in it."""
+def _joined(held: Sequence[Any], tensor: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """A [rank, in] and B [out, rank] of one tensor, for all adapted projections in it."""
     rows, columns = [], []
     for place, part in enumerate(held):
-        if part.lora_a is None or part.lora_b is None:
+        if not isinstance(part, Adapted):
             continue
-        a, b = (np.asarray(x[...][tensor.layer], np.float32) for x in (part.lora_a, part.lora_b))
+        a, b = (x.layer(tensor.layer).astype(np.float32) for x in (part.a, part.b))
         rank = b.shape[0]
         rows.append(a.reshape(-1, rank).T)
         for i in range(rank):
@@ -155,33 +151,6 @@ def _column(tensor: Tensor, outputs: Sequence[np.ndarray]) -> np.ndarray:
     shapes = tuple(x.shape for x in outputs)
     bias = dataclasses.replace(tensor, parameters=names, shapes=shapes)
     return bias.pack(dict(zip(names, outputs, strict=True)))
-
-
-def projections(model: Decoder) -> dict[str, Projection]:
-    """{dotted name: projection}."""
-    return {
-        ".".join(map(str, path)): part
-        for path, part in nnx.iter_modules(model)
-        if isinstance(part, Projection)
-    }
-
-
-def reader(model: Decoder) -> Read:
-    """The model's parameters layer by layer, adapters merged: W + (alpha / rank) A B in float32."""
-    flat = {".".join(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
-    parts = projections(model)
-
-    def read(name: str, layer: int | None) -> np.ndarray:
-        at = (lambda x: x) if layer is None else (lambda x: x[layer])
-        value = np.asarray(at(flat[name]), np.float32)
-        part = parts.get(name.removesuffix(".kernel")) if name.endswith(".kernel") else None
-        if part is None or part.lora_a is None or part.lora_b is None:
-            return value
-        a, b = (np.asarray(at(x[...]), np.float32) for x in (part.lora_a, part.lora_b))
-        rank = b.shape[0]
-        return value + part.scale * (a.reshape(-1, rank) @ b.reshape(rank, -1)).reshape(value.shape)
-
-    return read
 
 
 def describe(config: DecoderConfig) -> dict[str, Any]:

@@ -5,6 +5,7 @@ a config asks for and no function reads is refused by name (see `Keys`).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,12 @@ def _common(keys: Keys, *, tied: bool = False) -> dict[str, Any]:
 def _rope(keys: Keys, given: Mapping[str, Any], theta: float) -> Rope:
     """From a dict of the kind of rope_scaling or rope_parameters; theta where it has none."""
     kind = given.get("rope_type", given.get("type", "default"))
-    theta = float(given.get("rope_theta", theta))
+    theta = float(given.get("rope_theta") or theta)
+    limit = keys.need("max_position_embeddings")
+    original = keys.get("original_max_position_embeddings") or given.get(
+        "original_max_position_embeddings", limit
+    )
+    amplitude = given.get("attention_factor")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
@@ -126,6 +132,16 @@ def _rope(keys: Keys, given: Mapping[str, Any], theta: float) -> Rope:
             float(given["high_freq_factor"]),
             int(given["original_max_position_embeddings"]),
         )
+    if kind == "yarn" and not given.get("mscale") and given.get("truncate", True):
+        factor = float(given["factor"])
+        slow, fast = given.get("beta_slow") or 1.0, given.get("beta_fast") or 32.0
+        amplitude = amplitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
+        return Rope(theta, "yarn", factor, slow, fast, original, amplitude=amplitude)
+    if kind in ("longrope", "su"):  # its name in the first Phi-3
+        factor = given.get("factor") or limit / original
+        scaled = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        factors = tuple(map(float, given["short_factor"]))
+        return Rope(theta, "longrope", factors=factors, amplitude=amplitude or scaled)
     raise keys.refuse(f"rotary positions of the kind {kind!r}")
 
 
@@ -171,7 +187,9 @@ def _kinds(
         for i, kind in enumerate(types)
     ]
     rotated = int(fields["head_dim"] * fraction)
+    reach = [int(r.factor * r.original_length) for r in ropes.values() if r.scaling == "yarn"]
     return {
+        "max_length": max([fields["max_length"], *reach]),
         "layer_kinds": _shortest(kinds),
         "rotary_dim": None if rotated == fields["head_dim"] else rotated,
     }
@@ -202,6 +220,17 @@ def _mistral(keys: Keys) -> dict[str, Any]:
     fields = _common(keys)
     kind = "sliding_attention" if keys.get("sliding_window") else "full_attention"
     return {**fields, **_kinds(keys, fields, _everywhere(keys, fields, kind))}
+
+
+def _phi3(keys: Keys) -> dict[str, Any]:
+    """Where long texts are read with other rotations than short ones, only short ones can be read."""
+    scaling = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
+    fields = _mistral(keys)
+    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
+        original = scaling.get("original_max_position_embeddings")
+        original = original or keys.need("original_max_position_embeddings")
+        fields["max_length"] = min(fields["max_length"], original)
+    return fields
 
 
 def _qwen(keys: Keys, biases: tuple[str, ...], query_key_norm: str) -> dict[str, Any]:
@@ -408,7 +437,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(_gemma3, _like_llama(_AROUND)),
     "smollm3": Family(_smollm3, _like_llama(_BEFORE)),
     "olmo2": Family(_olmo2, _like_llama(_AFTER)),
-    "phi3": Family(_mistral, _PHI3),
+    "phi3": Family(_phi3, _PHI3),
     "gpt_neox": Family(
         _gpt_neox,
         _GPT_NEOX,
@@ -421,9 +450,31 @@ def family(model_type: str, path: Path) -> Family:
     """The entry of FAMILIES; UserError naming the file for a model_type that has none."""
     if model_type not in FAMILIES:
         raise UserError(
-            f"{path} holds a model of the kind {model_type!r}; known are {', '.join(FAMILIES)}"
+            f"{path} holds a model of the kind {model_type!r}; known are {', '.join(FAMILIES)}, gemma3"
         )
     return FAMILIES[model_type]
+
+
+# What the text part of Gemma 3 (4B and larger) is where its config does not say: published ones say little.
+_GEMMA3_UNSAID = {
+    "vocab_size": 262_208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131_072,
+    "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+
+
+def text_part(content: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's content; of a model that sees pictures too, what it says of the language model."""
+    if content.get("model_type") != "gemma3":
+        return dict(content)
+    outer = {k: v for k, v in content.items() if k.endswith(("dtype", "_token_id"))}
+    inner = {k: v for k, v in (content.get("text_config") or {}).items() if v is not None}
+    kind = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]}
+    return _GEMMA3_UNSAID | outer | inner | kind
 
 
 def architecture(path: Path, content: Mapping[str, Any]) -> DecoderConfig:
@@ -432,9 +483,11 @@ def architecture(path: Path, content: Mapping[str, Any]) -> DecoderConfig:
     Raises UserError for an unknown model_type, a missing entry, and whatever the decoder does not have.
     """
     keys = Keys(path, content)
-    fields = family(keys.need("model_type"), path).read(keys)
-    keys.check_all_read()
     try:
+        fields = family(keys.need("model_type"), path).read(keys)
+        keys.check_all_read()
         return DecoderConfig(**fields)
+    except KeyError as error:
+        raise UserError(f"{path}: what it says of rotary positions lacks {error}") from error
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: {error}") from error

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,20 @@ import numpy as np
 import safetensors
 
 from srpo_jax.errors import UserError
-from srpo_jax.models import families
+from srpo_jax.models import families, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.families import Family
+from srpo_jax.runtime.metrics import status
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 # Constants that some checkpoints store beside their weights.
 CONSTANTS = re.compile(r".*(rotary_emb\.inv_freq|attention\.(masked_)?bias)")
+# A model that sees pictures: names as published, and as transformers 5 has them in memory.
+VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+LANGUAGE = re.compile(
+    r"^(model\.language_model|language_model\.model)\.|^language_model\.(?=lm_head)"
+)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,10 +47,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def describe(directory: Path) -> dict[str, Any]:
+    """config.json's content, of the language model alone where there is more; UserError as `read_json`."""
+    return families.text_part(read_json(directory / "config.json"))
+
+
 def read_config(directory: Path) -> DecoderConfig:
     """The architecture of config.json; UserError as families.architecture."""
-    path = directory / "config.json"
-    return families.architecture(path, read_json(path))
+    return families.architecture(directory / "config.json", describe(directory))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +138,10 @@ def tensors(
 
 
 class Files:
-    """The safetensors of a directory: names, shapes, and tensors on demand."""
+    """The safetensors of a directory: names, shapes, and tensors on demand.
+
+    Where a model sees pictures too, only its language model, under the names that it would have alone.
+    """
 
     def __init__(self, directory: Path):
         """Reads the headers only. Raises UserError for files that are missing, cut off or malformed."""
@@ -136,10 +149,18 @@ class Files:
         self.where: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.left_out: list[str] = []
+        self._stored: dict[str, str] = {}  # the name in the file
+        whole = read_json(directory / "config.json").get("vision_config") is None
         for path in self._paths():
             with _opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    part = file.get_slice(name)
+                for stored in file.keys():  # noqa: SIM118 (no mapping)
+                    if not whole and VISION.match(stored):
+                        self.left_out.append(stored)
+                        continue
+                    name = stored if whole else _alone(stored)
+                    part = file.get_slice(stored)
+                    self._stored[name] = stored
                     self.where[name] = path
                     self.shapes[name] = tuple(part.get_shape())
                     self.dtypes[name] = DTYPES.get(part.get_dtype(), part.get_dtype())
@@ -155,7 +176,12 @@ class Files:
 
     def read(self, name: str) -> np.ndarray:
         with _opened(self.where[name]) as file:
-            return file.get_tensor(name)
+            return file.get_tensor(self._stored[name])
+
+
+def _alone(name: str) -> str:
+    """What a tensor of a language model inside another model is called in the language model alone."""
+    return LANGUAGE.sub(lambda found: "model." if found[1] else "", name)
 
 
 def _opened(path: Path) -> Any:
@@ -176,10 +202,10 @@ class Stored:
     files: Files
     tensors: tuple[Tensor, ...]
 
-    def layers(self) -> Iterator[np.ndarray]:
-        """Of a stack each layer in turn, else the one array; in the stored dtype."""
-        for tensor in self.tensors:
-            yield tensor.unpack(self.files.read(tensor.name))[self.name]
+    def layer(self, i: int | None) -> np.ndarray:
+        """Layer i of a stack, or the one array (None); in the stored dtype."""
+        tensor = self.tensors[0 if i is None else i]
+        return tensor.unpack(self.files.read(tensor.name))[self.name]
 
     @property
     def dtype(self) -> str:
@@ -188,7 +214,7 @@ class Stored:
     def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
         """On the mesh; of a stack, no more than one layer is in host memory at a time."""
         if self.tensors[0].layer is None:
-            return _put(next(self.layers()), dtype, sharding)
+            return weights.place(self.layer(None), dtype, sharding)
         shape, spec = self.shape, sharding.spec
         layer = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec[1:]))
         stack = jax.jit(lambda: jax.numpy.zeros(shape, dtype), out_shardings=sharding)()
@@ -198,18 +224,11 @@ class Stored:
             donate_argnums=0,
             out_shardings=sharding,
         )
-        for i, array in enumerate(self.layers()):
-            stack = write(stack, _put(array, dtype, layer), i, 0)
+        for i in range(len(self.tensors)):
+            stack = write(stack, weights.place(self.layer(i), dtype, layer), i, 0)
             # Or the host would read ahead of the devices, and hold what they have not taken yet.
             stack.block_until_ready()
         return stack
-
-
-def _put(array: np.ndarray, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    """Each process hands over only the parts that its own devices hold."""
-    return jax.make_array_from_callback(
-        array.shape, sharding, lambda index: array[index].astype(dtype)
-    )
 
 
 def parameters(directory: Path, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]):
@@ -219,10 +238,11 @@ def parameters(directory: Path, config: DecoderConfig, shapes: Mapping[str, tupl
     of another shape or dtype.
     """
     files = Files(directory)
-    content = read_json(directory / "config.json")
-    family = families.family(content["model_type"], directory / "config.json")
+    family = families.family(describe(directory)["model_type"], directory / "config.json")
     expected = tensors(family, config, shapes)
     _check(files, expected, config)
+    if files.left_out:
+        status(f"{directory}: {len(files.left_out)} tensors of its vision part are left out")
     held: dict[str, list[Tensor]] = {}
     for tensor in expected:
         for name in tensor.parameters:

@@ -10,9 +10,9 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,10 @@ from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.errors import UserError
-from srpo_jax.models import gguf, huggingface, lora
+from srpo_jax.models import gguf, huggingface, lora, weights
 from srpo_jax.models.architecture import VECTORS, DecoderConfig
 from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.weights import CHECKPOINTS, Parameters, Weight
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 
@@ -41,25 +42,6 @@ TINY = DecoderConfig(
     head_dim=16,
     mlp_width=128,
 )
-
-
-CHECKPOINTS = "checkpoints"  # of a workdir, and of an imported model
-
-
-class Placeable(Protocol):
-    """An array that is read when it is placed."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> Any: ...
-
-    def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array: ...
-
-
-# {dotted name: array in memory, or one that is read when it is placed}.
-Parameters = Mapping[str, "np.ndarray | Placeable"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +98,8 @@ def _open_huggingface(directory: Path) -> Source:
             f"{architecture.vocab_size} of the model's vocabulary: they do not belong together"
         )
     shapes = parameter_shapes(architecture)
-    if (directory / CHECKPOINTS).is_dir():
-        read: Callable[[], Parameters] = lambda: imported(directory / CHECKPOINTS, shapes)
+    if (directory / CHECKPOINTS).is_dir():  # imported
+        read: Callable[[], Parameters] = lambda: weights.saved(directory / CHECKPOINTS, 0, shapes)
     else:
         read = lambda: huggingface.parameters(directory, architecture, shapes)
     return Source(architecture, tokenizer, read, directory)
@@ -126,7 +108,10 @@ def _open_huggingface(directory: Path) -> Source:
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     """{dotted name: shape} of all parameters but adapters; nothing is allocated."""
     plain = dataclasses.replace(config, lora_rank=0, lora_targets=())
-    state = nnx.state(nnx.eval_shape(lambda: Decoder(plain, nnx.Rngs(0))))
+    return _shapes(nnx.state(nnx.eval_shape(lambda: Decoder(plain, nnx.Rngs(0)))))
+
+
+def _shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
     return {".".join(map(str, path)): v.get_value().shape for path, v in nnx.to_flat_state(state)}
 
 
@@ -134,8 +119,40 @@ def _open_workdir(workdir: Path) -> Source:
     run = config_module.read(workdir / "config.json")
     base = open_source(run.model.source)
     check_tokenizer(workdir, base.tokenizer)
-    read = lambda: lora.merged(open_run(workdir))
-    return Source(base.config, base.tokenizer, read, base.files)
+    return Source(base.config, base.tokenizer, lambda: _trained(workdir, run), base.files)
+
+
+def _trained(workdir: Path, run: ConfigDict) -> Parameters:
+    """The parameters of a run's newest checkpoint, adapters merged."""
+    directory = workdir / CHECKPOINTS
+    step = latest(workdir)
+    if step is None:
+        raise UserError(f"{workdir}: no checkpoint in it yet")
+    config = decoder_config(run)
+    model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
+    changed, rest = map(_shapes, nnx.state(model, trainable(config), ...))
+    trained = weights.saved(directory, step, changed, "model.")
+    if not rest:
+        return trained
+    base = open_source(run.model.source)
+    given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
+    whole = {name: given[name] for name in rest}
+    for path, part in nnx.iter_modules(model):
+        if isinstance(part, lora.Projection) and part.lora_a is not None:
+            name = ".".join(map(str, path))
+            a, b = trained.pop(f"{name}.lora_a"), trained.pop(f"{name}.lora_b")
+            whole[f"{name}.kernel"] = weights.Adapted(given[f"{name}.kernel"], a, b, part.scale)
+    return trained | whole
+
+
+def _drawn(config: DecoderConfig, seed: int) -> Parameters:
+    """What a run on a source without weights does not train, as it was drawn."""
+    wide = dataclasses.replace(config, dtype="float32", attention="auto")
+    mesh = mesh_module.make(devices=jax.local_devices()[:1])
+    _, _, frozen = create(wide, None, mesh, seed)
+    return {
+        ".".join(map(str, path)): np.asarray(v.get_value()) for path, v in nnx.to_flat_state(frozen)
+    }
 
 
 def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
@@ -291,65 +308,15 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
     """
     _check_dtype(dtype)
     source = open_source(str(path))
-    config = dataclasses.replace(source.config, dtype=dtype, remat="none")
-    parameters = source.read_parameters() if source.read_parameters else None
-    graphdef, trained, frozen = create(config, parameters, mesh or mesh_module.make(), seed)
     # Nothing is trained here: what every use would cast is cast once, the embedding included.
-    narrow = [
-        (path, v if path[-1] in VECTORS else v.replace(v.get_value().astype(dtype)))
-        for path, v in nnx.to_flat_state(trained)
-    ]
-    return nnx.merge(graphdef, nnx.from_flat_state(narrow), frozen)
+    config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
+    parameters = source.read_parameters() if source.read_parameters else None
+    return nnx.merge(*create(config, parameters, mesh or mesh_module.make(), seed))
 
 
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a source name or a workdir."""
     return open_source(str(path)).tokenizer
-
-
-def open_run(workdir: Path) -> Decoder:
-    """The model of the newest checkpoint in float32 on the first device, adapters apart."""
-    run = config_module.read(workdir / "config.json")
-    source = open_source(run.model.source)
-    config = decoder_config(run)
-    mesh = mesh_module.make(devices=jax.local_devices()[:1])
-    parameters = source.read_parameters() if source.read_parameters else None
-    # A run may have been trained on other devices, with their attention.
-    full = dataclasses.replace(config, dtype="float32", attention="auto")
-    graphdef, trained, frozen = create(full, parameters, mesh, run.seed)
-    with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        restored = checkpoints.restore_latest({"model": trained}, partial=True)
-    if restored is None:
-        raise UserError(f"{workdir}: no checkpoint in it yet")
-    return nnx.merge(graphdef, restored[1]["model"], frozen)
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    """A parameter of an imported model's checkpoint, in the dtype it was stored in."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    directory: Path
-
-    def place(self, dtype: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
-        """Each device reads its own part."""
-        wanted = {self.name: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
-        with Checkpoints(self.directory, read_only=True) as checkpoints:
-            array = checkpoints.restore(0, wanted, partial=True)[self.name]
-        return array if array.dtype == dtype else array.astype(dtype)
-
-
-def imported(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, "Imported"]:
-    """The parameters of a model that convert.py imported."""
-    with Checkpoints(directory, read_only=True) as checkpoints:
-        held = checkpoints.held(0)
-    if missing := sorted(set(shapes) - set(held)):
-        raise UserError(f"{directory} lacks {missing[0]}: import the model again")
-    return {
-        name: Imported(name, shape, held[name].dtype, directory) for name, shape in shapes.items()
-    }
 
 
 def _check_dtype(dtype: str) -> None:
@@ -358,14 +325,11 @@ def _check_dtype(dtype: str) -> None:
 
 
 def _place(
-    name: str, array: np.ndarray | Placeable, shape: tuple[int, ...], dtype: Any, sharding: Any
+    name: str, array: np.ndarray | Weight, shape: tuple[int, ...], dtype: Any, sharding: Any
 ) -> jax.Array:
     if array.shape != shape:
         raise UserError(f"the weights' {name} has shape {array.shape}; the model needs {shape}")
-    if not isinstance(array, np.ndarray):
-        return array.place(dtype, sharding)
-    # Each process hands over only the parts that its own devices hold.
-    return jax.make_array_from_callback(shape, sharding, lambda index: array[index].astype(dtype))
+    return weights.place(array, dtype, sharding)
 
 
 def identity(source: str) -> str:
@@ -373,5 +337,12 @@ def identity(source: str) -> str:
     workdir = Path(source)
     if not (workdir / "config.json").is_file():
         return source
+    return f"{source}@{latest(workdir)}"
+
+
+def latest(workdir: Path) -> int | None:
+    """The step of a run's newest checkpoint; None without one."""
+    if not (workdir / CHECKPOINTS).is_dir():
+        return None
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return f"{source}@{checkpoints.latest()}"
+        return checkpoints.latest()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -97,21 +96,3 @@ def check_targets(patterns: Sequence[str]) -> None:
             raise UserError(
                 f"config.lora.targets: {pattern!r} is none of the projections {', '.join(PROJECTIONS)}"
             )
-
-
-def merged(model: nnx.Module) -> dict[str, np.ndarray]:
-    """{dotted name: float32 array} of all parameters with adapters merged: W + (alpha / rank) A B."""
-    flat = {".".join(map(str, path)): v for path, v in nnx.to_flat_state(nnx.state(model))}
-    values = {name: np.asarray(v.get_value(), np.float32) for name, v in flat.items()}
-    projections = {
-        ".".join(map(str, path)): part
-        for path, part in nnx.iter_modules(model)
-        if isinstance(part, Projection) and part.lora_a is not None
-    }
-    for name, part in projections.items():
-        a, b = values.pop(f"{name}.lora_a"), values.pop(f"{name}.lora_b")
-        layers, rank = a.shape[0], a.shape[-1]
-        delta = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
-        kernel = values[f"{name}.kernel"]
-        values[f"{name}.kernel"] = kernel + part.scale * delta.reshape(kernel.shape)
-    return values

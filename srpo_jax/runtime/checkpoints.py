@@ -8,7 +8,7 @@ checkpoint and a configuration can be named.
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -110,14 +110,23 @@ class Checkpoints:
         """Steps of all checkpoints whose save was completed, newest first."""
         return [saved.step for saved in reversed(self._manager.checkpoints)]
 
-    def held(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds: name -> description with shape and dtype; UserError if damaged."""
+    def held(self, step: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a checkpoint holds: name -> description with shape and dtype.
+
+        Raises:
+            UserError: it is damaged, or has not all of `shapes`; the sentence names the first.
+        """
+        path = self.directory / str(step)
         try:
-            return self._held(step)
+            held = self._held(step)
         except _Damaged as error:
-            raise UserError(
-                f"{self.directory / str(step)}: this checkpoint is damaged ({error})"
-            ) from error
+            raise UserError(f"{path}: this checkpoint is damaged ({error})") from error
+        wanted = {
+            name: jax.ShapeDtypeStruct(shape, getattr(held.get(name), "dtype", np.float32))
+            for name, shape in shapes.items()
+        }
+        _check(str(path), held, wanted, partial=True)
+        return held
 
     def restore(self, step: int, abstract: Any, partial: bool = False) -> Any:
         """Reads one checkpoint.
@@ -145,8 +154,13 @@ class Checkpoints:
                 "away to go on from an earlier one"
             ) from error
 
-    def restore_latest(self, abstract: Any, partial: bool = False) -> tuple[int, Any] | None:
+    def restore_latest(
+        self, abstract: Any, partial: bool = False, replace: bool = False
+    ) -> tuple[int, Any] | None:
         """Reads the newest checkpoint that can be read: (step, state), or None without checkpoints.
+
+        replace: where there are checkpoints, the arrays in `abstract` are given up before others are read
+        in their place. Devices often have no room for both.
 
         A damaged one is passed over, which is said, and, once an older one has been read, renamed
         to `<step>.damaged`, because it would stand in the way of the next save of that step.
@@ -155,7 +169,11 @@ class Checkpoints:
             UserError: all are damaged, or the newest readable one does not match (see `restore`).
         """
         damaged: list[int] = []
-        for step in self.steps():
+        steps = self.steps()
+        for leaf in jax.tree.leaves(abstract) if replace and steps else ():
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        for step in steps:
             failure = None
             try:
                 state = self._read(step, abstract, partial)
@@ -264,15 +282,18 @@ def _damage() -> Iterator[None]:
     levels = [log.level for log in logs]
     for log in logs:
         log.setLevel(logging.CRITICAL + 1)
+    failed = True
     try:
         yield
+        failed = False
     except Exception as error:
         causes = list(_chain(error))
         if any(isinstance(cause, jax.errors.JaxRuntimeError | MemoryError) for cause in causes):
             raise
         raise _Damaged(_cause(error)) from error
     finally:
-        gc.collect()  # asyncio reports on collection
+        if failed:
+            gc.collect()  # asyncio reports on collection
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
 

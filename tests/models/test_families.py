@@ -143,13 +143,29 @@ def test_configs_from_before_transformers_5_mean_the_same(name, new):
     )
 
 
+def test_the_text_part_of_a_config_that_says_little_is_what_transformers_takes_it_for():
+    """As Gemma 3 4B is published: only what differs from the defaults of `transformers`."""
+    said = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    said |= {"model_type": "gemma3_text", "sliding_window": 1024}
+    said |= {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}
+    content = {"model_type": "gemma3", "torch_dtype": "bfloat16", "eos_token_id": [1, 106]}
+    content |= {"text_config": said, "vision_config": {"hidden_size": 1152}}
+    ours = families.text_part(content)
+    theirs = transformers.Gemma3TextConfig(**said).to_dict()
+    assert families.architecture("config.json", ours) == families.architecture(
+        "config.json", theirs
+    )
+    assert (ours["eos_token_id"], ours["torch_dtype"]) == ([1, 106], "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "mamba"}, "holds a model of the kind 'mamba'; known are llama, mistral"),
         ({"hidden_act": "relu2"}, "asks for the activation 'relu2'"),
         ({"attention_dropout": 0.1}, r"asks for attention_dropout=0\.1"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "of the kind 'yarn'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "of the kind 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rotary positions lacks 'factor'"),
         (
             {"num_local_experts": 8},
             "asks for num_local_experts=8, which this decoder does not know",

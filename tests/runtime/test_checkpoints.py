@@ -121,6 +121,19 @@ def test_state_may_be_donated_while_it_is_saved(tmp_path: Path, mesh: Mesh) -> N
             )
 
 
+def test_arrays_are_given_up_only_for_others_in_their_place(tmp_path: Path) -> None:
+    state = {"x": jnp.arange(4.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_latest(state, replace=True) is None
+        assert not state["x"].is_deleted()
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        step, restored = checkpoints.restore_latest(state, replace=True)
+    assert step == 1
+    assert state["x"].is_deleted()
+    np.testing.assert_array_equal(restored["x"], np.arange(4.0))
+
+
 def test_a_part_can_be_read_without_the_rest(tmp_path: Path, mesh: Mesh) -> None:
     state = train_state(mesh)
     with Checkpoints(tmp_path) as checkpoints:

@@ -1,0 +1,160 @@
+"""Parameters that are read when they are wanted, each straight to where it belongs.
+
+A checkpoint of safetensors has its own kind (huggingface.Stored). Those of this project's checkpoints are
+here, as they are or with an adapter merged into them.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints
+
+CHECKPOINTS = "checkpoints"  # folder of a workdir, and of an imported model
+
+
+class Weight(Protocol):
+    """A parameter, or a stack of its layers, that is not in memory yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def place(self, dtype: Any, sharding: NamedSharding) -> jax.Array:
+        """On the devices; the host holds one layer of it at a time at the most."""
+        ...
+
+    def layer(self, i: int | None) -> np.ndarray:
+        """Layer i of a stack, or all of what is none (None), in host memory."""
+        ...
+
+
+# {dotted name: array in memory, or a Weight}.
+Parameters = Mapping[str, np.ndarray | Weight]
+
+
+def reader(parameters: Parameters) -> Callable[[str, int | None], np.ndarray]:
+    """(dotted name, layer or None) -> float32 array, read at each call."""
+
+    def read(name: str, layer: int | None) -> np.ndarray:
+        held = parameters[name]
+        if isinstance(held, np.ndarray):
+            return np.asarray(held if layer is None else held[layer], np.float32)
+        return held.layer(layer).astype(np.float32)
+
+    return read
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An array of a checkpoint of this project, called `key` there, in the dtype it was saved in."""
+
+    directory: Path
+    step: int
+    key: str
+    shape: tuple[int, ...]
+    dtype: Any
+
+    def place(self, dtype: Any, sharding: NamedSharding) -> jax.Array:
+        """Each device reads its own part; the host holds none of it."""
+        wanted = {self.key: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
+        with Checkpoints(self.directory, read_only=True) as checkpoints:
+            array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
+        return array if array.dtype == dtype else array.astype(dtype)
+
+    def layer(self, i: int | None) -> np.ndarray:
+        """The whole array is read at the first call, and stays on this process's devices."""
+        return np.asarray(self._placed if i is None else self._placed[i])
+
+    @functools.cached_property
+    def _placed(self) -> jax.Array:
+        return self.place(self.dtype, _over_local_devices(self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """W + scale A B, added up in float32: a stack of kernels W with its adapter merged.
+
+    base [L, *inputs, *outputs], a [L, *inputs, r], b [L, r, *outputs].
+    """
+
+    base: np.ndarray | Weight
+    a: Weight
+    b: Weight
+    scale: float
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    def place(self, dtype: Any, sharding: NamedSharding) -> jax.Array:
+        base = place(self.base, self.base.dtype, sharding)
+        everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+        a, b = (part.place(jnp.float32, everywhere) for part in (self.a, self.b))
+        merge = functools.partial(_merge, scale=self.scale, dtype=dtype)
+        # Layer by layer, so that no float32 copy of the whole stack is made on the way.
+        layers = jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
+        return layers(base, a, b)
+
+    def layer(self, i: int | None) -> np.ndarray:
+        base = reader({"base": self.base})("base", i)
+        a, b = (part.layer(i).astype(np.float32) for part in (self.a, self.b))
+        return base + self.scale * _product(a, b).reshape(base.shape)
+
+
+def _merge(layer: tuple[jax.Array, ...], scale: float, dtype: Any) -> jax.Array:
+    base, a, b = layer
+    return (base.astype(jnp.float32) + scale * _product(a, b).reshape(base.shape)).astype(dtype)
+
+
+def _product(a: Any, b: Any) -> Any:
+    """A B of one layer as a matrix [inputs, outputs]."""
+    rank = a.shape[-1]
+    return a.reshape(-1, rank) @ b.reshape(rank, -1)
+
+
+def place(array: np.ndarray | Weight, dtype: Any, sharding: NamedSharding) -> jax.Array:
+    """A parameter on its devices; each process hands over only the parts that its own devices hold."""
+    if not isinstance(array, np.ndarray):
+        return array.place(dtype, sharding)
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: array[index].astype(dtype)
+    )
+
+
+def saved(
+    directory: Path, step: int, shapes: Mapping[str, tuple[int, ...]], prefix: str = ""
+) -> dict[str, Weight]:
+    """{name: what the checkpoint holds as prefix + name} for all of shapes.
+
+    Raises UserError where the checkpoint is damaged, lacks one, or has it in another shape.
+    """
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        held = checkpoints.held(step, {prefix + name: shape for name, shape in shapes.items()})
+    return {
+        name: Saved(directory, step, prefix + name, shape, held[prefix + name].dtype)
+        for name, shape in shapes.items()
+    }
+
+
+def _over_local_devices(shape: tuple[int, ...]) -> NamedSharding:
+    """Cut over this process's devices along the last dimension that they can share evenly, if any."""
+    devices = jax.local_devices()
+    mesh = mesh_module.make(devices=devices)
+    cut: list[str | None] = [None] * len(shape)
+    for axis in reversed(range(len(shape))):
+        if shape[axis] % len(devices) == 0:
+            cut[axis] = "fsdp"
+            break
+    return NamedSharding(mesh, PartitionSpec(*cut))
