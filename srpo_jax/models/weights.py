@@ -44,13 +44,13 @@ Parameters = Mapping[str, np.ndarray | Weight]
 
 
 def reader(parameters: Parameters) -> Callable[[str, int | None], np.ndarray]:
-    """(dotted name, layer or None) -> float32 array, read at each call."""
+    """(dotted name, layer or None) -> array in its own dtype, read at each call."""
 
     def read(name: str, layer: int | None) -> np.ndarray:
         held = parameters[name]
         if isinstance(held, np.ndarray):
-            return np.asarray(held if layer is None else held[layer], np.float32)
-        return held.layer(layer).astype(np.float32)
+            return held if layer is None else held[layer]
+        return held.layer(layer)
 
     return read
 
@@ -108,7 +108,7 @@ class Adapted:
         return layers(base, a, b)
 
     def layer(self, i: int | None) -> np.ndarray:
-        base = reader({"base": self.base})("base", i)
+        base = reader({"base": self.base})("base", i).astype(np.float32)
         a, b = (part.layer(i).astype(np.float32) for part in (self.a, self.b))
         return base + self.scale * _product(a, b).reshape(base.shape)
 
