@@ -59,8 +59,8 @@ def write_model(
             arrays = {}
             for tensor in group:
                 held = {p: read(p, tensor.layer) for p in tensor.parameters}
-                packed = tensor.pack(held).astype(jnp.dtype(dtype))
-                arrays[tensor.name] = np.ascontiguousarray(packed)
+                # safetensors writes memory as it lies; cast and put in order in one copy.
+                arrays[tensor.name] = np.ascontiguousarray(tensor.pack(held), jnp.dtype(dtype))
             save_file(arrays, part / name, metadata={"format": "pt"})
         if len(groups) > 1:
             where = {t.name: name for name, group in zip(names, groups, strict=True) for t in group}

@@ -92,7 +92,7 @@ class Tensor:
         }
 
     def pack(self, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-        """`unpack` undone."""
+        """`unpack` undone; a view where there is nothing to join."""
         parts = []
         for name, shape in zip(self.parameters, self.shapes, strict=True):
             rows = _as_rows(name, shape)
@@ -101,7 +101,7 @@ class Tensor:
                 array.reshape(rows[::-1]).T if name.endswith("kernel") else array.reshape(rows)
             )
         if not self.heads:
-            return np.concatenate(parts)
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
         apart = [part.reshape(self.heads, -1, *part.shape[1:]) for part in parts]
         return np.stack(apart, axis=1).reshape(self.shape)
 

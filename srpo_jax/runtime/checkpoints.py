@@ -23,6 +23,8 @@ from orbax.checkpoint import v1 as ocp
 from srpo_jax.errors import UserError
 from srpo_jax.runtime.metrics import status
 
+FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))
+
 
 class Checkpoints:
     """The checkpoints of one run, in `directory/<step>/`.
@@ -50,6 +52,13 @@ class Checkpoints:
         read_only: bool = False,
         in_flight: int | None = None,
     ) -> None:
+        context = ocp.Context()
+        if in_flight is not None:
+            context.memory.transfer_concurrent_bytes = in_flight
+            context.memory.write_concurrent_bytes = in_flight + 1  # Orbax wants more than is used
+            # A data file is in memory until it is complete, a chunk while it is compressed.
+            context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
+            context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
         path = epath.Path(directory)
         self.directory = path if "://" in str(directory) else path.resolve()
         if read_only and not self.directory.is_dir():
@@ -60,9 +69,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),
             cleanup_tmp_directories=not read_only,
-            context=ocp.Context(
-                memory_options=ocp.options.MemoryOptions(transfer_concurrent_bytes=in_flight)
-            ),
+            context=context,
         )
 
     def save(self, step: int, state: Any, force: bool = False) -> bool:

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax.errors import UserError
+from srpo_jax.runtime import checkpoints as checkpoints_module
 from srpo_jax.runtime import mesh as mesh_lib
 from srpo_jax.runtime.checkpoints import Checkpoints, flatten, unflatten
 
@@ -54,6 +55,22 @@ def remove_description(checkpoint: Path) -> None:
 @pytest.fixture
 def mesh() -> Mesh:
     return mesh_lib.make(1, 4, 2)
+
+
+def test_save_with_little_memory_writes_small_files_as_it_goes(
+    tmp_path: Path, mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints_module, "FILE_BYTES", 2**18)
+    monkeypatch.setattr(checkpoints_module, "CHUNK_BYTES", 2**16)
+    # Bits at random: no compression makes the files small.
+    bits = jax.random.bits(jax.random.key(0), (4, 2**18), jnp.uint32)
+    state = {"a": jax.device_put(bits, mesh_lib.replicated(mesh)), "b": bits[0]}
+    with Checkpoints(tmp_path, in_flight=bits.nbytes) as checkpoints:
+        checkpoints.save(0, state)
+    sizes = [path.stat().st_size for path in tmp_path.rglob("d/*")]
+    assert sum(sizes) > state["a"].nbytes
+    assert max(sizes) < 2**18 + 2 * 2**16 + 4096
+    assert_equal(Checkpoints(tmp_path).restore(0, abstract(state)), state)
 
 
 def test_flatten_names_variables_without_their_value() -> None:
