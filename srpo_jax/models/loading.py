@@ -68,7 +68,8 @@ def open_source(name: str) -> Source:
     directory = Path(name)
     if not directory.is_dir():
         raise UserError(
-            f"config.model.source={name!r} is neither 'tiny', 'smollm2-135m-instruct' nor a directory"
+            f"the model source {name!r} (config.model.source, --source) is neither 'tiny', "
+            "'smollm2-135m-instruct' nor a directory"
         )
     if not (directory / "config.json").is_file():
         raise UserError(

@@ -170,7 +170,11 @@ def test_a_mesh_that_does_not_divide_the_model_is_named():
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("model.source", "no such model", "config.model.source='no such model' is neither"),
+        (
+            "model.source",
+            "no such model",
+            "'no such model' (config.model.source, --source) is neither",
+        ),
         ("model.dtype", "float16", "config.model.dtype='float16'"),
         ("model.remat", "some", "config.model.remat='some'"),
         ("lora.rank", -1, "config.lora.rank=-1"),
@@ -193,7 +197,7 @@ def test_adapters_that_are_off_need_no_good_settings():
 
 
 def test_load_names_what_is_wrong(tmp_path, mesh):
-    with pytest.raises(UserError, match="'/no/such/run' is neither"):
+    with pytest.raises(UserError, match=r"'/no/such/run' .* is neither"):
         loading.load("/no/such/run")
     with pytest.raises(UserError, match=r"dtype='half'"):
         loading.load("tiny", dtype="half")
