@@ -22,11 +22,15 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    steps: Mapping[str, Callable[[], Any]], repeats: int, settle: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each call, {name: [repeats]}; every call is warmed up, then all take turns.
 
     A call must not return before its work is done. Taking turns spreads a slow spell of the machine over
-    all of them, so that ratios of medians hold even where the times themselves do not.
+    all of them, so that ratios of medians hold even where the times themselves do not. settle: a turn
+    begins with a call that does not count, because a step of a training follows a step like itself, not
+    one that left other memory and caches behind.
     """
     for name, step in steps.items():
         began = time.perf_counter()
@@ -37,6 +41,8 @@ def interleaved(steps: Mapping[str, Callable[[], Any]], repeats: int) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for name, step in steps.items():
+            if settle:
+                step()
             began = time.perf_counter()
             step()
             seconds[name].append(time.perf_counter() - began)

@@ -3,9 +3,10 @@
     python -m benchmarks.step [--dtype=float32] [--pairs=2] [--peers] [--steps=REGEX] [--curves]
 
 Prompts of 400 and completions of 40 tokens by default. All steps of a table are warmed up and then take
-turns; the table has medians and ratios. --peers also runs TRL's DPOTrainer and a six-row SRPO step in
-PyTorch (extra `bench`). All models of a table are in memory together, with their optimisers: --steps
-chooses some. --curves measures how the time grows with pairs, prompt and completion.
+turns, each with a call that does not count and one that does; the table has medians and ratios. --peers
+also runs TRL's DPOTrainer and a six-row SRPO step in PyTorch (extra `bench`). All models of a table are in
+memory together, with their optimisers: --steps chooses some. --curves measures how the time grows with
+pairs, prompt and completion.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ OUTPUT = flags.DEFINE_string("output", None, "folder for step.md, step.json and 
 
 def compare(steps: dict[str, Step], pairs: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each step: seconds, pairs a second, and how many times faster the first step is."""
-    seconds = common.interleaved(steps, repeats)
+    seconds = common.interleaved(steps, repeats, settle=True)
     middle = common.medians(seconds)
     ours = next(iter(middle.values()))
     return [

@@ -1,6 +1,7 @@
 """Matrix products with narrow inputs and wide sums, forward and backward."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,13 @@ def _backward(
     result = spec.split("->")[1]
     narrow = cotangent.astype(a.dtype)
     grad_a = jnp.einsum(f"{result},{right}->{left}", narrow, b, preferred_element_type=jnp.float32)
+    if a.dtype == jnp.float32:
+        # With one summed index XLA on CPUs hands the arrays as they are to a product that reads them
+        # transposed; with two it copies them into that order first. (Narrower products need the copy.)
+        summed = len(list(itertools.takewhile(lambda index: index not in right, left)))
+        if summed > 1 and result[:summed] == left[:summed]:
+            a, narrow = (x.reshape(-1, *x.shape[summed:]) for x in (a, narrow))
+            left, result = left[summed - 1 :], result[summed - 1 :]
     grad_b = jnp.einsum(f"{left},{result}->{right}", a, narrow, preferred_element_type=jnp.float32)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
 
