@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "trl", "peft", "libtpu")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -16,8 +16,7 @@ from benchmarks import workload
 from benchmarks.workload import Workload
 from srpo_jax import objectives
 from srpo_jax.models import attention
-from srpo_jax.models.attention import Trees
-from srpo_jax.prefix_tree import Rows
+from srpo_jax.trees.prefix_tree import Rows
 
 OUTPUT = flags.DEFINE_string("output", "docs/images", "folder for tree.png")
 WORK = Workload(pairs=2, prompt=10, completion=5)
@@ -38,7 +37,7 @@ def draw_tree(plot, rows: Rows, sequences) -> None:
                 above = places.get(tokens[:position], lane)
                 plot.plot([position - 1, position], [-above, -lane], "k-", linewidth=0.6, zorder=0)
         plot.text(len(tokens) - 0.4, -lane, name, va="center", fontsize=9)
-    used = int((rows.tree[0] == 0).sum())
+    used = int(rows.end[0][0])  # the first slot's descendants: the tree
     assert used == len(places), "the drawing must have the slots that the row has"
     separate = sum(len(prompt) + len(completion) for _, (prompt, completion) in sequences)
     plot.set_title(f"one pair: {used} slots instead of {separate} tokens", fontsize=10)
@@ -55,13 +54,16 @@ def draw(path: Path) -> None:
 
     needs = objectives.get("srpo").needs
     rows = workload.trees_batch(WORK, needs)["rows"]
-    trees = Trees(*(jnp.asarray(x) for x in (rows.tree, rows.node, rows.ancestors, rows.positions)))
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(10, 4), gridspec_kw={"width_ratios": [1.5, 1]}
     )
     pair = int(rows.pair[0, 0])
     draw_tree(left, rows, list(zip(needs, WORK.sequences(needs)[pair], strict=True)))
-    right.imshow(np.asarray(attention.dense_mask(trees))[0], cmap="Blues", interpolation="nearest")
+    right.imshow(
+        np.asarray(attention.dense_mask(jnp.asarray(rows.end)))[0],
+        cmap="Blues",
+        interpolation="nearest",
+    )
     right.set(title="who sees whom, two pairs in a row", xlabel="slot seen", ylabel="slot")
     right.title.set_fontsize(10)
     figure.tight_layout()

@@ -24,9 +24,10 @@ from benchmarks import common, steps, workload
 from benchmarks import step as step_benchmark
 from benchmarks.workload import Model, Workload
 from srpo_jax import config as config_module
-from srpo_jax import objectives, step
+from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training import step
 
 ONLY = flags.DEFINE_string("only", None, "measure this step in this process, print it as JSON")
 

@@ -23,7 +23,7 @@ from srpo_jax import models, revision
 from srpo_jax.data import documents, records
 from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Prompt, Renderer
-from srpo_jax.sampling import Sampling
+from srpo_jax.revision.sampling import Sampling
 
 STEPS = flags.DEFINE_integer("steps", 4, "of each training")
 PROMPTS = flags.DEFINE_integer("prompts", 8, "held-out documents whose text is compared")

@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks import common
 from benchmarks.steps import HYPER, VARIANTS, Step, variant
 from benchmarks.workload import Model, Workload, open_model
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of the products")

@@ -9,10 +9,11 @@ import jax
 from benchmarks import workload
 from benchmarks.workload import Model, Workload
 from srpo_jax import config as config_module
-from srpo_jax import objectives, step
+from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training import step
 
 Step = Callable[[], float]
 HYPER = {"beta": 0.1, "alpha": 0.5}

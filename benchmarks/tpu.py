@@ -34,15 +34,16 @@ from jax.sharding import Mesh
 from benchmarks import common, hlo_cost, workload
 from benchmarks.workload import Workload
 from srpo_jax import config as config_module
-from srpo_jax import objectives, step
-from srpo_jax.errors import UserError
+from srpo_jax import objectives
 from srpo_jax.models import attention
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.objectives import Objective
-from srpo_jax.prefix_tree import Rows
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
+from srpo_jax.training import step
+from srpo_jax.trees.prefix_tree import Rows
 
 TOPOLOGY = flags.DEFINE_list("topology", ["v5e-64", "v5p-64", "v6e-64"], "which chips, of CHIPS")
 LAYERS = flags.DEFINE_integer("layers", 32, "of the decoder")
@@ -239,9 +240,8 @@ def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray, int]
 
     Visits are int [chips, rows, N].
     """
-    trees = attention.Trees(rows.tree, rows.node, rows.ancestors, rows.positions)
-    mask = jax.jit(functools.partial(attention.tree_mask, kind="pallas"))(trees)
-    count, query_count = np.asarray(mask.count), np.asarray(mask.query_count)
+    mask = jax.jit(functools.partial(attention.tree_mask, kind="pallas"))(rows.end, rows.positions)
+    count, query_count = np.asarray(mask.lists.key_count), np.asarray(mask.lists.query_count)
     split = (chips, -1, count.shape[-1])
     return count.reshape(split), query_count.reshape(split), mask.block
 

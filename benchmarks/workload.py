@@ -10,15 +10,16 @@ import numpy as np
 from flax import nnx
 
 from srpo_jax import config as config_module
-from srpo_jax import objectives, prefix_tree, prompts
-from srpo_jax.data import pipeline
-from srpo_jax.data.packing import RowShape
+from srpo_jax import objectives, prompts
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.objectives import Objective
-from srpo_jax.prefix_tree import Tree
 from srpo_jax.prompts import Prompt
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training import pipeline
+from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.packing import RowShape
+from srpo_jax.trees.prefix_tree import Tree
 
 EOS = 2
 
@@ -107,9 +108,15 @@ def separate_batch(
         for place, part in enumerate(parts):
             tree = prefix_tree.build([part])
             # The one sequence of this tree is the place-th of its pair.
-            members = tree.target_members << np.uint32(place)
-            lengths = np.repeat(tree.lengths, len(names))
-            trees.append(dataclasses.replace(tree, target_members=members, lengths=lengths))
+            trees.append(
+                dataclasses.replace(
+                    tree,
+                    target_first=tree.target_first + place,
+                    target_last=tree.target_last + place,
+                    rank=np.arange(len(names), dtype=np.int32),
+                    lengths=np.repeat(tree.lengths, len(names)),
+                )
+            )
     data = _data([_with_all_targets(t) if score_all else t for t in trees], names)
     longest = max(len(tree.tokens) for tree in trees)
     targets = max(len(tree.target_token) for tree in data.trees)
@@ -142,11 +149,15 @@ def by_rows(name: str) -> ByRows:
 def _with_all_targets(tree: Tree) -> Tree:
     """Every slot predicts its successor, the prompt's too, for nobody."""
     ids = np.append(tree.tokens, tree.target_token[-1])
-    members = np.zeros(len(tree.tokens), np.uint32)
-    members[tree.target_source] = tree.target_members
     sources = np.arange(len(tree.tokens), dtype=np.int32)
+    first, last = np.zeros((2, len(tree.tokens)), np.int32)
+    first[tree.target_source], last[tree.target_source] = tree.target_first, tree.target_last
     return dataclasses.replace(
-        tree, target_source=sources, target_token=ids[1:].astype(np.int32), target_members=members
+        tree,
+        target_source=sources,
+        target_token=ids[1:].astype(np.int32),
+        target_first=first,
+        target_last=last,
     )
 
 

@@ -4,7 +4,7 @@
         --config.model.source=DIRECTORY_OF_A_BASE_MODEL
 
 Data: 117 thousand posts with the author's own summary, from the hub (needs `pip install datasets`); or give
-a copy with --config.data.pairs. See the first ones with python -m srpo_jax.data.inspect. The paper starts
+a copy with --config.data.pairs. See the first ones with python -m srpo_jax.inspect. The paper starts
 from a model of 2.8 and 6.9 billion parameters (Pythia, LLaMA); docs/models.md says what memory that takes.
 """
 

@@ -27,13 +27,13 @@ from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import TokenizersTokenizer
-from srpo_jax.errors import UserError
 from srpo_jax.models import export, families, huggingface, loading, weights
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.loading import Source
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import run_program
 

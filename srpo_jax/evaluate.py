@@ -20,19 +20,21 @@ import numpy as np
 import psutil
 from ml_collections import ConfigDict
 
-from srpo_jax import command, judges, report, revision
 from srpo_jax import config as config_module
+from srpo_jax import judges, revision
+from srpo_jax.config import command
 from srpo_jax.data import documents as documents_module
 from srpo_jax.data.documents import Document
-from srpo_jax.errors import UserError
 from srpo_jax.judges import Judge, validation
 from srpo_jax.models import Decoder, loading
-from srpo_jax.pairs import select
 from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.prompts.selection import select
+from srpo_jax.reporting import report
+from srpo_jax.reporting.winrate import win_rate
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
-from srpo_jax.winrate import win_rate
 
 CHUNK = 4  # batches between two writes of what has been generated
 

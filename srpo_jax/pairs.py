@@ -13,15 +13,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from srpo_jax import command, judges, revision
-from srpo_jax.data import documents
+from srpo_jax import judges, revision
+from srpo_jax.config import command
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
-from srpo_jax.errors import UserError
 from srpo_jax.models import loading
 from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.prompts.selection import select
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
 
 
@@ -61,36 +62,6 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
         f"{sum(record['cut'] for record in records)} of {2 * len(records)} completions were cut off at "
         f"{config.sampling.max_new_tokens} tokens"
     )
-
-
-def select(
-    name: str, split: str, count: int, max_tokens: int, renderer: Renderer
-) -> tuple[list[Document], list[Prompt]]:
-    """The first `count` documents whose direct prompt has at most max_tokens tokens.
-
-    Says how many longer ones were passed over. Raises UserError when there are too few.
-    """
-    chosen: list[Document] = []
-    prompts: list[Prompt] = []
-    longer = 0
-    for document in documents.load(name, split):
-        if len(chosen) == count:
-            break
-        prompt = renderer.prompt(document.prompt)
-        if len(prompt.direct) > max_tokens:
-            longer += 1
-            continue
-        chosen.append(document)
-        prompts.append(prompt)
-    if len(chosen) < count:
-        raise UserError(
-            f"{name} has {len(chosen)} {split} documents of at most {max_tokens} prompt tokens, fewer "
-            f"than the {count} asked for: lower the count or raise max_prompt_tokens"
-        )
-    status(
-        f"{name} ({split}): {count} documents, {longer} longer than {max_tokens} tokens passed over"
-    )
-    return chosen, prompts
 
 
 def _sample(

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from srpo_jax import command
 from srpo_jax import config as config_module
-from srpo_jax.errors import UserError
+from srpo_jax.config import command
+from srpo_jax.config.workdir import claim
 from srpo_jax.evaluate import evaluate
 from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import INTERRUPTED
 from srpo_jax.train import train
-from srpo_jax.workdir import claim
 
 
 def main(config: ConfigDict, workdir: Path) -> int:

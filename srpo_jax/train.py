@@ -16,20 +16,22 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from srpo_jax import command, objectives, reference, step
 from srpo_jax import config as config_module
-from srpo_jax.data import pipeline, records
-from srpo_jax.data.packing import Packing, RowShape
-from srpo_jax.errors import UserError
+from srpo_jax import objectives
+from srpo_jax.config import command
+from srpo_jax.config.workdir import claim
+from srpo_jax.data import records
 from srpo_jax.models import loading
-from srpo_jax.prefix_tree import Rows
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED
-from srpo_jax.workdir import claim
+from srpo_jax.training import pipeline, reference, step
+from srpo_jax.trees.packing import Packing, RowShape
+from srpo_jax.trees.prefix_tree import Rows
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE = (
@@ -134,7 +136,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
                 began = time.perf_counter()
                 rows = upcoming["rows"]
                 report_shape(rows, known, number)
-                tokens = int(np.count_nonzero(rows.ancestors)) * jax.process_count()
+                tokens = int(np.count_nonzero(rows.end)) * jax.process_count()
                 slots = rows.tokens.size * jax.process_count()
 
                 state, metrics = steps.train(state, frozen, batch)

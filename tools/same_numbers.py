@@ -173,7 +173,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("revision", help="the commit to compare with")
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative difference allowed")
-    parser.add_argument("--keep", type=Path, help="JSON file for REV's numbers; read if it is there")
+    parser.add_argument(
+        "--keep", type=Path, help="JSON file for REV's numbers; read if it is there"
+    )
     options = parser.parse_args()
     if options.keep and options.keep.is_file():
         theirs = json.loads(options.keep.read_text())

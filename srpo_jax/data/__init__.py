@@ -1,1 +1,4 @@
-"""Texts and models brought in, preference records, tokenizers, and the input pipeline."""
+"""What is brought in: preference records, documents, tokenizers, assets of the package index.
+
+May import: runtime.errors. Imported by: everyone above. No model, no mesh.
+"""

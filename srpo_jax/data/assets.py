@@ -22,7 +22,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 _POLL_SECONDS = 0.2
 

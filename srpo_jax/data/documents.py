@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srpo_jax.data import assets
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 ASPECTS = ("challenge", "approach", "outcome")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.data import sources
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 Record = Mapping[str, Any]
 TEXTS = ("prompt", "chosen", "rejected")

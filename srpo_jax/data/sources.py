@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 # where (file and place), number of the record (from 1), and the record.
 Located = tuple[str, int, Any]

@@ -16,7 +16,7 @@ import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 # Messages between the two special tokens every chat model of this family has; no system prompt.
 CHATML = (

@@ -10,7 +10,7 @@ from srpo_jax.data.tokenizer import (
     TokenizersTokenizer,
     special_tokens,
 )
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 # What belongs to a tokenizer or to generation; exported as it was.
 FILES = (

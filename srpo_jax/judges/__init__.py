@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 
 class Judge(Protocol):

@@ -17,9 +17,9 @@ import numpy as np
 
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
-from srpo_jax.errors import UserError
 from srpo_jax.judges import features
 from srpo_jax.judges.minilm import Embedder
+from srpo_jax.runtime.errors import UserError
 
 FEATURES = ("similarity", *features.NAMES)
 

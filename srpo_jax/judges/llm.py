@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 SYSTEM = (
     "You are shown a text and two summaries of it, A and B. Say which summary is better: the one "

@@ -11,7 +11,7 @@ import numpy as np
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
 from srpo_jax.judges.features import text_of
-from srpo_jax.winrate import win_rate
+from srpo_jax.reporting.winrate import win_rate
 
 
 @dataclass(frozen=True)

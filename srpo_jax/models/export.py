@@ -18,11 +18,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from srpo_jax.data.tokenizer_files import FILES
-from srpo_jax.errors import UserError
 from srpo_jax.models import families, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
 from srpo_jax.models.weights import Adapted, Parameters
+from srpo_jax.runtime.errors import UserError
 
 FILE_BYTES = 2 * 10**9  # of a file of tensors at most, unless one tensor is larger
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.errors import UserError
 from srpo_jax.models.architecture import DecoderConfig, LayerKind, Rope
+from srpo_jax.runtime.errors import UserError
 
 # Entries of config.json that say nothing about what the model computes.
 SILENT = frozenset(

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from srpo_jax.data.tokenizer import Tokenizer, TokenizersTokenizer, byte_level_bpe
-from srpo_jax.errors import UserError
 from srpo_jax.models.architecture import LayerKind, Rope
+from srpo_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

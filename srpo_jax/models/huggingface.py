@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import safetensors
 
-from srpo_jax.errors import UserError
 from srpo_jax.models import families, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.families import Family
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -25,13 +25,13 @@ from srpo_jax import config as config_module
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.errors import UserError
 from srpo_jax.models import gguf, huggingface, lora, weights
 from srpo_jax.models.architecture import VECTORS, DecoderConfig
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.weights import CHECKPOINTS, Parameters, Weight
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 
 TINY = DecoderConfig(
     vocab_size=ByteTokenizer().vocab_size,

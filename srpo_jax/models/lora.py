@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from srpo_jax.errors import UserError
 from srpo_jax.models.product import KEPT, einsum
+from srpo_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from srpo_jax.models.architecture import DecoderConfig

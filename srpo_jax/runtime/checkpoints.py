@@ -20,7 +20,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
 FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))

@@ -18,7 +18,7 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 MODES = ("auto", "cluster", "none")
 

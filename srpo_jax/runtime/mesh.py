@@ -14,7 +14,7 @@ from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 AXES = ("replica", "fsdp", "tensor")
 

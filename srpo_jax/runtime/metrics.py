@@ -19,7 +19,7 @@ import rich.progress
 import tensorboardX
 from rich.console import Console
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 _console = Console()
 

@@ -10,7 +10,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130

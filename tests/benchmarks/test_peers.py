@@ -12,11 +12,12 @@ from flax import nnx
 from benchmarks import workload
 from benchmarks.workload import Workload
 from srpo_jax import config as config_module
-from srpo_jax import objectives, scoring, step
+from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training import scoring, step
 
 NEEDS_BENCH = "the peers are an extra: install srpo_jax[bench] to run this test"
 torch = pytest.importorskip("torch", reason=NEEDS_BENCH)

@@ -59,5 +59,5 @@ def test_trees_have_the_slots_that_the_theory_says(template, per_completion):
     """|x| + 8 |y| tokens a pair, or + 6 |y|; the last token of a sequence takes no slot, separators do."""
     work = dataclasses.replace(WORK, pairs=1, prompt=100, completion=50, template=template)
     rows = workload.trees_batch(work, objectives.get("srpo").needs)["rows"]
-    slots = int((rows.tree >= 0).sum())
+    slots = int((rows.end > 0).sum())
     assert abs(slots - (100 + per_completion * 50)) <= 12

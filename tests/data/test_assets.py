@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srpo_jax.data import assets
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 CONTENT = b"weights" * 100
 

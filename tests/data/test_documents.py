@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from srpo_jax.data import assets, documents
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 TEXT = "The violet copper is a small butterfly of the wet meadows of Europe and it is now rare " * 2
 TEXT = TEXT.strip() + "."

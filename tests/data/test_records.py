@@ -6,7 +6,7 @@ import pytest
 
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 GOOD = b'{"prompt": "x", "chosen": "a", "rejected": "b"}\n'
 

@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from srpo_jax.data import records, sources
 from srpo_jax.data.records import Message, Pair
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 ROWS = [
     {"prompt": "Is water wet?", "chosen": "Yes.", "rejected": "Ω 漢字?"},

@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer, TokenizersTokenizer, byte_level_bpe
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 
 TRICKY = [
     "",

@@ -7,9 +7,9 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from srpo_jax import chat
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.errors import UserError
+from srpo_jax.prompts import chat
+from srpo_jax.runtime.errors import UserError
 from tests.checkpoints import save_tokenizer
 
 TEXTS = [

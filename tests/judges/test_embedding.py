@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from srpo_jax.data import documents
-from srpo_jax.errors import UserError
 from srpo_jax.judges import embedding
 from srpo_jax.judges.embedding import FEATURES, WEIGHTS, EmbeddingJudge
 from srpo_jax.judges.minilm import WIDTH, Embedder
 from srpo_jax.judges.validation import validate
+from srpo_jax.runtime.errors import UserError
 
 pytestmark = pytest.mark.assets
 

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from srpo_jax import judges
-from srpo_jax.errors import UserError
 from srpo_jax.judges import llm
 from srpo_jax.judges.llm import LlmJudge
+from srpo_jax.runtime.errors import UserError
 
 pytest.importorskip("openai")
 

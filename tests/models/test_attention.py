@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from srpo_jax import prefix_tree
-from srpo_jax.errors import UserError
 from srpo_jax.models import attention
-from srpo_jax.models.attention import Trees
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.trees import prefix_tree
 
 HEADS, KV_HEADS, SIZE = 4, 2, 16
 LENGTH = 224  # of a row
@@ -33,31 +32,38 @@ def random_tree(rng, sequences=5, length=24):
     return prefix_tree.build(parts)
 
 
-def random_rows(seed, rows=2, length=LENGTH, trees=2):
+class Words(NamedTuple):
+    """What the mask is made of, [B, S]."""
+
+    end: jax.Array
+    positions: jax.Array
+
+
+def random_rows(seed, rows=2, length=LENGTH, trees=2) -> Words:
     rng = np.random.default_rng(seed)
     made = [[random_tree(rng) for _ in range(trees)] for _ in range(rows)]
     packed = prefix_tree.stack([prefix_tree.pack(row, length, 2000) for row in made])
-    return Trees(packed.tree, packed.node, packed.ancestors, packed.positions)
+    return Words(packed.end, packed.positions)
 
 
 class Case(NamedTuple):
-    trees: Trees
+    words: Words
     query: jax.Array
     key: jax.Array
     value: jax.Array
     cotangent: jax.Array
 
 
-def random_case(trees, dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, seed=0) -> Case:
-    batch, length = trees.tree.shape
+def random_case(words, dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, seed=0) -> Case:
+    batch, length = words.end.shape
     keys = jax.random.split(jax.random.key(seed), 4)
     query, key, value, cotangent = (
         jax.random.normal(k, (batch, length, n, SIZE)).astype(dtype)
         for k, n in zip(keys, (heads, kv_heads, kv_heads, heads), strict=True)
     )
     # Nobody reads what padding slots compute.
-    cotangent = cotangent * (trees.tree >= 0)[..., None, None].astype(dtype)
-    return Case(jax.tree.map(jnp.asarray, trees), query, key, value, cotangent)
+    cotangent = cotangent * (words.end > 0)[..., None, None].astype(dtype)
+    return Case(jax.tree.map(jnp.asarray, words), query, key, value, cotangent)
 
 
 def run(case: Case, kind: str, block: int | None = None, **settings):
@@ -67,10 +73,12 @@ def run(case: Case, kind: str, block: int | None = None, **settings):
 
     def both(case: Case):
         if kind == "dense":
-            limited = case.trees if window is None else case.trees.within(window)
-            mask = attention.dense_mask(limited)
+            mask = attention.dense_mask(case.words.end)
+            if window is not None:
+                back = case.words.positions[:, :, None] - case.words.positions[:, None]
+                mask &= back < window
         else:
-            mask = attention.tree_mask(case.trees, kind=kind, block=block)
+            mask = attention.tree_mask(*case.words, kind=kind, block=block)
             mask = mask if window is None else mask.within(window)
         attend = lambda *x: attention.attend(*x, mask, **settings)
         out, pull = jax.vjp(attend, case.query, case.key, case.value)
@@ -79,7 +87,7 @@ def run(case: Case, kind: str, block: int | None = None, **settings):
     interpreted = pltpu.force_tpu_interpret_mode() if kind == "pallas" else contextlib.nullcontext()
     with interpreted:
         results = jax.jit(both)(case)
-    real = np.asarray(case.trees.tree >= 0)[..., None, None]
+    real = np.asarray(case.words.end > 0)[..., None, None]
     return [np.where(real, np.asarray(x, np.float32), 0.0) for x in results]
 
 
@@ -128,11 +136,8 @@ def test_blocks_that_no_one_sees_are_not_computed(kind, block):
     row = prefix_tree.pack([first], start, 2000)
     other = prefix_tree.pack([second], LENGTH - start, 2000)
     join = lambda a, b: np.concatenate([a, b])[None]
-    trees = Trees(
-        join(row.tree, np.where(other.tree == 0, 1, -1)),
-        *(join(getattr(row, f), getattr(other, f)) for f in ("node", "ancestors", "positions")),
-    )
-    case = random_case(trees)
+    ends = np.where(other.end > 0, other.end + start, 0)
+    case = random_case(Words(join(row.end, ends), join(row.positions, other.positions)))
     want = run(case, kind, block)
     spoilt = case._replace(
         key=case.key.at[:, start:].set(jnp.nan), value=case.value.at[:, start:].set(jnp.nan)
@@ -144,13 +149,10 @@ def test_blocks_that_no_one_sees_are_not_computed(kind, block):
 
 @pytest.mark.parametrize(("kind", "block"), [KINDS[0], KINDS[2]])
 def test_a_row_of_nothing_is_finite(kind, block):
-    trees = random_rows(4)
-    empty = jax.tree.map(lambda x: np.zeros_like(x[1]), trees)
-    empty = empty._replace(tree=np.full_like(trees.tree[1], -1))
-    trees = jax.tree.map(lambda x, e: np.stack([x[0], e]), trees, empty)
-    case = random_case(trees)
+    words = jax.tree.map(lambda x: np.stack([x[0], np.zeros_like(x[1])]), random_rows(4))
+    case = random_case(words)
     case = case._replace(cotangent=jnp.ones_like(case.query))
-    mask = attention.tree_mask(case.trees, kind=kind, block=block)
+    mask = attention.tree_mask(*case.words, kind=kind, block=block)
     with pltpu.force_tpu_interpret_mode():
         out, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *case[1:4])
         gradients = pull(case.cotangent)
@@ -159,16 +161,16 @@ def test_a_row_of_nothing_is_finite(kind, block):
 
 
 def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
-    trees, block = random_rows(5), 32
-    mask = attention.tree_mask(jax.tree.map(jnp.asarray, trees), kind="blockwise", block=block)
-    dense = np.asarray(attention.dense_mask(jax.tree.map(jnp.asarray, trees)))
+    words, block = jax.tree.map(jnp.asarray, random_rows(5)), 32
+    lists = attention.tree_mask(*words, kind="blockwise", block=block).lists
+    dense = np.asarray(attention.dense_mask(words.end))
     blocks = LENGTH // block
     seen = dense.reshape(2, blocks, block, blocks, block).any((2, 4))
     for row in range(2):
         for i in range(blocks):
             for listed, count, want in (
-                (mask.keys, mask.count, seen[row, i]),
-                (mask.queries, mask.query_count, seen[row, :, i]),
+                (lists.keys, lists.key_count, seen[row, i]),
+                (lists.queries, lists.query_count, seen[row, :, i]),
             ):
                 assert list(listed[row, i, : count[row, i]]) == list(np.flatnonzero(want))
     assert seen.sum() < 2 * blocks * (blocks + 1) / 2, (
@@ -176,16 +178,27 @@ def test_the_lists_hold_the_pairs_of_blocks_that_are_seen():
     )
 
 
+def test_blocks_beyond_the_window_are_not_listed():
+    """One text of 256 tokens in blocks of 32: with a window of 40 a block reads itself and two more."""
+    slots = jnp.arange(256)[None]
+    mask = attention.tree_mask(jnp.full((1, 256), 256), slots, kind="blockwise", block=32)
+    assert list(mask.lists.key_count[0]) == [1, 2, 3, 4, 5, 6, 7, 8]
+    limited = mask.within(40).lists
+    assert list(limited.key_count[0]) == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert list(limited.keys[0, 7, :3]) == [5, 6, 7]
+    assert list(limited.queries[0, 2, :3]) == [2, 3, 4]
+
+
 def test_auto_takes_what_suits_the_row():
     short, long = random_rows(6, length=480), random_rows(6, length=480)
     short = jax.tree.map(lambda x: x[:, : attention.DENSE_UP_TO], short)
-    assert attention.tree_mask(short).shape == (2, attention.DENSE_UP_TO, attention.DENSE_UP_TO)
-    assert attention.tree_mask(long).kind == "blockwise"
+    assert attention.tree_mask(*short).shape == (2, attention.DENSE_UP_TO, attention.DENSE_UP_TO)
+    assert attention.tree_mask(*long).kind == "blockwise"
 
 
 def test_unknown_kinds_are_refused():
     with pytest.raises(UserError, match=r"config\.model\.attention='flash' is none of auto, dense"):
-        attention.tree_mask(random_rows(7), kind="flash")
+        attention.tree_mask(*random_rows(7), kind="flash")
 
 
 @pytest.mark.parametrize("kind", ["blockwise", "pallas"])
@@ -195,7 +208,7 @@ def test_a_mesh_changes_nothing(kind):
 
     def both(case):
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            mask = attention.tree_mask(case.trees, kind=kind, block=32)
+            mask = attention.tree_mask(*case.words, kind=kind, block=32)
             out, pull = jax.vjp(lambda *x: attention.attend(*x, mask), *case[1:4])
             return out, *pull(case.cotangent)
 
@@ -204,7 +217,7 @@ def test_a_mesh_changes_nothing(kind):
     with pltpu.force_tpu_interpret_mode():
         got = jax.jit(both)(placed)
     want = run(case, "dense")
-    real = np.asarray(case.trees.tree >= 0)[..., None, None]
+    real = np.asarray(case.words.end > 0)[..., None, None]
     assert_close(
         [np.where(real, x, 0.0) for x in got], [np.where(real, x, 0.0) for x in want], 5e-6
     )
@@ -215,15 +228,13 @@ def test_memory_is_linear_in_the_row_length():
 
     def temporaries(length: int, kind: str) -> int:
         word = jax.ShapeDtypeStruct((1, length), jnp.int32)
-        bits = jax.ShapeDtypeStruct((1, length), jnp.uint32)
         heads, kv_heads = (jax.ShapeDtypeStruct((1, length, n, SIZE), jnp.float32) for n in (4, 2))
 
-        def gradient(trees, *x):
-            mask = attention.tree_mask(trees, kind=kind)
+        def gradient(words, *x):
+            mask = attention.tree_mask(*words, kind=kind)
             return jax.grad(lambda *x: attention.attend(*x, mask).sum(), argnums=(0, 1, 2))(*x)
 
-        trees = Trees(word, word, bits, word)
-        lowered = jax.jit(gradient).lower(trees, heads, kv_heads, kv_heads)
+        lowered = jax.jit(gradient).lower(Words(word, word), heads, kv_heads, kv_heads)
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     assert temporaries(4096, "blockwise") < 2.2 * temporaries(2048, "blockwise")
@@ -239,17 +250,17 @@ def compile(topology, length, heads, kv_heads, size, dtype, window=None, **setti
     chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     where = jax.sharding.SingleDeviceSharding(chip)
     shape = lambda *s, dtype=dtype: jax.ShapeDtypeStruct(s, dtype, sharding=where)
-    word, bits = (shape(1, length, dtype=d) for d in (jnp.int32, jnp.uint32))
+    word = shape(1, length, dtype=jnp.int32)
 
-    def both(trees, query, key, value, cotangent):
-        mask = attention.tree_mask(trees, kind="pallas")
+    def both(words, query, key, value, cotangent):
+        mask = attention.tree_mask(*words, kind="pallas")
         mask = mask if window is None else mask.within(window)
         attend = lambda *x: attention.attend(*x, mask, **settings)
         out, pull = jax.vjp(attend, query, key, value)
         return out, pull(cotangent)
 
     query, key = shape(1, length, heads, size), shape(1, length, kv_heads, size)
-    traced = jax.jit(both).trace(attention.Trees(word, word, bits, word), query, key, key, query)
+    traced = jax.jit(both).trace((word, word), query, key, key, query)
     traced.lower(lowering_platforms=("tpu",)).compile()
 
 for topology in ("v5e:2x2", "v5:2x2x1", "v6e:2x2"):

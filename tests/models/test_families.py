@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from srpo_jax import prefix_tree, revision, scoring
-from srpo_jax.errors import UserError
+from srpo_jax import revision
 from srpo_jax.models import families, huggingface, loading
 from srpo_jax.prompts import Prompt
+from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.sampling import Sampling
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.training import scoring
+from srpo_jax.trees import prefix_tree
 from tests.checkpoints import CASES, LLAMA3_ROPE, SMALL, save
 
 NEEDS_DEV = "the yardstick is an extra: install srpo_jax[dev] to run this test"

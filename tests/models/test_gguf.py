@@ -10,10 +10,10 @@ import pytest
 import tokenizers
 from flax import nnx
 
-from srpo_jax.errors import UserError
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.models.gguf import read_config, read_parameters, read_tokenizer
+from srpo_jax.runtime.errors import UserError
 
 CONFIG = DecoderConfig(
     vocab_size=259,

@@ -13,12 +13,12 @@ from flax import nnx
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.errors import UserError
 from srpo_jax.models import loading, lora
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
-from srpo_jax.step import TrainState
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.training.step import TrainState
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 

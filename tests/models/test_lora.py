@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from flax import nnx
 
-from srpo_jax.errors import UserError
 from srpo_jax.models import lora
 from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.runtime.errors import UserError
 
 CONFIG = DecoderConfig(
     vocab_size=16,

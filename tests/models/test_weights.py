@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from srpo_jax.errors import UserError
 from srpo_jax.models import weights
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from srpo_jax.errors import UserError
 from srpo_jax.runtime import checkpoints as checkpoints_module
 from srpo_jax.runtime import mesh as mesh_lib
 from srpo_jax.runtime.checkpoints import Checkpoints, flatten, unflatten
+from srpo_jax.runtime.errors import UserError
 
 
 class Model(nnx.Module):

@@ -8,9 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from srpo_jax.errors import UserError
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.distributed import StopSignal
+from srpo_jax.runtime.errors import UserError
 
 VARIABLES = ("SRPO_COORDINATOR", "SRPO_PROCESSES", "SRPO_PROCESS_ID", "SRPO_DISTRIBUTED")
 

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from srpo_jax.errors import UserError
 from srpo_jax.runtime import mesh as mesh_lib
+from srpo_jax.runtime.errors import UserError
 
 
 class Block(nnx.Module):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from srpo_jax.errors import UserError
 from srpo_jax.runtime import metrics
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress
 
 

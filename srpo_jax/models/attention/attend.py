@@ -1,0 +1,91 @@
+"""Attention itself: dense here, in blocks by the module that fits the machine."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from srpo_jax.models.attention import blockwise, pallas
+from srpo_jax.models.attention.logits import Logits
+from srpo_jax.models.attention.mask import TreeMask
+from srpo_jax.models.product import einsum
+from srpo_jax.runtime import mesh as mesh_module
+
+Array = jax.Array
+
+
+def attend(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | TreeMask,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """Grouped-query attention, [B, S, H, Hd]; softmax and sums in float32, products in the inputs' dtype.
+
+    query [B, S, H, Hd]; key, value [B, C, K, Hd], K a divisor of H. mask: bool [B, S, C], or a TreeMask
+    for C = S. scale of the logits: by default Hd**-0.5. softcap c: logits become c tanh(logits / c).
+    A query that sees nothing (row padding) gets something finite.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if not isinstance(mask, TreeMask):
+        return dense(query, key, value, mask, scale, softcap)
+    module = pallas if mask.kind == "pallas" else blockwise
+    program = functools.partial(module.attend, logits=Logits(scale, softcap))
+    return _on_mesh(program)(query, key, value, mask)
+
+
+def attend_cached(
+    query: Array,
+    parts: Sequence[tuple[Array, Array]],
+    mask: Array,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Array:
+    """`attend` with a cache's keys [B, K, Hd, C] and values [B, K, C, Hd] under a bool mask [B, S, C].
+
+    parts: of the cache; C counts the slots of all.
+    """
+    batch, length, heads, head_dim = query.shape
+    kv_heads = parts[0][0].shape[1]
+    grouped = query.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, kv_heads, -1, head_dim)  # a key head's queries: one product
+    logits = [einsum("bkqd,bkdc->bkqc", grouped, keys, "float32") for keys, _ in parts]
+    joined = jnp.concatenate(logits, -1) * (head_dim**-0.5 if scale is None else scale)
+    if softcap is not None:
+        joined = softcap * jnp.tanh(joined / softcap)
+    seen = jnp.tile(mask, (1, heads // kv_heads, 1))[:, None]
+    joined = jnp.where(seen, joined, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(joined, axis=-1).astype(parts[0][1].dtype)
+    ends = np.cumsum([values.shape[2] for _, values in parts])[:-1]
+    out = sum(
+        einsum("bkqc,bkcd->bkqd", weight, values, "float32")
+        for weight, (_, values) in zip(jnp.split(weights, ends, -1), parts, strict=True)
+    )
+    out = jnp.asarray(out, query.dtype).reshape(batch, kv_heads, -1, length, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, head_dim)
+
+
+def dense(
+    query: Array, key: Array, value: Array, mask: Array, scale: float, softcap: float | None
+) -> Array:
+    """The definition that the others are tested against; see `attend`."""
+    keys, values = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
+    return attend_cached(query, [(keys, values)], mask, scale=scale, softcap=softcap)
+
+
+def _on_mesh(program: Callable[..., Array]) -> Callable[..., Array]:
+    """Each device attends for its own rows and heads: nothing for the partitioner to decide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return program
+    heads = mesh_module.spec(("batch", None, "heads", None))
+    rows = mesh_module.spec(("batch",))
+    return jax.shard_map(
+        program, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+    )

@@ -1,0 +1,25 @@
+"""The losses, pure functions of scores, and the table of objectives.
+
+May import: runtime.errors. Imported by: training, theory, config, the programs. No model, no mesh.
+"""
+
+from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores
+from srpo_jax.objectives.table import (
+    OBJECTIVES,
+    Objective,
+    check_hyperparameters,
+    check_label_prob,
+    get,
+)
+
+__all__ = [
+    "DIRECT_SCORES",
+    "IMPROVE_SCORES",
+    "OBJECTIVES",
+    "Metrics",
+    "Objective",
+    "Scores",
+    "check_hyperparameters",
+    "check_label_prob",
+    "get",
+]

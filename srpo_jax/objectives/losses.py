@@ -1,0 +1,297 @@
+"""The losses of `srpo_jax.objectives`: pure functions from the scores of pairs to a loss per pair.
+
+A score is the log-probability of one completion under one prompt, summed over its tokens; its
+name says which: "w", "l" (chosen, rejected, under the direct prompt) and "w|l", "l|l", "w|w",
+"l|w" (completion | completion shown in the improve prompt). Notation of the docstrings:
+
+    g(y)   = log pi(y|x) - log ref(y|x)                      log-ratio under the direct prompt
+    h(a|b) = log pi_improve(a|b,x) - log ref_improve(a|b,x)  log-ratio under the improve prompt
+    p      = label_prob, the probability that chosen is better (1 for a hard label)
+    |y|    = number of scored tokens of y
+    sigma  = the logistic function
+
+Every loss of a pair takes soft labels as the mean over the two labels, p L(w, l) + (1-p) L(l, w);
+squared losses drop the constant of that mean and regress to the mean label, which has the same
+gradient. `sft` looks at the chosen completion alone and reads no label.
+
+Arguments are arrays [B] by score name (policy, reference), label_prob [B], `lengths` (numbers of
+scored tokens [B] by score name) where a loss declares it, and hyperparameters; a default is the
+named paper's. Each gives (loss [B], metrics of its own [B] by name) in the precision of its input.
+
+KTO is not here: its reference point is an average over completions scored under *other* prompts of
+the batch, so it is no function of one pair's scores.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from srpo_jax.runtime.errors import UserError
+
+Scores = Mapping[str, Array]
+Metrics = dict[str, Array]
+
+DIRECT_SCORES = ("w", "l")
+IMPROVE_SCORES = ("w|l", "l|l", "w|w", "l|w")
+
+
+def srpo(
+    scores: Scores, reference: Scores, label_prob: Array, *, beta: float, alpha: float
+) -> tuple[Array, Metrics]:
+    """Self-improving robust preference optimisation (Choi et al., arXiv:2406.01660): the
+    offline loss L_alpha, for soft labels.
+
+        L_improve    = (p - 1/2 - beta [h(w|l) - h(l|l)])^2 + (p - 1/2 - beta [h(w|w) - h(l|w)])^2
+        L_generative = (2p - 1 - beta [h(w|l) - h(l|w) + g(w) - g(l)])^2
+        L            = (1 - alpha) L_generative + alpha L_improve
+
+    alpha = 1 leaves the generative policy untrained (L_improve has no g); alpha = 0 fixes only the
+    sum h(w|l) - h(l|w) + g(w) - g(l), not its parts.
+
+    Extra metrics: loss_generative, loss_improve (the two parts, unweighted); margin_generative =
+    beta [h(w|l) - h(l|w) + g(w) - g(l)]; margin_improve = beta times the mean of the two improve
+    differences; accuracy_improve, the mean of their two accuracies.
+    """
+    g = log_ratios(scores, reference)
+    shown_rejected = beta * (g["w|l"] - g["l|l"])
+    shown_chosen = beta * (g["w|w"] - g["l|w"])
+    margin = beta * (g["w"] - g["l"])
+    margin_generative = beta * (g["w|l"] - g["l|w"]) + margin
+    loss_improve = (label_prob - 0.5 - shown_rejected) ** 2 + (label_prob - 0.5 - shown_chosen) ** 2
+    loss_generative = (2 * label_prob - 1 - margin_generative) ** 2
+    return (1 - alpha) * loss_generative + alpha * loss_improve, {
+        "loss_generative": loss_generative,
+        "loss_improve": loss_improve,
+        "margin": margin,
+        "margin_generative": margin_generative,
+        "margin_improve": (shown_rejected + shown_chosen) / 2,
+        "accuracy_improve": (
+            accuracy(shown_rejected, label_prob) + accuracy(shown_chosen, label_prob)
+        )
+        / 2,
+    }
+
+
+def dpo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Metrics]:
+    """Direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7).
+
+        L = -p' log sigma(m) - (1 - p') log sigma(-m),    m = beta [g(w) - g(l)]
+
+    with p' = (1 - label_smoothing) p + label_smoothing (1 - p). label_smoothing > 0 is the
+    conservative DPO (cDPO) of Mitchell, "A note on DPO with noisy preferences", 2023.
+    """
+    margin = _direct_margin(scores, reference, beta)
+    smoothed = (1 - label_smoothing) * label_prob + label_smoothing * (1 - label_prob)
+    return _label_mean(_logistic_loss, margin, smoothed), {"margin": margin}
+
+
+def robust_dpo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    beta: float = 0.1,
+    label_smoothing: float,
+) -> tuple[Array, Metrics]:
+    """DPO unbiased under labels flipped at a known rate (Chowdhury et al., arXiv:2403.00409).
+
+        L = [(1 - e) l(m) - e l(-m)] / (1 - 2e),    l(m) = -log sigma(m), m = beta [g(w) - g(l)]
+
+    with e = label_smoothing in [0, 1/2), the flip rate; its mean over flipped labels is the DPO
+    loss of the true labels. For a soft label p the loss is p L(m) + (1 - p) L(-m). It is not
+    bounded below when p < e or p > 1 - e: a hard label's loss can go to minus infinity.
+    """
+    margin = _direct_margin(scores, reference, beta)
+    unflipped = (label_prob - label_smoothing) / (1 - 2 * label_smoothing)
+    return _label_mean(_logistic_loss, margin, unflipped), {"margin": margin}
+
+
+def ipo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    lengths: Scores | None = None,
+    beta: float,
+    reduction: str = "sum",
+) -> tuple[Array, Metrics]:
+    """Identity preference optimisation (Azar et al., arXiv:2310.12036, equation 17; tau is beta).
+
+        L = (g(w) - g(l) - (2p - 1) / (2 beta))^2
+
+    reduction "sum" is the paper's; "mean" divides every log-ratio by its completion's |y| and needs
+    `lengths`.
+    """
+    g = log_ratios(scores, reference)
+    if reduction == "mean":
+        g = _per_token(g, lengths, "ipo")
+    difference = g["w"] - g["l"]
+    loss = (difference - (2 * label_prob - 1) / (2 * beta)) ** 2
+    return loss, {"margin": beta * difference}
+
+
+def slic(
+    scores: Scores, reference: Scores, label_prob: Array, *, beta: float
+) -> tuple[Array, Metrics]:
+    """Sequence likelihood calibration with a hinge, against a reference ("hinge-norm", Liu et al.,
+    arXiv:2309.06657, section 3).
+
+        L = p max(0, 1 - m) + (1 - p) max(0, 1 + m),    m = beta [g(w) - g(l)]
+
+    SLiC-HF (Zhao et al., arXiv:2305.10425) is this with a constant reference, times its margin
+    delta = 1 / beta, and without its added likelihood term.
+    """
+    margin = _direct_margin(scores, reference, beta)
+    return _label_mean(lambda m: jnp.maximum(0, 1 - m), margin, label_prob), {"margin": margin}
+
+
+def rpo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    lengths: Scores | None = None,
+    beta: float = 0.1,
+    nll_weight: float = 1.0,
+) -> tuple[Array, Metrics]:
+    """DPO plus the likelihood of the chosen completion (Pang et al., arXiv:2404.19733, equation 1).
+
+        L = L_DPO - nll_weight [p log pi(w|x) / |w| + (1 - p) log pi(l|x) / |l|]
+
+    Needs `lengths`. Extra metrics: loss_preference, loss_nll (the two parts, unweighted).
+    """
+    margin = _direct_margin(scores, reference, beta)
+    preference = _label_mean(_logistic_loss, margin, label_prob)
+    mean = _per_token(scores, lengths, "rpo")
+    nll = -(label_prob * mean["w"] + (1 - label_prob) * mean["l"])
+    return preference + nll_weight * nll, {
+        "loss_preference": preference,
+        "loss_nll": nll,
+        "margin": margin,
+    }
+
+
+def simpo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    lengths: Scores | None = None,
+    beta: float,
+    gamma: float,
+) -> tuple[Array, Metrics]:
+    """Simple preference optimisation, no reference (Meng et al., arXiv:2405.14734, equation 6).
+
+        L = -p log sigma(m - gamma) - (1 - p) log sigma(-m - gamma),
+        m = beta [log pi(w|x) / |w| - log pi(l|x) / |l|]
+
+    Needs `lengths`. The metric margin is m, before gamma is taken off.
+    """
+    mean = _per_token(scores, lengths, "simpo")
+    margin = beta * (mean["w"] - mean["l"])
+    loss = _label_mean(lambda m: _logistic_loss(m - gamma), margin, label_prob)
+    return loss, {"margin": margin}
+
+
+def orpo(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    lengths: Scores | None = None,
+    odds_weight: float = 0.1,
+) -> tuple[Array, Metrics]:
+    """Odds-ratio preference optimisation, no reference (Hong et al., arXiv:2403.07691, equations 6
+    and 7; lambda is odds_weight).
+
+        L = -[p log P(w) + (1-p) log P(l)] - odds_weight [p log sigma(m) + (1-p) log sigma(-m)]
+        log P(y) = log pi(y|x) / |y|,    m = log odds P(w) - log odds P(l)
+
+    Needs `lengths`. It has no beta: the metric margin is m. Extra metrics: loss_preference,
+    loss_nll (the two parts, unweighted).
+    """
+    mean = _per_token(scores, lengths, "orpo")
+    log_odds = {name: x - _log1mexp(x) for name, x in mean.items()}
+    margin = log_odds["w"] - log_odds["l"]
+    preference = _label_mean(_logistic_loss, margin, label_prob)
+    nll = -(label_prob * mean["w"] + (1 - label_prob) * mean["l"])
+    return nll + odds_weight * preference, {
+        "loss_preference": preference,
+        "loss_nll": nll,
+        "margin": margin,
+    }
+
+
+def sft(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Array,
+    *,
+    lengths: Scores | None = None,
+    reduction: str = "sum",
+) -> tuple[Array, Metrics]:
+    """Supervised fine-tuning on the chosen completion: L = -log pi(w|x).
+
+    reduction "mean" divides by |w| and needs `lengths`. Reads neither label nor reference.
+    """
+    if reduction == "mean":
+        scores = _per_token(scores, lengths, "sft")
+    return -scores["w"], {}
+
+
+# --- shared pieces --------------------------------------------------------------------------------
+
+
+def log_ratios(scores: Scores, reference: Scores) -> dict[str, Array]:
+    """score name -> log pi - log ref, for the names that both have."""
+    return {name: scores[name] - reference[name] for name in scores if name in reference}
+
+
+def accuracy(margin: Array, label_prob: Array) -> Array:
+    """1 where the margin's sign is the one that the label asks for, 0 where it is the other, 1/2
+    where either is undecided (before the first step every margin is 0)."""
+    return (1 + jnp.sign(margin) * jnp.sign(label_prob - 0.5)) / 2
+
+
+def _direct_margin(scores: Scores, reference: Scores, beta: float) -> Array:
+    g = log_ratios(scores, reference)
+    return beta * (g["w"] - g["l"])
+
+
+def _label_mean(loss: Callable[[Array], Array], margin: Array, label_prob: Array) -> Array:
+    """The mean of loss(margin) over the two labels."""
+    return label_prob * loss(margin) + (1 - label_prob) * loss(-margin)
+
+
+def _logistic_loss(margin: Array) -> Array:
+    return -jax.nn.log_sigmoid(margin)
+
+
+def _per_token(values: Scores, lengths: Scores | None, objective: str) -> dict[str, Array]:
+    """Every value divided by its completion's number of tokens."""
+    if lengths is None or (missing := [name for name in values if name not in lengths]):
+        name = "'w'" if lengths is None else repr(missing[0])
+        raise UserError(
+            f"objective {objective!r} divides by the number of tokens and was not given that of "
+            f"{name}: give `lengths`, or choose reduction 'sum' where the objective has one"
+        )
+    return {name: value / lengths[name] for name, value in values.items()}
+
+
+def _log1mexp(x: Array) -> Array:
+    """log(1 - exp(x)) for x < 0, exact near 0 and far below it, with finite gradients."""
+    # A completion of probability exactly 1 has infinite odds: held at the nearest float below 1.
+    x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)
+    near = x > -math.log(2)
+    log_of_near = jnp.log(-jnp.expm1(jnp.where(near, x, -1.0)))
+    return jnp.where(near, log_of_near, jnp.log1p(-jnp.exp(jnp.where(near, -1.0, x))))

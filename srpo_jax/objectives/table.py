@@ -1,0 +1,212 @@
+"""The objectives that a model can be trained on: their table, their metrics, checks of their input.
+
+An objective is a loss of `srpo_jax.losses` (read the equations there) and the names of the scores
+that it needs. Adding one is one function there and one line in `OBJECTIVES`.
+"""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from srpo_jax.objectives import losses
+from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores
+from srpo_jax.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what it needs; see `__call__`.
+
+    Attributes:
+      name: the key in `OBJECTIVES`.
+      needs: names of the scores read, of the policy and (if needs_reference) of the reference.
+      loss: a function of `srpo_jax.losses`.
+      needs_reference: False where the loss reads no reference score.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    loss: Callable[..., tuple[Array, Metrics]]
+    needs_reference: bool = True
+
+    @property
+    def hyperparameters(self) -> tuple[str, ...]:
+        """Names of the hyperparameters that the loss reads, in the order of its signature."""
+        return tuple(name for name in self._keywords if name != "lengths")
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        """The hyperparameters without a default."""
+        keywords = self._keywords
+        return tuple(
+            n for n in self.hyperparameters if keywords[n].default is inspect.Parameter.empty
+        )
+
+    @property
+    def _keywords(self) -> dict[str, inspect.Parameter]:
+        parameters = inspect.signature(self.loss).parameters
+        return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    def __call__(
+        self,
+        scores: Scores,
+        reference: Scores | None,
+        label_prob: Array,
+        *,
+        lengths: Scores | None = None,
+        **hyper: Any,
+    ) -> tuple[Array, Metrics]:
+        """The loss of every pair, and what to log of it.
+
+        Args:
+          scores: score name -> [B] summed log-probability under the policy (names: `needs`).
+          reference: the same under the reference; None or {} will do if not needs_reference.
+          label_prob: [B] probability that chosen is better (range: `check_label_prob`).
+          lengths: score name -> [B] number of scored tokens; read by objectives that need means,
+            and by the metrics where given.
+          **hyper: hyperparameters; those that the loss does not read, and those that are None, are
+            left out (names and ranges: `check_hyperparameters`).
+
+        Returns:
+          loss [B] and metrics, name -> [B], float32 (float64 if any input is). Names common to
+          all objectives, each there where its inputs are:
+          loss; margin (beta-scaled: what the loss compares, see its docstring); accuracy (1 where
+          the margin has the sign that the label asks for, 1/2 for a tie); log_ratio_chosen g(w),
+          log_ratio_rejected g(l), log_ratio (their mean), in nats per completion, not beta-scaled;
+          kl, the mean of g^2 / 2 (nats per completion; exact to second order in g for completions
+          of the policy; for completions of another origin a measure of distance); the same with
+          _improve over the four h; length_chosen, length_rejected (tokens); nll_chosen (nats per
+          token of the chosen completion).
+
+        Raises:
+          UserError: a score, a reference score, a length or a required hyperparameter is missing.
+        """
+        scores = self._select(scores, "score")
+        has_reference = self.needs_reference or bool(reference)
+        reference = self._select(reference or {}, "reference score") if has_reference else {}
+        label_prob = _float(label_prob)
+        lengths = {name: _float(length) for name, length in (lengths or {}).items()}
+        given = {k: v for k, v in hyper.items() if k in self.hyperparameters and v is not None}
+        if missing := [name for name in self.required if name not in given]:
+            raise UserError(
+                f"objective {self.name!r} has no default for {' and '.join(missing)}: set "
+                + " and ".join(f"objective.{name}" for name in missing)
+            )
+        if "lengths" in self._keywords:
+            given["lengths"] = lengths
+        loss, metrics = self.loss(scores, reference, label_prob, **given)
+        common = {"loss": loss, **_policy_metrics(scores, reference, lengths)}
+        if "margin" in metrics:
+            common["accuracy"] = losses.accuracy(metrics["margin"], label_prob)
+        return loss, common | metrics
+
+    def _select(self, scores: Scores, kind: str) -> dict[str, Array]:
+        if missing := [name for name in self.needs if name not in scores]:
+            raise UserError(
+                f"objective {self.name!r} needs the {kind} {missing[0]!r}, "
+                f"and was given {', '.join(sorted(scores)) or 'none'}"
+            )
+        return {name: _float(scores[name]) for name in self.needs}
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective("srpo", DIRECT_SCORES + IMPROVE_SCORES, losses.srpo),
+        Objective("dpo", DIRECT_SCORES, losses.dpo),
+        Objective("robust_dpo", DIRECT_SCORES, losses.robust_dpo),
+        Objective("ipo", DIRECT_SCORES, losses.ipo),
+        Objective("slic", DIRECT_SCORES, losses.slic),
+        Objective("rpo", DIRECT_SCORES, losses.rpo),
+        Objective("simpo", DIRECT_SCORES, losses.simpo, needs_reference=False),
+        Objective("orpo", DIRECT_SCORES, losses.orpo, needs_reference=False),
+        Objective("sft", ("w",), losses.sft, needs_reference=False),
+    )
+}
+
+
+def get(name: str) -> Objective:
+    """The objective called `name`. Raises UserError, naming all of them, if there is none."""
+    if name not in OBJECTIVES:
+        raise UserError(f"no objective is called {name!r}: choose one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+# --- checks of what a user gives ----------------------------------------------------------------
+
+_WEIGHT: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v < math.inf, "a number >= 0")
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "beta": (lambda v: 0 < v < math.inf, "a number > 0"),
+    "alpha": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
+    "label_smoothing": (lambda v: 0 <= v < 0.5, "a number in [0, 0.5)"),
+    "nll_weight": _WEIGHT,
+    "gamma": _WEIGHT,
+    "odds_weight": _WEIGHT,
+    "reduction": (lambda v: v in ("sum", "mean"), "'sum' or 'mean'"),
+}
+
+
+def check_hyperparameters(name: str, **hyper: Any) -> None:
+    """Refuses hyperparameters that objective `name` does not read, lacks, or cannot use.
+
+    A value of None counts as not given. Values are Python numbers or strings, not traced arrays.
+
+    Raises:
+      UserError: the sentence names the objective, the key and the value.
+    """
+    objective = get(name)
+    given = {key: value for key, value in hyper.items() if value is not None}
+    for key, value in given.items():
+        if key not in objective.hyperparameters:
+            reads = ", ".join(objective.hyperparameters)
+            raise UserError(f"objective {name!r} does not read {key!r}: it reads {reads}")
+        in_range, wanted = _RANGES[key]
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if is_number == (key == "reduction") or not in_range(value):
+            raise UserError(f"objective.{key} of {name!r} must be {wanted}, and is {value!r}")
+    if missing := [key for key in objective.required if key not in given]:
+        raise UserError(f"objective {name!r} has no default for {missing[0]!r}: set it")
+
+
+def check_label_prob(label_prob: np.ndarray) -> None:
+    """Raises UserError if a label_prob (any shape) is not a number in [0, 1]."""
+    values = np.asarray(label_prob, dtype=np.float64).ravel()
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if bad.size:
+        raise UserError(
+            f"label_prob must be in [0, 1], and pair {bad[0]} (counted from 0) has {values[bad[0]]}"
+        )
+
+
+# --- metrics common to all ----------------------------------------------------------------------
+
+
+def _policy_metrics(scores: Scores, reference: Scores, lengths: Scores) -> Metrics:
+    g = losses.log_ratios(scores, reference)
+    metrics: Metrics = {}
+    for names, suffix in ((DIRECT_SCORES, ""), (IMPROVE_SCORES, "_improve")):
+        if present := [g[name] for name in names if name in g]:
+            ratios = jnp.stack(present)
+            metrics[f"log_ratio{suffix}"] = ratios.mean(axis=0)
+            metrics[f"kl{suffix}"] = (ratios**2).mean(axis=0) / 2
+    for name, role in (("w", "chosen"), ("l", "rejected")):
+        if name in g:
+            metrics[f"log_ratio_{role}"] = g[name]
+        if name in lengths:
+            metrics[f"length_{role}"] = lengths[name]
+    if "w" in scores and "w" in lengths:
+        metrics["nll_chosen"] = -scores["w"] / lengths["w"]
+    return metrics
+
+
+def _float(x: Array) -> Array:
+    """x in float32, or in float64 if it is that already: bfloat16 scores are never summed as is."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,9 @@
+"""N-step self-revision: y_0 from the direct prompt, each next answer from the one before.
+
+May import: models, prompts, data, runtime. Imported by: the programs.
+"""
+
+from srpo_jax.revision.loop import Progress, Spent, revise, revise_ids
+from srpo_jax.revision.sampling import Sampling
+
+__all__ = ["Progress", "Sampling", "Spent", "revise", "revise_ids"]

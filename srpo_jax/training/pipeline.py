@@ -1,0 +1,247 @@
+"""Pairs -> prefix trees -> batches of packed rows. Tokenised once; the order follows from (seed, step)."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from srpo_jax.data.records import Pair
+from srpo_jax.prompts import Renderer, sequences
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.packing import Packing, RowShape
+from srpo_jax.trees.prefix_tree import Rows, Tree
+
+
+@dataclasses.dataclass
+class PairTrees:
+    """The trees of all pairs that fit, for one objective.
+
+    names: score names, in the order of the trees' sequences. row_length: what the user wants a row to
+    hold, 0 for as much as is best. reference: {name: float32 [n]} once the reference has been scored, else
+    empty.
+    """
+
+    names: tuple[str, ...]
+    trees: list[Tree]
+    label_prob: np.ndarray
+    row_length: int = 0
+    dropped: int = 0
+    reference: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.trees)
+
+    def packing(
+        self, batch_size: int, seed: int, *, parts: int = 1, packed: bool = True
+    ) -> Packing:
+        """How these trees are packed; see `packing.Packing`."""
+        return Packing(
+            np.array([len(tree.tokens) for tree in self.trees]),
+            np.array([len(tree.target_token) for tree in self.trees]),
+            batch_size,
+            seed,
+            parts=parts,
+            packed=packed,
+            row_length=self.row_length,
+        )
+
+    def row(self, pairs: Sequence[int], shape: RowShape) -> dict[str, Any]:
+        """One row of a batch; see `batches` for the fields, here without B. Empty places are harmless."""
+        chosen = list(pairs)
+        trees = [self.trees[i] for i in chosen]
+
+        def places(values: Any, empty: float) -> np.ndarray:
+            row = np.full(shape.places, empty, np.float32)
+            row[: len(chosen)] = values
+            return row
+
+        lengths = {name: [t.lengths[k] for t in trees] for k, name in enumerate(self.names)}
+        return {
+            "rows": prefix_tree.pack(trees, *shape, pairs=chosen, sequences=len(self.names)),
+            "label_prob": places(self.label_prob[chosen], 0.5),
+            "lengths": {name: places(values, 1.0) for name, values in lengths.items()},
+            "reference": {name: places(v[chosen], 0.0) for name, v in self.reference.items()},
+        }
+
+    @functools.cached_property
+    def tokens(self) -> int:
+        """Slots that hold a token, summed over all pairs."""
+        return sum(len(tree.tokens) for tree in self.trees)
+
+    @functools.cached_property
+    def separate_tokens(self) -> int:
+        """Tokens the same sequences would take in rows of their own."""
+        return sum(
+            int(tree.positions[tree.target_source[tree.targets_of(i)]].max()) + 2
+            for tree in self.trees
+            for i in range(len(self.names))
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that scores and labels depend on, the weights apart."""
+        digest = hashlib.sha256(repr(self.names).encode())
+        digest.update(self.label_prob.tobytes())
+        for tree in self.trees:
+            for field in dataclasses.fields(tree):
+                values = getattr(tree, field.name)
+                digest.update(repr((values.dtype.str, values.shape)).encode() + values.tobytes())
+        return digest.hexdigest()
+
+
+def prepare(
+    pairs: Sequence[Pair],
+    renderer: Renderer,
+    names: tuple[str, ...],
+    *,
+    max_length: int,
+    row_length: int = 0,
+    overlong: str = "error",
+    source: str = "pairs",
+) -> PairTrees:
+    """Tokenises pairs and builds their trees.
+
+    A pair whose sequences are longer than max_length positions, or whose tree has more slots than
+    row_length (where that is not 0), is an error naming its line of `source`, or with overlong="drop"
+    left out and counted. Nothing is ever cut.
+    Raises UserError for that, for a pair without a single token, and when no pair is left.
+    """
+    if overlong not in ("error", "drop"):
+        raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
+    trees, labels = [], []
+    for pair in pairs:
+        where = f"{source}:{pair.line}" if pair.line else source
+        parts = pair_sequences(pair, renderer, names, where)
+        longest = max(sum(map(len, part)) for part in parts)
+        tree = prefix_tree.build(parts)
+        slots = len(tree.tokens)
+        if longest > max_length or (row_length and slots > row_length):
+            if overlong == "drop":
+                continue
+            limit = (
+                f"{longest} tokens under one prompt, more than the model's {max_length}"
+                if longest > max_length
+                else f"{slots} slots, more than config.data.row_length={row_length}"
+            )
+            raise UserError(
+                f"{where}: this pair needs {limit}; shorten it, or leave such pairs out with "
+                "--config.data.overlong=drop"
+            )
+        trees.append(tree)
+        labels.append(pair.label_prob)
+    if not trees:
+        raise UserError(
+            f"{source}: none of {len(pairs)} pairs fits config.data.row_length={row_length}"
+        )
+    return PairTrees(
+        names=names,
+        trees=trees,
+        label_prob=np.array(labels, np.float32),
+        row_length=row_length,
+        dropped=len(pairs) - len(trees),
+    )
+
+
+def pair_sequences(
+    pair: Pair, renderer: Renderer, names: tuple[str, ...], where: str
+) -> Sequence[Sequence[Sequence[int]]]:
+    """What prefix_tree.build takes, one sequence a score name.
+
+    Raises UserError, beginning with `where`, for a pair that the template or the objective cannot take.
+    """
+    try:
+        if pair.every_turn:
+            if names != ("w",):
+                raise UserError(
+                    "a conversation without chosen and rejected can be used for SFT only"
+                )
+            return [renderer.conversation(pair.prompt, pair.chosen)]
+        both = (pair.chosen, pair.rejected) if any("l" in n for n in names) else (pair.chosen,)
+        ids = [renderer.completion(text) for text in both]
+        if not all(ids):
+            raise UserError("a completion is empty once tokenised")
+        return sequences(renderer.prompt(pair.prompt), ids[0], ids[-1], names, renderer.eos)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """All rows of all batches: a Grain random-access source without end."""
+
+    data: PairTrees
+    packing: Packing
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        step, number = divmod(int(index), self.packing.rows)
+        layout = self.packing.batch(step)
+        return self.data.row(layout.rows[number], layout.shape)
+
+
+def batches(
+    data: PairTrees,
+    packing: Packing,
+    start: int,
+    *,
+    process: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """This process's share of batch `start`, `start` + 1, … without end, each epoch newly shuffled.
+
+    A batch has "rows" (Rows [B, …]), "label_prob" [B, P], "lengths" and "reference" ({name: [B, P]}),
+    numpy, for B rows of at most P trees. Row i of the global batch goes to process i mod processes, so
+    which pairs form the batch of a step depends on (seed, step) alone.
+    """
+    _check_share(packing, processes)
+    order: Any = grain.MapDataset.source(_Rows(data, packing))
+    order = order[start * packing.rows + process :: processes]
+    dataset = order.batch(packing.rows // processes, batch_fn=collate).to_iter_dataset()
+    if workers:
+        if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.multiprocessing.MultiprocessingOptions(num_workers=workers)
+        )
+    return iter(dataset)
+
+
+def once(
+    data: PairTrees, packing: Packing, *, process: int = 0, processes: int = 1
+) -> Iterator[Rows]:
+    """This process's share of the rows [B, …] of batches that hold every pair once."""
+    _check_share(packing, processes)
+    for layout in packing.once():
+        mine = layout.rows[process::processes]
+        yield prefix_tree.stack([data.row(pairs, layout.shape)["rows"] for pairs in mine])
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows -> batch, each field with a leading B."""
+
+    def join(field: str) -> dict[str, np.ndarray]:
+        return {name: np.stack([e[field][name] for e in examples]) for name in examples[0][field]}
+
+    return {
+        "rows": prefix_tree.stack([Rows(*e["rows"]) for e in examples]),
+        "label_prob": np.stack([e["label_prob"] for e in examples]),
+        "lengths": join("lengths"),
+        "reference": join("reference"),
+    }
+
+
+def _check_share(packing: Packing, processes: int) -> None:
+    if packing.rows % processes:
+        raise UserError(
+            f"the {packing.rows} rows of a batch of config.train.batch_size={packing.batch_size} pairs "
+            f"cannot be split over {processes} processes: choose a multiple of {processes}"
+        )

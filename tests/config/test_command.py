@@ -1,0 +1,89 @@
+"""The command line of the programs: what goes wrong is one line, and --help says what there is."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srpo_jax import config as config_module
+from srpo_jax.config import command
+
+ROOT = Path(__file__).parents[2]
+TINY = "--config=configs/tiny.py"
+
+
+def program(*arguments: str, name: str = "train") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"srpo_jax.{name}", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def test_settings_lists_the_sections_asked_for():
+    text = command.settings(("lora", "train"))
+    flat = config_module.flatten(config_module.default().to_dict())
+    listed = dict(re.findall(r"^  --config\.([\w.]+)=(.*)$", text, re.MULTILINE))
+    assert listed == {
+        key: repr(value)
+        for key, value in flat.items()
+        if key.startswith(("lora.", "train.")) or key == "seed"
+    }
+    assert listed["train.steps"] == "100"
+
+
+def test_help_prints_the_programs_purpose_and_its_settings():
+    done = program("--help")
+    assert done.returncode == 0, done.stderr
+    assert "Trains a model on preference pairs" in done.stdout
+    for flag in ("--config", "--workdir", "--config.objective.beta=0.1", "--config.mesh.fsdp=-1"):
+        assert flag in done.stdout
+    assert "--config.judge" not in done.stdout
+
+
+def fails_with_one_line(said: str, *arguments: str) -> None:
+    done = program(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert re.search(said, done.stderr), done.stderr
+
+
+def test_an_unknown_setting_is_one_line(tmp_path):
+    flag = "--config.objective.bta=1"
+    fails_with_one_line(r"--config\.objective\.bta=1.*\"?bta", TINY, f"--workdir={tmp_path}", flag)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("said", "arguments"),
+    [
+        ("--config is missing", ["--workdir=DIR"]),
+        ("--workdir is missing", [TINY]),
+        ("cannot read .*configs/none.py", ["--config=configs/none.py", "--workdir=DIR"]),
+        ("steps", [TINY, "--workdir=DIR", "--config.train.steps=many"]),
+        ("steps", [TINY, "--workdir=DIR", "--config.train.steps=1.5"]),
+        ("wrokdir", [TINY, "--wrokdir=DIR"]),
+        (r"no pairs at none\.jsonl", [TINY, "--workdir=DIR", "--config.data.pairs=none.jsonl"]),
+        ("betaa", ["--config=FILE", "--workdir=DIR"]),
+        ("FILE.* is a file", [TINY, "--workdir=FILE"]),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, said, arguments):
+    file = tmp_path / "my_config.py"
+    file.write_text(
+        "from srpo_jax.config import default\n\n\ndef get_config():\n"
+        "    config = default()\n    config.objective.betaa = 1.0\n    return config\n"
+    )
+    names = {"DIR": str(tmp_path / "run"), "FILE": str(file)}
+    for short, full in names.items():
+        arguments = [argument.replace(short, full) for argument in arguments]
+        said = said.replace(short, re.escape(full))
+    fails_with_one_line(said, *arguments)

@@ -1,0 +1,260 @@
+"""Models in and out: what was imported is exported bit for bit, and what is wrong is named."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from srpo_jax import config as config_module
+from srpo_jax import convert, train
+from srpo_jax.data import records
+from srpo_jax.data.records import Pair
+from srpo_jax.models import loading
+from srpo_jax.models.huggingface import INDEX, SINGLE
+from srpo_jax.runtime.errors import UserError
+from tests.checkpoints import CASES, save, save_tokenizer, save_with_vision
+
+NEEDS_DEV = "the yardstick is an extra: install srpo_jax[dev] to run this test"
+torch = pytest.importorskip("torch", reason=NEEDS_DEV)
+transformers = pytest.importorskip("transformers", reason=NEEDS_DEV)
+IDS = [[5, 80, 90, 7, 100, 33, 200, 41]]
+
+
+def tensors(directory):
+    found = {}
+    for path in directory.glob("*.safetensors"):
+        found |= safetensors.numpy.load_file(path)
+    return found
+
+
+def logits(directory):
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        return model(torch.tensor(IDS)).logits.numpy()
+
+
+def checkpoint(directory, name="llama", **options):
+    save(name, directory, **options)
+    save_tokenizer(directory)
+    return directory
+
+
+# One of each family; variants of the first differ in what is computed, not in what is stored.
+VARIANTS = ("3.1", "windows", "seq", "longrope", "yarn")
+STORED = [name for name in CASES if not any(variant in name for variant in VARIANTS)]
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_round_trip_is_exact_in_the_stored_dtype(name, tmp_path):
+    given = checkpoint(tmp_path / "given", name, dtype="bfloat16")
+    convert.import_model(str(given), tmp_path / "here", fsdp=4, tensor=2)
+    convert.export_model(str(tmp_path / "here"), tmp_path / "back")
+    before, after = tensors(given), tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype == "bfloat16"
+        np.testing.assert_array_equal(value.view(np.uint16), after[key].view(np.uint16), key)
+    np.testing.assert_array_equal(logits(tmp_path / "back"), logits(given))
+    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (given / file).read_bytes()
+
+
+@pytest.mark.parametrize("names", ["as transformers saves", "as in memory"])
+def test_of_a_model_that_sees_pictures_the_language_model_is_taken(names, tmp_path, capsys):
+    given = tmp_path / "given"
+    there = save_with_vision(given)
+    save_tokenizer(given)
+    if names == "as in memory":
+        held = {name: value.numpy() for name, value in there.state_dict().items()}
+        del held["lm_head.weight"]
+        safetensors.numpy.save_file(held, given / SINGLE)
+    with torch.no_grad():
+        expected = there(torch.tensor(IDS)).logits.numpy()
+    np.testing.assert_allclose(ours(given), expected, atol=2e-4)
+    convert.export_model(str(given), tmp_path / "alone")
+    assert "tensors of its vision part are left out" in capsys.readouterr().out
+    assert not [name for name in tensors(tmp_path / "alone") if "vision" in name]
+    np.testing.assert_allclose(logits(tmp_path / "alone"), expected, atol=1e-5)
+
+
+def test_several_files_with_an_index_hold_the_same(tmp_path):
+    given = checkpoint(tmp_path / "given")
+    convert.export_model(str(given), tmp_path / "parts", file_bytes=60_000)
+    assert (tmp_path / "parts" / INDEX).is_file()
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
+    convert.export_model(str(tmp_path / "parts"), tmp_path / "again")
+    np.testing.assert_array_equal(logits(tmp_path / "again"), logits(given))
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with pytest.MonkeyPatch.context() as patch:
+        make = convert.mesh_module.make
+        patch.setattr(
+            convert.mesh_module,
+            "make",
+            lambda *a, **k: make(*a, **{**k, "devices": jax.devices()[:1]}),
+        )
+        yield
+
+
+def trained(tmp_path, name, one_device, **changes):
+    """A run of two steps on the family, and its workdir."""
+    source = checkpoint(tmp_path / "source", name)
+    pairs = [Pair(f"{i} and {i}?", f"{2 * i}", "no way") for i in range(4)]
+    records.write_pairs(tmp_path / "pairs.jsonl", pairs)
+    config = config_module.default()
+    config.model.update({"source": str(source), "dtype": "float32", "remat": "none"})
+    config.data.update({"pairs": str(tmp_path / "pairs.jsonl"), "template": "dialogue"})
+    config.train.update({"steps": 2, "batch_size": 2, "checkpoint_every": 2})
+    config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 0})
+    config_module.update(config, changes, "test")
+    assert train.train(config, tmp_path / "run")
+    return source, tmp_path / "run"
+
+
+def ours(path):
+    model = loading.load(str(path), "float32")
+    size = len(IDS[0])
+    mask = np.tril(np.ones((1, size, size), bool))
+    return np.asarray(model.logits(model(np.array(IDS, np.int32), np.arange(size)[None], mask)))
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gpt-neox"])
+@pytest.mark.parametrize("rank", [0, 3])
+def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_path, one_device):
+    """phi3 and gpt-neox store several projections as one tensor, and so does their adapter."""
+    changes = {"lora": {"rank": rank, "targets": ("query", "value", "gate|up", "down")}}
+    source, run = trained(tmp_path, name, one_device, **changes)
+    convert.export_model(str(run), tmp_path / "whole")
+    expected = ours(run)
+    assert np.abs(expected - logits(source)).max() > 0.01
+    np.testing.assert_allclose(logits(tmp_path / "whole"), expected, atol=2e-4)
+    if not rank:
+        with pytest.raises(UserError, match="there is no adapter to export"):
+            convert.export_model(str(run), tmp_path / "adapter", adapter=True)
+        return
+    peft = pytest.importorskip("peft", reason="peft is an extra: install srpo_jax[bench]")
+    convert.export_model(str(run), tmp_path / "adapter", adapter=True)
+    base = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with torch.no_grad():
+        adapted = model(torch.tensor(IDS)).logits.numpy()
+    np.testing.assert_allclose(adapted, expected, atol=2e-4)
+
+
+def test_an_adapter_on_another_run_is_refused(tmp_path, one_device):
+    lora = {"rank": 2, "targets": ("query",)}
+    _, run = trained(tmp_path, "llama", one_device, lora=lora)
+    config = config_module.read(run / "config.json")
+    config.model.source = str(run)
+    assert train.train(config, tmp_path / "second")
+    with pytest.raises(UserError, match=r"its adapter belongs to the run .*export the whole model"):
+        convert.export_model(str(tmp_path / "second"), tmp_path / "adapter", adapter=True)
+    convert.export_model(str(tmp_path / "second"), tmp_path / "whole")
+    expected = ours(tmp_path / "second")
+    np.testing.assert_allclose(logits(tmp_path / "whole"), expected, atol=2e-4)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_check_proves_the_export_before_the_training(tmp_path):
+    given = checkpoint(tmp_path / "given", "gemma2")
+    found = convert.check(str(given), tmp_path / "out")
+    assert any("builds a model of the same" in sentence for sentence in found)
+    assert not (tmp_path / "out").exists()
+    content = json.loads((given / "config.json").read_text())
+    (given / "config.json").write_text(json.dumps(content | {"num_hidden_layers": 5}))
+    with pytest.raises(UserError, match=r"layer_types has 4 entries for 5 layers"):
+        convert.check(str(given), None)
+
+
+def rewrite(path, change):
+    held = safetensors.numpy.load_file(path)
+    change(held)
+    safetensors.numpy.save_file(held, path)
+
+
+def no_config(directory):
+    (directory / "config.json").unlink()
+
+
+def cut_off(directory):
+    path = directory / SINGLE
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def missing_tensor(directory):
+    rewrite(directory / SINGLE, lambda held: held.pop("model.layers.1.mlp.up_proj.weight"))
+
+
+def extra_tensor(directory):
+    extra = {"model.layers.0.mlp.router.weight": np.zeros((2, 2), np.float32)}
+    rewrite(directory / SINGLE, lambda held: held.update(extra))
+
+
+def wrong_shape(directory):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    rewrite(directory / SINGLE, lambda held: held.update({name: held[name][:-1].copy()}))
+
+
+def other_architecture(directory):
+    content = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(content | {"model_type": "mamba"}))
+
+
+def no_weights(directory):
+    (directory / SINGLE).unlink()
+
+
+def no_tokenizer(directory):
+    (directory / "tokenizer.json").unlink()
+
+
+def larger_tokenizer(directory):
+    definition = json.loads((directory / "tokenizer.json").read_text())
+    first = definition["added_tokens"][0]
+    more = [{**first, "id": i, "content": f"<{i}>"} for i in range(263, 303)]
+    definition["added_tokens"] += more
+    (directory / "tokenizer.json").write_text(json.dumps(definition))
+
+
+def unknown_eos(directory):
+    save_tokenizer(directory, eos_token="<nowhere>")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (no_config, r"config\.json is missing: not the workdir of a run, nor a model"),
+        (cut_off, r"model\.safetensors is cut off or no safetensors"),
+        (missing_tensor, r"lacks the tensor model\.layers\.1\.mlp\.up_proj\.weight"),
+        (extra_tensor, r"has no model\.layers\.0\.mlp\.router\.weight"),
+        (wrong_shape, r"k_proj\.weight has the shape \(23, 48\), not \(24, 48\)"),
+        (other_architecture, r"holds a model of the kind 'mamba'; known are llama"),
+        (no_weights, r"model\.safetensors is missing"),
+        (no_tokenizer, r"has neither tokenizer\.json nor tokenizer\.model"),
+        (larger_tokenizer, r"the tokenizer has 303 tokens, more than the 300 of"),
+        (unknown_eos, r"its tokenizer has no token '<nowhere>', the eos_token"),
+    ],
+)
+def test_one_sentence_and_nothing_half_written(damage, message, tmp_path):
+    given = checkpoint(tmp_path / "given")
+    damage(given)
+    for action in (convert.import_model, convert.export_model):
+        with pytest.raises(UserError, match=message):
+            action(str(given), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+def test_an_output_that_is_there_is_left_alone(tmp_path):
+    given = checkpoint(tmp_path / "given")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    for action in (convert.import_model, convert.export_model):
+        with pytest.raises(UserError, match="is there already"):
+            action(str(given), tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+    shutil.rmtree(tmp_path / "out")

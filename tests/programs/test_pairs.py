@@ -1,0 +1,93 @@
+"""Making pairs: what is written, and that an interrupted attempt goes on where it stopped."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from srpo_jax import config as config_module
+from srpo_jax import pairs, revision
+from srpo_jax.data import documents, records
+from srpo_jax.data.documents import Document
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+
+
+class ShorterIsBetter:
+    name, description = "shorter", "prefers the shorter completion, 3 to 1"
+
+    def probabilities(self, prompts, a, b):
+        return np.array([0.5 + 0.25 * np.sign(len(y) - len(x)) for x, y in zip(a, b, strict=True)])
+
+
+LONG = Document("test/long", "long " * 50, "gold", "train")
+DOCUMENTS = [Document(f"test/{i}", f"document number {i}", "gold", "train") for i in range(9)]
+DOCUMENTS.insert(2, LONG)
+
+
+@pytest.fixture
+def config(monkeypatch, compiled_once):
+    # One device: eight virtual ones only make two cores busy.
+    one = mesh_module.make(devices=jax.devices()[:1])
+    monkeypatch.setattr(pairs.mesh_module, "make", lambda **_: one)
+    monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS)
+    monkeypatch.setattr(pairs.judges, "load", lambda config, folder: ShorterIsBetter())
+    config = config_module.default()
+    changes = {
+        "model.source": "tiny",
+        "model.dtype": "float32",
+        "data.template": "plain",
+        "pairs.count": 6,
+        "pairs.max_prompt_tokens": 80,
+        "sampling.max_new_tokens": 8,
+        "sampling.batch_size": 4,
+    }
+    config_module.update(config, changes, "test")
+    return config
+
+
+def test_pairs_are_labelled_by_the_judge_and_long_documents_passed_over(config, tmp_path, capsys):
+    pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")
+    written = records.read_pairs(tmp_path / "pairs.jsonl")
+    assert {pair.prompt for pair in written} <= {d.prompt for d in DOCUMENTS if d != LONG}
+    assert len(written) >= 4
+    for pair in written:
+        assert pair.chosen != pair.rejected
+        assert len(pair.chosen) <= len(pair.rejected)
+        assert pair.label_prob == (0.75 if len(pair.chosen) < len(pair.rejected) else 0.5)
+    said = capsys.readouterr().out
+    assert "1 longer than 80 tokens passed over" in said
+    # A random model over 264 tokens hardly ever ends within 8.
+    assert re.search(r"1[0-2] of 12 completions were cut off at 8 tokens", said)
+
+
+def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
+    pairs.make_pairs(config, tmp_path, tmp_path / "whole.jsonl")
+    calls, real = [], revision.revise_ids
+
+    def interrupted(*args, **kwargs):
+        calls.append(kwargs["rows"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(revision, "revise_ids", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pairs.make_pairs(config, tmp_path, tmp_path / "parts.jsonl")
+    assert not (tmp_path / "parts.jsonl").exists()
+    pairs.make_pairs(config, tmp_path, tmp_path / "parts.jsonl")
+    assert calls == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
+    (tmp_path / "pairs.jsonl.samples").write_text('{"seed": 1}\n')
+    with pytest.raises(UserError, match="other settings"):
+        pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")
+
+
+def test_too_few_documents_is_an_error(config, tmp_path):
+    config.pairs.count = 100
+    with pytest.raises(UserError, match="fewer than the 100"):
+        pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")

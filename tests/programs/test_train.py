@@ -1,0 +1,309 @@
+"""The program `train` as a user sees it: it learns, resumes, refuses, and stops with a reason."""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from srpo_jax import config as config_module
+from srpo_jax import objectives, train
+from srpo_jax.data import records
+from srpo_jax.data.records import Pair
+from srpo_jax.models import loading
+from srpo_jax.runtime import distributed, metrics
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+ANSWERS = ["yes", "sure", "fine"]
+make_mesh = mesh_module.make
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One of the eight virtual devices: compiles fastest."""
+    one = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(mesh_module, "make", one)
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "pairs.jsonl"
+    pairs = [Pair(f"{i}?", ANSWERS[i % 3], "no way") for i in range(12)]
+    records.write_pairs(path, pairs)
+    return path
+
+
+def settings(pairs: Path) -> ConfigDict:
+    config = config_module.default()
+    config.model.update({"source": "tiny", "dtype": "float32", "remat": "none"})
+    config.data.update({"pairs": str(pairs), "template": "plain"})
+    config.train.update({"steps": 10, "batch_size": 4, "checkpoint_every": 5})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
+    return config
+
+
+@pytest.fixture
+def config(pairs_file):
+    return settings(pairs_file)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return metrics.read(workdir / "metrics.jsonl")
+
+
+def weights(workdir: Path) -> dict[str, np.ndarray]:
+    flat = nnx.to_flat_state(nnx.state(loading.load(str(workdir), dtype="float32")))
+    return {".".join(map(str, path)): np.array(v.get_value()) for path, v in flat}
+
+
+@contextlib.contextmanager
+def at_step(number: int, action):
+    """Runs action once the step has been taken and before its checkpoint is due."""
+    asked = distributed.StopSignal.requested
+
+    def requested(self, step):
+        if step == number:
+            action()
+        return asked(self, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.StopSignal, "requested", requested)
+        yield
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Killed(BaseException):
+    pass
+
+
+def die():
+    raise Killed
+
+
+def test_it_learns(config, tmp_path):
+    config.train.update({"steps": 30, "checkpoint_every": 100})
+    config.optimizer.learning_rate = 3e-3
+    assert train.train(config, tmp_path)
+    first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 31))
+    assert first["loss"] == pytest.approx(0.75)  # all log-ratios are 0
+    # Reference scores come from rows with other neighbours: sums differ in the last digit of float32.
+    for name in ("margin", "log_ratio", "kl"):
+        assert first[name] == pytest.approx(0, abs=1e-6)
+    assert last["loss"] < 0.5 * first["loss"]
+    assert last["accuracy"] == last["accuracy_improve"] == 1
+    assert last["margin"] > 0.1
+    assert (tmp_path / "checkpoints" / "30").is_dir()
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.fixture(scope="module")
+def whole(pairs_file, tmp_path_factory):
+    """A run of 10 steps that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole")
+    config = settings(pairs_file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        assert train.train(config, workdir)
+        return workdir, weights(workdir)
+
+
+def same_losses(one: Path, other: Path, rtol: float = 0.0) -> None:
+    a, b = ([(line["step"], line["loss"]) for line in lines(path)] for path in (one, other))
+    np.testing.assert_allclose(a, b, rtol=rtol)
+
+
+@pytest.fixture
+def stopped(pairs_file, tmp_path_factory, tmp_path):
+    """A copy of a run that was asked to stop at step 5, where no checkpoint was due."""
+    made = tmp_path_factory.getbasetemp() / "stopped"
+    if not made.exists():
+        config = settings(pairs_file)
+        config.train.checkpoint_every = 100
+        with at_step(5, terminate):
+            assert not train.train(config, made)
+        assert [line["step"] for line in lines(made)] == [1, 2, 3, 4, 5]
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, stopped, whole):
+    assert train.train(config, stopped)
+    workdir, expected = whole
+    same_losses(stopped, workdir)
+    for name, value in weights(stopped).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_run_that_is_killed_goes_on_from_its_checkpoint(config, tmp_path, whole):
+    config.train.checkpoint_every = 3
+    with at_step(5, die), pytest.raises(Killed):
+        train.train(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
+    assert train.train(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
+    workdir, expected = whole
+    same_losses(tmp_path, workdir)
+    for name, value in weights(tmp_path).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
+    config.mesh.update({"fsdp": 2, "tensor": 2})
+    monkeypatch.setattr(
+        mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:4])
+    )
+    assert train.train(config, stopped)
+    workdir, expected = whole
+    same_losses(stopped, workdir, rtol=1e-4)  # float32 sums of another order, then Adam
+    monkeypatch.setattr(
+        mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1])
+    )
+    for name, value in weights(stopped).items():
+        np.testing.assert_allclose(value, expected[name], atol=2e-4, err_msg=name)
+
+
+def test_a_finished_run_says_so(config, whole, capsys):
+    workdir, _ = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    assert train.train(config, workdir)
+    assert "is finished: step 10 of 10" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("train.steps", 11),
+        ("objective.beta", 0.2),
+        ("data.template", "tldr"),
+        ("optimizer.learning_rate", 2e-3),
+        ("lora.rank", 2),
+    ],
+)
+def test_a_workdir_of_another_configuration_is_refused(config, whole, key, value):
+    workdir, _ = whole
+    content = {path: path.read_bytes() for path in workdir.glob("*.*")}
+    config_module.update(config, {key: value}, "test")
+    with pytest.raises(UserError, match=rf"holds a run with {key}=.*, now .*--workdir"):
+        train.train(config, workdir)
+    assert {path: path.read_bytes() for path in workdir.glob("*.*")} == content
+
+
+def test_other_pairs_or_another_tokenizer_are_refused(config, whole, tmp_path):
+    workdir, _ = whole
+    for name in ("config.json", "run.json"):
+        (tmp_path / name).write_bytes((workdir / name).read_bytes())
+    pairs = Path(config.data.pairs)
+    content = pairs.read_text()
+    try:
+        pairs.write_text(content.replace('"label_prob": 1.0', '"label_prob": 0.5', 1))
+        with pytest.raises(UserError, match="was begun with another data"):
+            train.train(config, tmp_path)
+    finally:
+        pairs.write_text(content)
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps(run | {"tokenizer": "0" * 64}))
+    with pytest.raises(UserError, match=r"another tokenizer \(000000000000…"):
+        train.train(config, tmp_path)
+
+
+def test_stale_reference_scores_are_refused_and_kept(config, whole, tmp_path):
+    workdir, _ = whole
+    kept = (workdir / "reference_scores.npz").read_bytes()
+    path = tmp_path / "reference_scores.npz"
+    path.write_bytes(kept)
+    config.seed = 1  # another random model: other weights
+    with pytest.raises(UserError, match=r"reference_scores\.npz was scored with other"):
+        train.train(config, tmp_path)
+    assert path.read_bytes() == kept
+
+
+def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
+    config.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
+    config.train.checkpoint_every = 1
+    said = r"(loss|grad_norm) is \w+ at step 2; the checkpoint of step 1 is kept"
+    with pytest.raises(UserError, match=said):
+        train.train(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1]
+    with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps() == [1]
+    assert all(np.isfinite(value).all() for value in weights(tmp_path).values())
+
+
+QUICK = ("simpo", "sft")  # without a reference; SRPO trains in the tests above
+OTHERS = [name for name in objectives.OBJECTIVES if name not in (*QUICK, "srpo")]
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
+def test_every_objective_trains(config, tmp_path, name):
+    config.objective.update({"name": name, "beta": 0.5, "gamma": 0.5, "label_smoothing": 0.1})
+    config.train.update({"steps": 2, "checkpoint_every": 100})
+    assert train.train(config, tmp_path)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+    for line in lines(tmp_path):
+        numbers = {k: float(v) for k, v in line.items()}
+        assert all(np.isfinite(v) for v in numbers.values()), numbers
+    assert lines(tmp_path)[0]["grad_norm"] > 0  # a hinge may be content after one step
+    assert (tmp_path / "reference_scores.npz").is_file() == objectives.get(name).needs_reference
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("train.steps", 0),
+        ("train.batch_size", 0),
+        ("train.accumulate", 0),
+        ("train.accumulate", 3),
+        ("train.log_every", 0),
+        ("train.checkpoint_every", 0),
+        ("train.keep_checkpoints", 0),
+        ("optimizer.learning_rate", -1.0),
+        ("optimizer.warmup_steps", -1),
+        ("optimizer.b2", 1.0),
+        ("optimizer.clip_norm", 0.0),
+        ("data.row_length", -1),
+        ("data.workers", -1),
+        ("objective.name", "srpo2"),
+        ("objective.beta", 0.0),
+        ("objective.alpha", 2.0),
+        ("optimizer.schedule", "linear"),
+        ("lora.rank", -1),
+        ("model.dtype", "half"),
+        ("mesh.tensor", 3),
+        ("model.source", "no such model"),
+        ("data.template", "none"),
+        ("data.pairs", "no such file"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(config, tmp_path, key, value):
+    config_module.update(config, {key: value}, "test")
+    with pytest.raises(UserError) as error:
+        train.train(config, tmp_path / "run")
+    said = str(error.value)
+    assert key in said or str(value) in said
+    assert "\n" not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_must_fill_the_devices(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(mesh_module, "make", make_mesh)
+    with pytest.raises(UserError, match=r"batch_size=4 must be a multiple of 8: .* 8 devices"):
+        train.train(config, tmp_path)

@@ -1,0 +1,199 @@
+"""The jitted revision loop against a plain loop without cache, padding or batches."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from srpo_jax import revision
+from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision import Sampling
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+
+CONFIG = DecoderConfig(
+    vocab_size=14,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    dtype="float32",
+    max_length=96,
+)
+EOS = 2
+PROMPTS = [
+    Prompt((3, 4, 5, 6), (3, 4, 5, 7, 8), (9, 10)),
+    Prompt((3, 11, 12, 4, 5, 6, 6), (3, 11, 12, 4, 7), (9,)),
+    Prompt((5, 6), (5, 7, 7, 7), (10, 10, 10)),
+    Prompt((3, 4, 4), (3, 4, 4, 4), (9, 10)),  # the direct prompt is a prefix of the improve prompt
+    Prompt((8, 3), (4, 4), (9,)),  # nothing is shared
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    graphdef, state = nnx.split(Decoder(CONFIG, nnx.Rngs(0)))
+    # Larger weights than the initialisation's: completions of different lengths, some without end.
+    return nnx.merge(graphdef, jax.tree.map(lambda x: 3 * x, state))
+
+
+@jax.jit
+def next_logits(model, ids, length):
+    mask = jnp.tril(jnp.ones((1, len(ids), len(ids)), bool))
+    return model.logits(model(ids[None], jnp.arange(len(ids))[None], mask))[0, length - 1]
+
+
+def plain(model, prompt, revisions, new):
+    """What revise is to do, in Python: read everything again for each token."""
+
+    def write(context):
+        y = []
+        while len(y) < new:
+            ids = np.zeros(96, np.int32)
+            ids[: len(context) + len(y)] = [*context, *y]
+            token = int(next_logits(model, jnp.array(ids), len(context) + len(y)).argmax())
+            if token == EOS:
+                break
+            y.append(token)
+        return y
+
+    ys = [write(prompt.direct)]
+    for _ in range(revisions):
+        ys.append(write(prompt.improve(ys[-1])))
+    return ys
+
+
+@pytest.mark.parametrize("batch_size", [2, 8])
+def test_greedy_equals_the_plain_loop_token_by_token(model, batch_size):
+    sampling = Sampling(max_new_tokens=6, batch_size=batch_size)
+    got = revision.revise_ids(model, PROMPTS, 3, sampling, eos=EOS)
+    want = [plain(model, prompt, 3, 6) for prompt in PROMPTS]
+    assert got == want
+    lengths = {len(y) for row in want for y in row}
+    assert len(lengths) > 2, "the test model should write completions of several lengths"
+    assert len({tuple(y) for row in want for y in row}) > 5
+
+
+CHAINED = [
+    Prompt((3, 4, 5, 6), (3, 4, 5, 6), (9, 10)),
+    Prompt((3, 11, 12, 4, 5, 6, 6), (3, 11, 12, 4, 5, 6, 6), (9,)),
+    Prompt((8, 3), (8, 3), (9, 7, 9)),
+]
+
+
+def test_where_the_answer_continues_the_prompt_only_what_follows_it_is_read(model, monkeypatch):
+    widths = []
+    read = revision._read
+    spy = lambda *args, **settings: widths.append(args[4].shape[1]) or read(*args, **settings)
+    monkeypatch.setattr(revision, "_read", spy)
+    sampling = Sampling(max_new_tokens=6, batch_size=2)
+    got = revision.revise_ids(model, CHAINED, 3, sampling, eos=EOS)
+    want = [plain(model, prompt, 3, 6) for prompt in CHAINED]
+    assert got == want
+    assert any(y[0] for y in want), "some y_0 should be kept"
+    # The last token of y_0 and the three that ask for a better answer; later the whole answer as well.
+    assert widths[0] <= 4
+    assert widths[1] == widths[2] == 12
+
+
+def test_one_set_of_programs_serves_any_number_of_revisions(model):
+    sampling = Sampling(max_new_tokens=6, batch_size=8)
+    programs = (revision._read_prompt, revision._read, revision._write)
+    revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+    compiled = [program._cache_size() for program in programs]
+    five = revision.revise_ids(model, PROMPTS, 5, sampling, eos=EOS)
+    assert [program._cache_size() for program in programs] == compiled
+    one = revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+    assert [row[:2] for row in five] == one, "later revisions must not change the earlier ones"
+
+
+def test_prompts_are_read_with_the_attention_of_the_config(model):
+    graphdef, state = nnx.split(model)
+    blockwise = nnx.merge(graphdef, state)
+    config = dataclasses.replace(CONFIG, attention="blockwise")
+    blockwise.config = config
+    sampling = Sampling(max_new_tokens=4)
+    got = revision.revise_ids(blockwise, PROMPTS, 1, sampling, eos=EOS)
+    assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+
+
+def test_the_time_taken_is_told_apart(model):
+    spent = revision.Spent()
+    revision.revise_ids(model, PROMPTS[:2], 1, Sampling(max_new_tokens=4), eos=EOS, spent=spent)
+    assert spent.reading > 0
+    assert spent.writing > 0
+    assert str(revision.Spent(1.0, 3.0)) == "25% of 4 s reading prompts, 75% writing"
+
+
+def test_no_revisions_is_plain_sampling(model):
+    got = revision.revise_ids(model, PROMPTS[:2], 0, Sampling(max_new_tokens=4), eos=EOS)
+    assert got == [plain(model, prompt, 0, 4) for prompt in PROMPTS[:2]]
+
+
+def test_what_is_drawn_depends_on_seed_and_row_alone(model):
+    sampling = Sampling(max_new_tokens=6, temperature=1.0, top_p=0.9, batch_size=8)
+    together = revision.revise_ids(model, PROMPTS, 2, sampling, eos=EOS, seed=1)
+    pairs = dataclasses.replace(sampling, batch_size=2)
+    assert revision.revise_ids(model, PROMPTS, 2, pairs, eos=EOS, seed=1) == together
+    assert revision.revise_ids(model, PROMPTS, 2, sampling, eos=EOS, seed=2) != together
+
+
+def test_samples_follow_the_model(model):
+    """First tokens drawn 2,000 times against the exact distribution, tempered, cut at top_p."""
+    prompt, n = PROMPTS[0], 2000
+    sampling = Sampling(max_new_tokens=1, temperature=0.7, top_p=0.8, batch_size=n)
+    drawn = revision.revise_ids(model, [prompt] * n, 0, sampling, eos=EOS)
+    counts = np.bincount([y[0][0] if y[0] else EOS for y in drawn], minlength=CONFIG.vocab_size)
+    ids = jnp.zeros(96, jnp.int32).at[: len(prompt.direct)].set(jnp.array(prompt.direct))
+    p = np.array(jax.nn.softmax(next_logits(model, ids, len(prompt.direct)) / 0.7), np.float64)
+    order = np.argsort(-p)
+    kept = order[: int(np.searchsorted(np.cumsum(p[order]), 0.8)) + 1]
+    exact = np.zeros_like(p)
+    exact[kept] = p[kept] / p[kept].sum()
+    assert counts[exact == 0].sum() == 0
+    # five standard deviations of a binomial
+    assert (np.abs(counts / n - exact) <= 5 * np.sqrt(exact * (1 - exact) / n)).all()
+
+
+def test_a_prompt_beyond_the_models_positions_is_refused(model):
+    long = Prompt((3,) * 90, (3,) * 91, (9,))
+    with pytest.raises(UserError, match="prompt 1 needs"):
+        revision.revise_ids(model, [PROMPTS[0], long], 1, Sampling(max_new_tokens=8), eos=EOS)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"max_new_tokens": 0}]
+)
+def test_settings_out_of_range_are_refused(bad):
+    with pytest.raises(UserError, match=next(iter(bad))):
+        Sampling(**bad)
+
+
+@pytest.mark.parametrize("layout", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
+def test_a_mesh_changes_nothing(model, layout):
+    graphdef, state = nnx.split(model)
+    mesh = mesh_module.make(**layout, devices=jax.devices()[:4])
+    sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
+    sampling = Sampling(max_new_tokens=4, temperature=1.0, batch_size=8)
+    got = revision.revise_ids(nnx.merge(graphdef, sharded), PROMPTS, 1, sampling, eos=EOS)
+    assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_the_cache_is_split_over_rows_and_heads(unrolled):
+    mesh = mesh_module.make(fsdp=2, tensor=2, devices=jax.devices()[:4])
+
+    def make():
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return Cache.zeros(CONFIG, 4, 16, unrolled)
+
+    with jax.set_mesh(mesh):
+        cache = jax.jit(make)()
+    shapes = {part.addressable_shards[0].data.shape[-4:] for part in jax.tree.leaves(cache)}
+    assert shapes == {(2, 1, 8, 16), (2, 1, 16, 8)}

@@ -1,0 +1,115 @@
+"""Reference scores are read again only for exactly what they were computed from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srpo_jax.data.records import Pair
+from srpo_jax.data.tokenizer import ByteTokenizer
+from srpo_jax.objectives.losses import DIRECT_SCORES
+from srpo_jax.prompts import Renderer
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.training import pipeline, reference
+
+WEIGHTS = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(5, jnp.bfloat16)}
+
+
+def data(template="plain", count=5):
+    pairs = [Pair(f"text {i}", "yes" * (i + 1), "no") for i in range(count)]
+    renderer = Renderer(template, ByteTokenizer())
+    return pipeline.prepare(pairs, renderer, DIRECT_SCORES, max_length=512)
+
+
+def score(rows):
+    """Stands for the model: the number of targets of each tree, and the same negated."""
+    places = jnp.arange(rows.pair.shape[1])
+    mine = (rows.target_tree[:, :, None] == places) & (rows.target_last > 0)[:, :, None]
+    size = mine.sum(1).astype(jnp.float32).reshape(-1)
+    return {"w": size, "l": -size}, rows.pair.reshape(-1)
+
+
+def never(rows):
+    raise AssertionError("scored again")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_module.make(devices=jax.devices()[:1])
+
+
+PAIRS = data()
+
+
+def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score):
+    return reference.load_or_score(path, data, weights, score, data.packing(4, 0), mesh)
+
+
+def test_every_pair_is_scored_once_and_then_read(tmp_path, mesh):
+    path = tmp_path / "run" / "reference_scores.npz"
+    scores = load(path, mesh)
+    sizes = [len(tree.target_token) for tree in data().trees]
+    np.testing.assert_array_equal(scores["w"], sizes)
+    np.testing.assert_array_equal(scores["l"], np.negative(sizes))
+    again = load(path, mesh, score=never)
+    for name in DIRECT_SCORES:
+        np.testing.assert_array_equal(again[name], scores[name])
+        assert again[name].dtype == np.float32
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"data": data("tldr")},
+        {"data": data(count=4)},
+        {"weights": WEIGHTS | {"a": WEIGHTS["a"].at[2, 1].add(1e-6)}},
+    ],
+    ids=["template", "pairs", "weights"],
+)
+def test_a_stale_file_is_an_error_and_stays(tmp_path, mesh, change):
+    path = tmp_path / "reference_scores.npz"
+    load(path, mesh)
+    content = path.read_bytes()
+    with pytest.raises(UserError, match=r"reference_scores\.npz was scored with other"):
+        load(path, mesh, score=never, **change)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("keep", [0, 100, -30])
+def test_a_damaged_file_is_named(tmp_path, mesh, keep):
+    path = tmp_path / "reference_scores.npz"
+    load(path, mesh)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"reference_scores\.npz cannot be read.*delete it"):
+        load(path, mesh, score=never)
+
+
+def test_a_score_that_is_no_number_is_an_error_and_is_not_kept(tmp_path, mesh):
+    path = tmp_path / "reference_scores.npz"
+
+    def broken(rows):
+        scores, pair = score(rows)
+        return scores | {"l": jnp.where(pair == 3, jnp.nan, scores["l"])}, pair
+
+    with pytest.raises(UserError, match="reference score 'l' of pair 3 is not finite"):
+        load(path, mesh, score=broken)
+    assert not path.exists()
+
+
+def test_the_digest_sees_every_bit_and_no_sharding():
+    plain = jax.random.normal(jax.random.key(0), (16, 24))
+    digest = reference.weights_digest([plain])
+    mesh = mesh_module.make(fsdp=4, tensor=2)
+    placed = jax.device_put(plain, mesh_module.sharding(mesh, ("embed", "mlp")))
+    assert reference.weights_digest([placed]) == digest
+    others = [
+        plain.at[5, 7].multiply(1 + 1e-6),
+        plain.at[5, 7].multiply(-1),
+        plain.at[jnp.array([2, 9])].set(plain[jnp.array([9, 2])]),  # two rows swapped
+        plain.T.reshape(16, 24),
+        plain.astype(jnp.bfloat16),
+    ]
+    digests = {reference.weights_digest([other]) for other in others}
+    assert len(digests | {digest}) == len(others) + 1

@@ -1,0 +1,221 @@
+"""Scores of a tree equal those of separate sequences, computed here without trees or chunks."""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training import scoring
+from srpo_jax.trees import prefix_tree
+
+CONFIG = DecoderConfig(
+    vocab_size=16,
+    width=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=48,
+    dtype="float32",
+)
+NAMES = ("w", "l", "w|l", "l|l", "w|w", "l|w")
+
+
+@pytest.fixture(scope="module")
+def model():
+    # Larger weights than the initialisation's, so that distributions are far from uniform.
+    model = Decoder(CONFIG, nnx.Rngs(0))
+    graphdef, state = nnx.split(model)
+    return nnx.merge(graphdef, jax.tree.map(lambda x: 2 * x, state))
+
+
+@jax.jit
+def causal_logp(model, ids):
+    """log p(ids[t + 1] | ids[: t + 1]) for one sequence at the end of a padded row, no trees."""
+    length = ids.shape[0]
+    mask = jnp.tril(jnp.ones((1, length, length), bool))
+    logits = model.logits(model(ids[None], jnp.arange(length)[None], mask))
+    logp = jax.nn.log_softmax(logits, -1)[0, :-1]
+    return logp[jnp.arange(length - 1), ids[1:]]
+
+
+def separate(model, prompt, completion, padded=24):
+    ids = np.zeros(padded, np.int32)  # one shape, one compilation; a causal row ignores its tail
+    ids[: len(prompt) + len(completion)] = [*prompt, *completion]
+    logp = causal_logp(model, jnp.array(ids))
+    return logp[len(prompt) - 1 : len(prompt) + len(completion) - 1].sum()
+
+
+def pair_sequences(x, w, l):
+    return [([*x, *s], c) for s in ([1], [2, *l, 3], [2, *w, 3]) for c in (w, l)]
+
+
+def random_pair(seed, prompt=6, completion=4):
+    rng = np.random.default_rng(seed)
+    part = lambda n: rng.integers(4, 8, n)  # few symbols: completions share beginnings often
+    return pair_sequences(
+        part(rng.integers(1, prompt + 1)),
+        part(rng.integers(1, completion + 1)),
+        part(rng.integers(1, completion + 1)),
+    )
+
+
+CASES = {
+    **{f"random {seed}": random_pair(seed) for seed in range(8)},
+    "identical": pair_sequences([4, 5], [6, 7, 6], [6, 7, 6]),
+    "prefix": pair_sequences([4, 5], [6, 7], [6, 7, 6, 4]),
+    "one token": pair_sequences([4], [5], [6]),
+    "one token, identical": pair_sequences([4], [5], [5]),
+    "shown completion begins as the direct prompt ends": pair_sequences([4, 2, 1], [1, 1], [1, 2]),
+}
+
+
+@jax.jit
+def tree_scores(model, rows):
+    return scoring.score(model, rows, NAMES, chunk=3)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tree_equals_separate_sequences(model, case):
+    sequences = CASES[case]
+    tree = prefix_tree.build(sequences)
+    # "maximum length": the row has not one slot to spare; then the same with padding
+    want = [separate(model, p, c) for p, c in sequences]
+    for size in ((len(tree.tokens), len(tree.target_token)), (56, 40)):
+        rows = prefix_tree.stack([prefix_tree.pad(tree, *size)])
+        got = tree_scores(model, rows)
+        # float32: sums of up to 8 log-probabilities of size ~5, rounding 1e-7 relative each
+        np.testing.assert_allclose([got[n][0] for n in NAMES], want, atol=1e-4)
+
+
+def test_a_batch_and_its_gradient_equal_separate_sequences(model):
+    pairs = [random_pair(seed) for seed in range(100, 104)]
+    trees = [prefix_tree.build(p) for p in pairs]
+    size = max(len(t.tokens) for t in trees) + 2, max(len(t.target_token) for t in trees) + 2
+    rows = prefix_tree.stack([prefix_tree.pad(t, *size) for t in trees])
+    graphdef, state = nnx.split(model)
+    weights = jnp.arange(1.0, 7.0)
+
+    def by_tree(state):
+        scores = scoring.score(nnx.merge(graphdef, state), rows, NAMES, chunk=5)
+        return sum(w * scores[n].sum() for w, n in zip(weights, NAMES, strict=True))
+
+    def by_sequence(state):
+        model = nnx.merge(graphdef, state)
+        return sum(
+            w * separate(model, p, c) for s in pairs for w, (p, c) in zip(weights, s, strict=True)
+        )
+
+    (one, gradient), (other, expected) = map(
+        lambda f: jax.value_and_grad(f)(state), (jax.jit(by_tree), by_sequence)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+def test_packed_rows_score_and_learn_as_rows_apart(model):
+    """Float32 tolerances: the same sums in another order."""
+    trees = [prefix_tree.build(random_pair(seed)) for seed in range(200, 205)]
+    slots, targets = (sum(sizes) for sizes in zip(*map(size, trees), strict=True))
+    rows = [prefix_tree.pack(trees[:3], slots, targets, 4, [7, 8, 9])]
+    rows += [prefix_tree.pack(trees[3:], slots, targets, 4, [1, 2])]
+    packed = prefix_tree.stack(rows)
+    apart = prefix_tree.stack([prefix_tree.pad(tree, slots, targets) for tree in trees])
+    graphdef, state = nnx.split(model)
+    weights = jnp.arange(30.0).reshape(6, 5)
+
+    def total(state, rows):
+        scores = scoring.score(nnx.merge(graphdef, state), rows, NAMES)
+        stacked = jnp.stack([scores[name] for name in NAMES])
+        there = stacked[:, rows.pair.reshape(-1) >= 0]
+        return jnp.sum(weights * there), stacked
+
+    run = jax.value_and_grad(total, has_aux=True)
+    (one, scores), gradient = run(state, packed)
+    (other, _), expected = run(state, apart)
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert (scores[:, packed.pair.reshape(-1) < 0] == 0).all()
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+def size(tree):
+    return len(tree.tokens), len(tree.target_token)
+
+
+def plain_logp(hidden, kernel, targets):
+    logp = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", hidden, kernel), -1)
+    return jnp.take_along_axis(logp, targets[..., None], -1)[..., 0]
+
+
+@pytest.fixture(scope="module")
+def projection():
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden, kernel = (
+        jax.random.normal(k, s) for k, s in zip(keys, ((8, 7, 32), (24, 32)), strict=False)
+    )
+    targets = jax.random.randint(keys[2], (8, 7), 0, 24)
+    return hidden, kernel, targets, jax.random.normal(keys[3], (8, 7))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 7, 12, None])
+def test_parts_of_the_vocabulary_change_nothing(projection, chunk):
+    """5 and 7 do not divide the 24 entries. Forward and both gradients against log_softmax itself."""
+    hidden, kernel, targets, cotangent = projection
+    got, pull = jax.vjp(
+        lambda h, k: scoring.log_probabilities(h, k, targets, chunk), hidden, kernel
+    )
+    want, expected = jax.vjp(lambda h, k: plain_logp(h, k, targets), hidden, kernel)
+    for a, b in zip((got, *pull(cotangent)), (want, *expected(cotangent)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_a_sharded_vocabulary_is_never_gathered(projection):
+    """On 4 x 2 devices no array has the whole vocabulary, and the numbers are those of one device."""
+    hidden, kernel, targets, cotangent = projection
+    mesh = mesh_module.make(fsdp=4, tensor=2)
+
+    def both(hidden, kernel):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            logp, pull = jax.vjp(
+                lambda h, k: scoring.log_probabilities(h, k, targets, 4), hidden, kernel
+            )
+            return logp, *pull(cotangent)
+
+    rows = mesh_module.batch_sharding(mesh)
+    table = mesh_module.sharding(mesh, ("vocab", "embed"))
+    program = jax.jit(both, in_shardings=(rows, table), out_shardings=(rows, rows, table))
+    text = program.lower(hidden, kernel).compile().as_text()
+    gathered = re.findall(r"f32\[([\d,]+)\]\S* all-gather", text)
+    assert gathered, "the part in use is gathered along fsdp"
+    assert all(math.prod(map(int, shape.split(","))) <= 2 * 4 * 32 for shape in gathered), gathered
+    want = plain_logp(hidden, kernel, targets)
+    np.testing.assert_allclose(program(hidden, kernel)[0], want, atol=2e-5)
+    expected = jax.vjp(lambda h, k: plain_logp(h, k, targets), hidden, kernel)[1](cotangent)
+    for a, b in zip(program(hidden, kernel)[1:], expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_memory_is_that_of_one_part_of_the_logits():
+    """Temporaries of forward and backward stay below two float32 parts plus the inputs' own sizes."""
+    tokens, width, vocabulary, chunk = 512, 16, 1 << 15, 1 << 11
+    shapes = (
+        jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
+        jax.ShapeDtypeStruct((vocabulary, width), jnp.float32),
+    )
+    targets = jnp.zeros((1, tokens), jnp.int32)
+    loss = lambda h, k: scoring.log_probabilities(h, k, targets, chunk).sum()
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile()
+    part, inputs = 4 * tokens * chunk, 4 * width * (tokens + vocabulary)
+    assert (
+        compiled.memory_analysis().temp_size_in_bytes
+        < 3 * part + 2 * inputs
+        < 4 * tokens * vocabulary / 2
+    )

@@ -1,0 +1,109 @@
+"""Which pairs form a batch, and how full its rows are."""
+
+import numpy as np
+import pytest
+
+from srpo_jax.trees import packing as packing_module
+from srpo_jax.trees.packing import Packing, RowShape, balanced
+
+
+def lognormal(rng, low, high, count):
+    """Lengths between low and high, four standard deviations of their logarithm apart."""
+    middle, spread = np.log(low * high) / 2, np.log(high / low) / 4
+    values = np.exp(rng.normal(middle, spread, 2 * count))
+    return values[(values >= low) & (values <= high)][:count].astype(int)
+
+
+def tldr_like(count, seed=0):
+    """Slots and targets of SRPO trees: prompts of 60 to 500 tokens, completions of 10 to 60."""
+    rng = np.random.default_rng(seed)
+    prompt, w, l = (lognormal(rng, *range_, count) for range_ in ((60, 500), (10, 60), (10, 60)))
+    return prompt + 4 * (w + l) + 20, 3 * (w + l)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts"), [(8, 1), (64, 8), (64, 16), (256, 64)], ids=lambda n: str(n)
+)
+def test_rows_are_95_percent_full_in_a_handful_of_shapes(batch_size, parts):
+    """Four pairs and more a row. 500 batches, far beyond those that the shapes were chosen from."""
+    packing = Packing(*tldr_like(20_000), batch_size, seed=0, parts=parts)
+    layouts = [packing.batch(step) for step in range(500)]
+    assert len({layout.shape for layout in layouts} | set(packing.shapes)) <= packing_module.SHAPES
+    assert np.mean([packing.fill(layout) for layout in layouts]) >= 0.95
+    assert packing.rows == parts
+
+
+def test_a_batch_is_always_the_same_number_of_pairs_each_in_one_row():
+    slots, targets = tldr_like(500)
+    packing = Packing(slots, targets, 32, seed=0, parts=4)
+    for step in range(40):
+        layout = packing.batch(step)
+        pairs = [pair for row in layout.rows for pair in row]
+        assert len(pairs) == 32
+        assert len(layout.rows) == 4
+        for row in layout.rows:
+            need = RowShape(int(slots[row].sum()), int(targets[row].sum()), len(row))
+            assert layout.shape.holds(need)
+
+
+def test_every_batch_has_its_share_of_long_and_short():
+    packing = Packing(*tldr_like(4_000), 32, seed=0)
+    dealt = [packing.slots[packing.batch(step).rows[0]].sum() for step in range(125)]
+    shuffled = Packing(*tldr_like(4_000), 32, seed=0, packed=False)
+    drawn = [sum(shuffled.slots[row].sum() for row in shuffled.batch(s).rows) for s in range(125)]
+    assert np.std(dealt) < np.std(drawn) / 3
+    first_epoch = {tuple(packing.batch(step).rows[0]) for step in range(125)}
+    second_epoch = {tuple(packing.batch(step).rows[0]) for step in range(125, 250)}
+    assert not first_epoch & second_epoch, "batches should not come again in the next epoch"
+
+
+def test_the_shape_of_a_step_does_not_depend_on_the_steps_before():
+    """Resumed runs, workers and processes must agree; small data and batches, so that shapes vary."""
+    make = lambda: Packing(*tldr_like(160), 4, seed=0)
+    running = make()
+    layouts = [running.batch(step) for step in range(400)]
+    assert len({layout.shape for layout in layouts}) > 1
+    for step in (399, 17, 250, 3):
+        assert make().batch(step) == layouts[step]
+
+
+def test_a_batch_that_fits_no_shape_gets_a_larger_one():
+    packing = Packing(*tldr_like(160), 4, seed=0)
+    packing.shapes = [RowShape(64, 64, 4)]
+    layout = packing.batch(0)
+    need = packing._needs(layout.rows)
+    assert layout.shape.holds(need)
+    assert layout.shape.length - need.length < 8 * packing_module.ROUND_LENGTH
+
+
+def test_rows_of_a_chosen_length():
+    slots, targets = tldr_like(2_000)
+    packing = Packing(slots, targets, 64, seed=0, row_length=4096)
+    assert {packing.batch(step).shape.length for step in range(30)} == {4096}
+    assert packing.rows == -(-int(slots.mean() * 64) // 4096)
+
+
+def test_a_long_batch_is_cut_into_several_rows():
+    packing = Packing(np.full(512, 500), np.full(512, 90), 256, seed=0, parts=2)
+    assert packing.rows == 8
+    assert packing.shapes == [RowShape(16_000, 2880, 32)]
+
+
+def test_without_packing_every_tree_has_a_row_of_its_own():
+    slots, targets = tldr_like(50)
+    packing = Packing(slots, targets, 8, seed=0, packed=False)
+    layout = packing.batch(3)
+    assert [len(row) for row in layout.rows] == [1] * 8
+    assert packing.shapes == [layout.shape]
+    assert 0 <= layout.shape.length - slots.max() < packing_module.ROUND_LENGTH
+    *_, last = packing.once()
+    assert [len(row) for row in last.rows] == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("per_row", [3, 4, 8])
+def test_rows_are_balanced(per_row):
+    """The largest row stays within 8 % of the mean, and every index is used once."""
+    sizes, _ = tldr_like(16 * per_row)
+    rows = balanced(sizes, 16)
+    assert sorted(i for row in rows for i in row) == list(range(16 * per_row))
+    assert max(sizes[row].sum() for row in rows) < 1.08 * sizes.sum() / 16
