@@ -14,6 +14,7 @@ from srpo_jax.models import loading
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import step
+from srpo_jax.training.optimizer import make_optimizer
 
 Step = Callable[[], float]
 HYPER = {"beta": 0.1, "alpha": 0.5}
@@ -26,7 +27,7 @@ def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> Step:
     graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
     config = config_module.default()
     config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant"})
-    optimizer, _ = step.make_optimizer(config)
+    optimizer, _ = make_optimizer(config)
     hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}
     programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
     kept = [step.TrainState(trained, programs.init(trained))]

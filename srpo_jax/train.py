@@ -30,6 +30,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED
 from srpo_jax.training import pipeline, reference, step
+from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows
 
@@ -50,7 +51,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     objective = objectives.get(config.objective.name)
     hyper = objective_settings(config)
     architecture = loading.decoder_config(config)
-    optimizer, schedule = step.make_optimizer(config)
+    optimizer, schedule = make_optimizer(config)
 
     # The pairs, as prefix trees
     source = loading.open_source(config.model.source)

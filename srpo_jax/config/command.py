@@ -12,7 +12,7 @@ from srpo_jax import config as config_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run(

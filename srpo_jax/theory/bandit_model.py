@@ -37,6 +37,7 @@ from srpo_jax.theory.bandit_picture import (
     one_sentence,
 )
 from srpo_jax.training import pipeline, step
+from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.trees import prefix_tree
 
 PREFERENCE = EXAMPLES["cycle"]
@@ -110,7 +111,7 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     config.update({"train": {"steps": steps}, "optimizer": {"learning_rate": LEARNING_RATE}})
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
-    optimizer, _ = step.make_optimizer(config)
+    optimizer, _ = make_optimizer(config)
     programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
     data = population(objective.needs, counts)
     packing = data.packing(len(data), SEED, packed=False)

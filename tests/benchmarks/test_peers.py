@@ -18,6 +18,7 @@ from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import scoring, step
+from srpo_jax.training.optimizer import make_optimizer
 
 NEEDS_BENCH = "the peers are an extra: install srpo_jax[bench] to run this test"
 torch = pytest.importorskip("torch", reason=NEEDS_BENCH)
@@ -97,7 +98,7 @@ def our_losses(start, objective, reference, hyper):
     config = config_module.default()
     config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": 0})
     config.optimizer.schedule = "constant"
-    steps = step.make(graphdef, trained, step.make_optimizer(config)[0], objective, hyper, mesh)
+    steps = step.make(graphdef, trained, make_optimizer(config)[0], objective, hyper, mesh)
     batch = workload.trees_batch(WORK, objective.needs)
     pair = batch["rows"].pair
     for i, name in enumerate(objective.needs):

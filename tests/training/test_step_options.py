@@ -19,6 +19,7 @@ from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline, scoring, step
+from srpo_jax.training.optimizer import make_optimizer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 SMALL = DecoderConfig(
@@ -49,7 +50,7 @@ def run(architecture, batches, *, rate=1e-3, mesh=None, seed=0, **options):
     config = config_module.default()
     config.optimizer.update({"learning_rate": rate, "warmup_steps": 0, "schedule": "constant"})
     graphdef, trained, frozen = loading.create(architecture, None, mesh, 0)
-    optimizer, _ = step.make_optimizer(config)
+    optimizer, _ = make_optimizer(config)
     objective = objectives.get("dpo")
     steps = step.make(
         graphdef, trained, optimizer, objective, {"beta": 0.1}, mesh, seed=seed, **options
