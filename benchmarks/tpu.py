@@ -177,7 +177,7 @@ def lowered_programs(
     trained, frozen = states
     optimizer, _ = make_optimizer(config_module.default())
     hyper = {name: value for name, value in HYPER.items() if name in objective.hyperparameters}
-    programs: Any = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    programs: Any = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
 
     def place(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

@@ -112,7 +112,7 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
     optimizer, _ = make_optimizer(config)
-    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     data = population(objective.needs, counts)
     packing = data.packing(len(data), SEED, packed=False)
     batch = mesh_module.host_to_global(mesh, next(pipeline.batches(data, packing, 0)))

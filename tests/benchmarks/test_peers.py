@@ -98,7 +98,9 @@ def our_losses(start, objective, reference, hyper):
     config = config_module.default()
     config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": 0})
     config.optimizer.schedule = "constant"
-    steps = step.make(graphdef, trained, make_optimizer(config)[0], objective, hyper, mesh)
+    steps = step.TrainStep(graphdef, make_optimizer(config)[0], objective, hyper, mesh).compile(
+        trained
+    )
     batch = workload.trees_batch(WORK, objective.needs)
     pair = batch["rows"].pair
     for i, name in enumerate(objective.needs):

@@ -107,15 +107,9 @@ def run(batches):
         graphdef, trained, frozen = loading.create(architecture(rank), None, mesh, 0)
         optimizer, _ = make_optimizer(config)
         hyper = {"beta": 0.1, "alpha": 0.5}
-        steps = step.make(
-            graphdef,
-            trained,
-            optimizer,
-            objectives.get("srpo"),
-            hyper,
-            mesh,
-            accumulate=accumulate,
-        )
+        steps = step.TrainStep(
+            graphdef, optimizer, objectives.get("srpo"), hyper, mesh, accumulate=accumulate
+        ).compile(trained)
         before, frozen_before = arrays(trained), arrays(frozen)
         state, metrics = step.TrainState(trained, steps.init(trained)), []
         del trained
@@ -190,7 +184,9 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, 
         mesh = mesh_module.make(**sizes | {"devices": jax.devices()[: sizes["devices"]]})
         graphdef, trained, frozen = loading.create(architecture(0), None, mesh, 0)
         parts = accumulate if name == "packed" else 1
-        steps = step.make(graphdef, trained, optimizer, objective, hyper, mesh, accumulate=parts)
+        steps = step.TrainStep(
+            graphdef, optimizer, objective, hyper, mesh, accumulate=parts
+        ).compile(trained)
         batch = pipeline.collate([data.row(row, shape) for row in rows])
         state = step.TrainState(trained, steps.init(trained))
         state, metrics = steps.train(state, frozen, mesh_module.host_to_global(mesh, batch))
@@ -239,7 +235,7 @@ def test_adapters_start_as_the_base_and_the_reference_ignores_them(batches):
 
     config = config_module.default()
     optimizer, _ = make_optimizer(config)
-    steps = step.make(graphdef, trained, optimizer, objective, {}, mesh)
+    steps = step.TrainStep(graphdef, optimizer, objective, {}, mesh).compile(trained)
     moved = jax.tree.map(lambda x: x + 0.1, trained)
     scores, pair = steps.reference(moved, frozen, mesh_module.host_to_global(mesh, rows))
     adapted = scoring.score(nnx.merge(graphdef, moved, frozen), rows, names)
