@@ -25,7 +25,7 @@ def run(numbers, stop=lambda number: False, every=1):
             number += 1
 
     def train(state, batch):
-        return state + [batch["number"]], {"loss": np.float32(1 / batch["number"])}
+        return [*state, batch["number"]], {"loss": np.float32(1 / batch["number"])}
 
     def act(done):
         assert done.metrics == {"loss": pytest.approx(1 / done.number)}
