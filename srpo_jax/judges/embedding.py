@@ -76,7 +76,8 @@ class EmbeddingJudge:
                 f"and completions b ({len(b)})"
             )
         margin = (self.features(prompts, a) - self.features(prompts, b)) @ self._weights
-        return 1 / (1 + np.exp(-margin))
+        preferred: np.ndarray = 1 / (1 + np.exp(-margin))
+        return preferred
 
     def features(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """Features [N, len(FEATURES)] float64 of N completions, unweighted."""

@@ -133,7 +133,8 @@ def fit(
         gradient = penalty * weights + (share * (found - target)) @ rows
         curvature = (rows * (share * found * (1 - found))[:, None]).T @ rows
         weights -= np.linalg.solve(curvature + penalty * np.eye(len(weights)), gradient)
-    return weights / scale
+    unscaled: np.ndarray = weights / scale
+    return unscaled
 
 
 def log_loss(rows: np.ndarray, weights: np.ndarray) -> float:
