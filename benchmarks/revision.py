@@ -92,10 +92,10 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
     import torch
     import transformers
 
-    from benchmarks import peers
+    from benchmarks import peers_torch
 
     dtype = getattr(torch, model.config.dtype)
-    network = peers.torch_model(model.weights, model.config).to(dtype).eval()
+    network = peers_torch.torch_model(model.weights, model.config).to(dtype).eval()
     settings = transformers.GenerationConfig(
         max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None
     )
