@@ -69,7 +69,7 @@ class Saved:
         """Each device reads its own part; the host holds none of it."""
         wanted = {self.key: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
         with Checkpoints(self.directory, read_only=True) as checkpoints:
-            array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
+            array: jax.Array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
         return array if array.dtype == dtype else array.astype(dtype)
 
     def layer(self, i: int | None) -> np.ndarray:
@@ -105,7 +105,8 @@ class Adapted:
         merge = functools.partial(_merge, scale=self.scale, dtype=dtype)
         # Layer by layer, so that no float32 copy of the whole stack is made on the way.
         layers = jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
-        return layers(base, a, b)
+        merged: jax.Array = layers(base, a, b)
+        return merged
 
     def layer(self, i: int | None) -> np.ndarray:
         base = reader({"base": self.base})("base", i).astype(np.float32)
