@@ -124,7 +124,7 @@ def extend(model: Model, cache: Cache, rows: Rows[Array]) -> tuple[Array, Cache]
 class _Decoding(NamedTuple):
     """The loop's state: how many of tokens [B, G] are decoded, which rows are done, their own cache."""
 
-    count: Array
+    decoded: Array
     tokens: Array
     done: Array
     cache: Cache
@@ -154,10 +154,10 @@ def decode(
         return jnp.where(jnp.isin(token, jnp.array(stops)), eos, token)
 
     def unfinished(at: _Decoding) -> Array:
-        return (at.count < new) & ~at.done.all()
+        return (at.decoded < new) & ~at.done.all()
 
     def step(at: _Decoding) -> _Decoding:
-        last = at.count - 1
+        last = at.decoded - 1
         token = jax.lax.dynamic_slice_in_dim(at.tokens, last, 1, axis=1)
         own = jnp.broadcast_to(jnp.arange(new) <= last, at.tokens.shape)
         mask = jnp.concatenate([start.valid, own], axis=1)[:, None]
@@ -166,9 +166,9 @@ def decode(
             token, positions, mask, at.cache, last, before=cache, layers=model.layers
         )
         after = decoder.logits(hidden[:, 0])
-        token = jnp.where(at.done, eos, sample(after, streams[at.count]))
-        tokens = jax.lax.dynamic_update_slice_in_dim(at.tokens, token[:, None], at.count, axis=1)
-        return _Decoding(at.count + 1, tokens, at.done | (token == eos), own_cache)
+        token = jnp.where(at.done, eos, sample(after, streams[at.decoded]))
+        tokens = jax.lax.dynamic_update_slice_in_dim(at.tokens, token[:, None], at.decoded, axis=1)
+        return _Decoding(at.decoded + 1, tokens, at.done | (token == eos), own_cache)
 
     with _on(model.mesh):
         token = sample(logits, streams[0])
@@ -193,7 +193,10 @@ def keep(cache: Cache, part: Cache, slot: int) -> Cache:
 
 def _streams(start: Start[Array], new: int) -> Array:
     """[G, B] random keys: a row's own, for each token of this revision."""
-    of_row = lambda key: jax.random.split(jax.random.fold_in(key, start.revision), new)
+
+    def of_row(key: Array) -> Array:
+        return jax.random.split(jax.random.fold_in(key, start.revision), new)
+
     return jax.vmap(of_row)(start.keys).swapaxes(0, 1)
 
 
