@@ -7,6 +7,7 @@ says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensor
 reference_scores.npz.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives
-from srpo_jax.config import command
+from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
 from srpo_jax.data import records
 from srpo_jax.models import loading
+from srpo_jax.objectives import ObjectiveSettings
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
@@ -41,50 +41,50 @@ MAY_CHANGE = (
 )
 
 
-def train(config: ConfigDict, workdir: Path) -> bool:
+def train(settings: Settings, workdir: Path) -> bool:
     """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
 
     Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
     """
-    mesh = mesh_module.make(**config.mesh)
-    check_settings(config, mesh)
-    objective = objectives.get(config.objective.name)
-    hyper = objective_settings(config)
-    architecture = loading.decoder_config(config)
-    optimizer, schedule = make_optimizer(config)
+    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+    check_batch(settings, mesh)
+    objective = objectives.get(settings.objective.name)
+    hyper = hyperparameters(settings.objective)
+    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
 
     # The pairs, as prefix trees
-    source = loading.open_source(config.model.source)
+    source = loading.open_source(settings.model.source)
     pairs = records.read_pairs(
-        config.data.pairs,
-        format=config.data.format,
-        split=config.data.split,
-        fields=config.data.fields,
+        settings.data.pairs,
+        format=settings.data.format,
+        split=settings.data.split,
+        fields=settings.data.fields,
         rejected=any("l" in name for name in objective.needs),
     )
     data = pipeline.prepare(
         pairs,
-        Renderer(config.data.template, source.tokenizer),
+        Renderer(settings.data.template, source.tokenizer),
         objective.needs,
         max_length=source.config.max_length,
-        row_length=config.data.row_length,
-        overlong=config.data.overlong,
-        source=config.data.pairs,
+        row_length=settings.data.row_length,
+        overlong=settings.data.overlong,
+        source=settings.data.pairs,
     )
     if is_main():
         identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
-        claim(workdir, config, identity, MAY_CHANGE)
+        claim(workdir, settings, identity, MAY_CHANGE)
     packing = data.packing(
-        config.train.batch_size,
-        config.seed,
-        parts=mesh_module.batch_parts(mesh) * config.train.accumulate,
-        packed=config.data.pack,
+        settings.train.batch_size,
+        settings.seed,
+        parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
+        packed=settings.data.pack,
     )
     report_data(data, packing)
 
     # The policy and its reference, which is the policy as it starts
     parameters = source.read_parameters() if source.read_parameters else None
-    graphdef, trained, frozen = loading.create(architecture, parameters, mesh, config.seed)
+    graphdef, trained, frozen = loading.create(architecture, parameters, mesh, settings.seed)
     del parameters
     steps = step.make(
         graphdef,
@@ -93,9 +93,9 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         objective,
         hyper,
         mesh,
-        accumulate=config.train.accumulate,
-        master=config.optimizer.master,
-        seed=config.seed,
+        accumulate=settings.train.accumulate,
+        master=settings.optimizer.master,
+        seed=settings.seed,
     )
     if objective.needs_reference:
         score = lambda rows: steps.reference(trained, frozen, rows)
@@ -107,17 +107,19 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     state = step.TrainState(trained, steps.init(trained))
     with (
         Checkpoints(
-            workdir / "checkpoints", config.train.keep_checkpoints, config.train.checkpoint_every
+            workdir / "checkpoints",
+            settings.train.keep_checkpoints,
+            settings.train.checkpoint_every,
         ) as checkpoints,
         distributed.StopSignal() as stop,
     ):
         restored = checkpoints.restore_latest(state, replace=True)
         start, state = restored or (0, state)
-        if start >= config.train.steps:
-            status(f"{workdir} is finished: step {start} of {config.train.steps}")
+        if start >= settings.train.steps:
+            status(f"{workdir} is finished: step {start} of {settings.train.steps}")
             return True
         if start:
-            status(f"resuming at step {start} of {config.train.steps}")
+            status(f"resuming at step {start} of {settings.train.steps}")
 
         stream = pipeline.batches(
             data,
@@ -125,15 +127,15 @@ def train(config: ConfigDict, workdir: Path) -> bool:
             start,
             process=jax.process_index(),
             processes=jax.process_count(),
-            workers=config.data.workers,
+            workers=settings.data.workers,
         )
         with (
             Metrics(workdir, resume=start) as log,
-            Progress("train", config.train.steps, unit="tokens", done=start) as progress,
+            Progress("train", settings.train.steps, unit="tokens", done=start) as progress,
         ):
             upcoming, known = next(stream), set(packing.shapes)
             batch = mesh_module.host_to_global(mesh, upcoming)
-            for number in range(start + 1, config.train.steps + 1):
+            for number in range(start + 1, settings.train.steps + 1):
                 began = time.perf_counter()
                 rows = upcoming["rows"]
                 report_shape(rows, known, number)
@@ -142,46 +144,34 @@ def train(config: ConfigDict, workdir: Path) -> bool:
 
                 state, metrics = steps.train(state, frozen, batch)
 
-                if number < config.train.steps:  # the next batch, while the devices work
+                if number < settings.train.steps:  # the next batch, while the devices work
                     upcoming = next(stream)
                     batch = mesh_module.host_to_global(mesh, upcoming)
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 check_finite(values, number, checkpoints)
-                if number % config.train.log_every == 0 or number == config.train.steps:
+                if number % settings.train.log_every == 0 or number == settings.train.steps:
                     seconds = time.perf_counter() - began
                     values["learning_rate"] = float(schedule(number - 1))
                     values["tokens_per_second"] = tokens / seconds
-                    values["pairs_per_second"] = config.train.batch_size / seconds
+                    values["pairs_per_second"] = settings.train.batch_size / seconds
                     values["row_fill"] = tokens / slots
                     log.write(number, values)
                 progress.advance(work=tokens, note=f"loss {values['loss']:.4f}")
                 stopping = stop.requested(number)
-                last = stopping or number == config.train.steps
+                last = stopping or number == settings.train.steps
                 checkpoints.save(number, state, force=last)
                 if last:
                     break
     if stopping:
         status(
-            f"stopped at step {number} of {config.train.steps}; the same command goes on from there"
+            f"stopped at step {number} of {settings.train.steps}; the same command goes on from there"
         )
     return not stopping
 
 
-def check_settings(config: ConfigDict, mesh: Mesh) -> None:
-    """UserError for a number of config.train, .optimizer or .data that is out of range."""
-    at_least_1 = ["train.steps", "train.batch_size", "train.accumulate", "train.log_every"]
-    at_least_1 += ["train.checkpoint_every", "train.keep_checkpoints"]
-    at_least_0 = ["optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay"]
-    at_least_0 += ["data.row_length", "data.workers"]
-    checks = [(key, lambda v: v >= 1, "at least 1") for key in at_least_1]
-    checks += [(key, lambda v: v >= 0, "0 or more") for key in at_least_0]
-    checks += [(f"optimizer.{key}", lambda v: 0 <= v < 1, "in [0, 1)") for key in ("b1", "b2")]
-    checks += [("optimizer.clip_norm", lambda v: v > 0, "positive")]
-    values = config_module.flatten(config.to_dict())
-    for key, good, wanted in checks:
-        if not good(values[key]):
-            raise UserError(f"config.{key}={values[key]} must be {wanted}")
-    size, parts = config.train.batch_size, config.train.accumulate
+def check_batch(settings: Settings, mesh: Mesh) -> None:
+    """UserError for a batch that cannot be split into its parts and over the devices."""
+    size, parts = settings.train.batch_size, settings.train.accumulate
     devices = mesh.shape["replica"] * mesh.shape["fsdp"]
     if size % (parts * devices):
         raise UserError(
@@ -191,10 +181,10 @@ def check_settings(config: ConfigDict, mesh: Mesh) -> None:
         )
 
 
-def objective_settings(config: ConfigDict) -> dict[str, Any]:
-    """The hyperparameters that the objective reads, checked; says which settings it leaves unread."""
-    objective = objectives.get(config.objective.name)
-    given = {k: v for k, v in config.objective.items() if k != "name" and v is not None}
+def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:
+    """Those that the objective reads, checked; says which settings it leaves unread."""
+    objective = objectives.get(settings.name)
+    given = settings.given()
     hyper = {k: v for k, v in given.items() if k in objective.hyperparameters}
     objectives.check_hyperparameters(objective.name, **hyper)
     unread = [k for k in given if k not in hyper]
@@ -250,9 +240,9 @@ def check_finite(values: dict[str, float], number: int, checkpoints: Checkpoints
             )
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
+def main(settings: Settings, workdir: Path) -> int:
     distributed.initialize()
-    return 0 if train(config, workdir) else INTERRUPTED
+    return 0 if train(settings, workdir) else INTERRUPTED
 
 
 if __name__ == "__main__":
