@@ -23,12 +23,11 @@ from absl import app, flags
 from benchmarks import common, steps, workload
 from benchmarks import step as step_benchmark
 from benchmarks.workload import Model, Workload
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 
 ONLY = flags.DEFINE_string("only", None, "measure this step in this process, print it as JSON")
 
@@ -70,7 +69,7 @@ def compiled_memory(model: Model, batch: dict[str, Any]) -> Any:
     """XLA's account of our SRPO step's memory on one device; compiled, not run."""
     mesh = mesh_module.make(devices=jax.devices()[:1])
     graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
-    optimizer, _ = make_optimizer(config_module.default())
+    optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     objective = objectives.get("srpo")
     programs = step.TrainStep(graphdef, optimizer, objective, steps.HYPER, mesh).compile(trained)
     state = step.TrainState(trained, jax.eval_shape(programs.init, trained))

@@ -8,13 +8,12 @@ import jax
 
 from benchmarks import workload
 from benchmarks.workload import Model, Workload
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 
 Step = Callable[[], float]
 HYPER = {"beta": 0.1, "alpha": 0.5}
@@ -25,9 +24,8 @@ def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> Step:
     """A complete update (scores, loss, gradient, AdamW) on a fixed batch; returns the loss."""
     mesh = mesh_module.make(devices=jax.devices()[:1])
     graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
-    config = config_module.default()
-    config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant"})
-    optimizer, _ = make_optimizer(config)
+    settings = OptimizerSettings(learning_rate=1e-6, warmup_steps=0, schedule="constant")
+    optimizer, _ = make_optimizer(settings, steps=100)
     hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}
     programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     kept = [step.TrainState(trained, programs.init(trained))]

@@ -34,7 +34,6 @@ from jax.sharding import Mesh
 from benchmarks import common, hlo_cost, workload
 from benchmarks.kernel_schedule import kernel_cycles, read_schedule
 from benchmarks.workload import Workload
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.models import attention
 from srpo_jax.models.architecture import LayerKind, Rope
@@ -44,7 +43,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 from srpo_jax.training import step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 from srpo_jax.trees.prefix_tree import Rows
 
 TOPOLOGY = flags.DEFINE_list("topology", ["v5e-64", "v5p-64", "v6e-64"], "which chips, of CHIPS")
@@ -176,7 +175,7 @@ def lowered_programs(
     model = nnx.eval_shape(lambda: Decoder(architecture, nnx.Rngs(0)))
     graphdef, *states = nnx.split(model, nnx.Param, ...)
     trained, frozen = states
-    optimizer, _ = make_optimizer(config_module.default())
+    optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     hyper = {name: value for name, value in HYPER.items() if name in objective.hyperparameters}
     programs: Any = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
 

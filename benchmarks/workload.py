@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives, prompts
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import DecoderConfig
+from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.objectives import Objective
 from srpo_jax.prompts import Prompt
 from srpo_jax.runtime import mesh as mesh_module
@@ -70,10 +70,8 @@ class Model:
 
 def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> Model:
     """As config.model and config.lora.rank would; layers > 0: only so many of them."""
-    config = config_module.default()
-    config.update({"model": {"source": source, "dtype": dtype, "remat": remat}})
-    config.lora.rank = rank
-    architecture = loading.decoder_config(config)
+    settings = ModelSettings(source=source, dtype=dtype, remat=remat)
+    architecture = loading.decoder_config(settings, LoraSettings(rank=rank))
     opened = loading.open_source(source)
     mesh = mesh_module.make(devices=jax.devices()[:1])
     read = opened.read_parameters

@@ -23,9 +23,9 @@ import numpy as np
 from absl import flags
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module
+from srpo_jax.config import Settings, command
 from srpo_jax.data.tokenizer import TokenizersTokenizer
 from srpo_jax.models import export, families, huggingface, loading, weights
 from srpo_jax.models.decoder import Decoder
@@ -101,7 +101,8 @@ def export_model(
     if adapter:
         if not _is_workdir(Path(source)):
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
-        config = loading.decoder_config(config_module.read(Path(source) / "config.json"))
+        run = config_module.read(Path(source) / "config.json")
+        config = loading.decoder_config(run.model, run.lora, run.train.frozen)
         kind, base = described["model_type"], _base_of(Path(source))
         export.write_adapter(output, config, kind, opened.read_parameters(), base)
     else:
@@ -115,10 +116,10 @@ def export_model(
     status(f"{output}: {written / 1e9:.2f} GB")
 
 
-def check(source: str, output: Path | None, adapter_of: Any = None) -> list[str]:
+def check(source: str, output: Path | None, adapter_of: Settings | None = None) -> list[str]:
     """What was found in order, a sentence each. UserError for the first thing that is not.
 
-    adapter_of: a configuration whose config.lora the run will have.
+    adapter_of: settings that the run will have.
     """
     opened = loading.open_source(source)
     described = _described(opened)
@@ -137,7 +138,7 @@ def check(source: str, output: Path | None, adapter_of: Any = None) -> list[str]
         opened.read_parameters()  # headers of what is on disk: names, shapes, dtypes
         found.append("the source has them all, in these shapes")
     if adapter_of is not None:
-        loading.decoder_config(adapter_of)
+        loading.decoder_config(adapter_of.model, adapter_of.lora, adapter_of.train.frozen)
         rank = adapter_of.lora.rank
         found.append(f"a LoRA adapter of rank {rank}" if rank else "no LoRA adapter: all weights")
     found.append(_check_transformers(described, {t.name: t.shape for t in tensors}))
@@ -248,9 +249,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("check", False, "only prove that the export will work")
     flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
     flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
-    config_flags.DEFINE_config_file(
-        "config", None, "--check: the training to come", lock_config=True
-    )
+    command.define_config(("model", "lora"), "--check: the training to come")
 
 
 def _main(arguments: list[str]) -> None:
@@ -259,16 +258,13 @@ def _main(arguments: list[str]) -> None:
         raise UserError(
             "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
         )
-    config = None
-    if given.config is not None:
-        config = config_module.default()
-        config_module.update(config, given.config.to_dict(), "--config")
-    source = given.source or (config and config.model.source)
+    settings = command.given() if given.config is not None else None
+    source = given.source or (settings and settings.model.source)
     if not source:
         raise UserError("--source is missing: give the model to convert")
     output = Path(given.output) if given.output else None
     if given.check:
-        for sentence in check(source, output, config):
+        for sentence in check(source, output, settings):
             print(sentence)
     elif output is None:
         raise UserError("--output is missing: give the directory to write")

@@ -8,21 +8,23 @@ receives report.html, win_rate.png, table.md and results.json, DIR/samples/ what
 command goes on where an interrupted one stopped.
 """
 
+import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import psutil
-from ml_collections import ConfigDict
 
 from srpo_jax import config as config_module
 from srpo_jax import judges, revision
-from srpo_jax.config import command
+from srpo_jax.config import Settings, command
+from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.data import documents as documents_module
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge, validation
@@ -40,7 +42,7 @@ CHUNK = 4  # batches between two writes of what has been generated
 
 
 def evaluate(
-    config: ConfigDict,
+    settings: Settings,
     workdir: Path,
     methods: Mapping[str, str],
     *,
@@ -53,38 +55,38 @@ def evaluate(
     that training began from. All are revised with the same prompts. Raises UserError for settings at
     fault; samples already written are kept.
     """
-    settings = config.evaluate
-    renderer = Renderer(config.data.template, loading.load_tokenizer(config.model.source))
+    own = settings.evaluate
+    renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
     chosen = {
-        name: select(name, settings.split, settings.count, settings.max_prompt_tokens, renderer)
-        for name in settings.documents
+        name: select(name, own.split, own.count, own.max_prompt_tokens, renderer)
+        for name in own.documents
     }
     written = {
-        method: _revisions(config, workdir, method, source, renderer, chosen)
+        method: _revisions(settings, workdir, method, source, renderer, chosen)
         for method, source in methods.items()
     }
-    judge = judges.load(config.judge, workdir)
+    judge = judges.load(settings.judge, workdir)
     judged = {method: _judge(judge, method, chosen, texts) for method, texts in written.items()}
-    checks = _check(judge, settings)
+    checks = _check(judge, own)
     result = report.Report(
         title=title,
         judge_name=judge.name,
         judge_description=judge.description,
-        judge_is_proxy=config.judge.name == "embedding",
+        judge_is_proxy=settings.judge.name == "embedding",
         gold_words={n: _words(d.gold for d in docs) for n, (docs, _) in chosen.items()},
         document_counts={name: len(docs) for name, (docs, _) in chosen.items()},
         checks=checks,
         curves=tuple(
-            _curve(method, name, name == settings.documents[0], written[method][name], p)
-            for name in settings.documents
+            _curve(method, name, name == own.documents[0], written[method][name], p)
+            for name in own.documents
             for method, p in ((m, judged[m][name]) for m in methods)
         ),
         samples=tuple(
             _sample(name, document, i, written, judged)
             for name, (docs, _) in chosen.items()
-            for i, document in enumerate(docs[: settings.samples])
+            for i, document in enumerate(docs[: own.samples])
         ),
-        facts=(*facts, *_facts(config, written)),
+        facts=(*facts, *_facts(settings, written)),
         command=" ".join(["python -m", _module(), *sys.argv[1:]]),
     )
     report.write(result, workdir / "report")
@@ -98,7 +100,7 @@ Chosen = Mapping[str, tuple[list[Document], list[Prompt]]]
 
 
 def _revisions(
-    config: ConfigDict,
+    settings: Settings,
     workdir: Path,
     method: str,
     source: str,
@@ -106,22 +108,21 @@ def _revisions(
     chosen: Chosen,
 ) -> dict[str, Texts]:
     """y_0 … y_N of every document under one model; the model is loaded only if some are missing."""
-    sampling = revision.Sampling(**config.sampling)
-    n_revisions = config.evaluate.revisions
+    sampling, n_revisions = settings.sampling, settings.evaluate.revisions
     model: Decoder | None = None
     spent = revision.Spent()
     results: dict[str, Texts] = {}
     for name, (docs, prompts) in chosen.items():
         path = workdir / "samples" / f"{method}-{name}.jsonl"
-        settings = {
+        decisive = {
             "source": loading.identity(source),
-            "template": config.data.template,
-            "dtype": config.model.dtype,
-            "sampling": config.sampling.to_dict(),
+            "template": settings.data.template,
+            "dtype": settings.model.dtype,
+            "sampling": dataclasses.asdict(sampling),
             "revisions": n_revisions,
-            "seed": config.seed,
+            "seed": settings.seed,
         }
-        done = _read(path, settings, docs)
+        done = _read(path, decisive, docs)
         size = CHUNK * sampling.batch_size
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -129,11 +130,11 @@ def _revisions(
             Progress(f"revise {method} on {name}", len(docs), "documents", len(done)) as progress,
         ):
             if out.tell() == 0:
-                out.write(json.dumps(settings) + "\n")
+                out.write(json.dumps(decisive) + "\n")
             for first in range(len(done), len(docs), size):
                 if model is None:
-                    mesh = mesh_module.make(**config.mesh)
-                    model = loading.load(source, config.model.dtype, mesh, config.seed)
+                    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+                    model = loading.load(source, settings.model.dtype, mesh, settings.seed)
                 part = slice(first, first + size)
                 ids = revision.revise_ids(
                     model,
@@ -141,7 +142,7 @@ def _revisions(
                     n_revisions,
                     sampling,
                     eos=renderer.stop_ids,
-                    seed=config.seed,
+                    seed=settings.seed,
                     rows=range(len(docs))[part],
                     progress=progress,
                     spent=spent,
@@ -163,12 +164,12 @@ def _revisions(
     return results
 
 
-def _read(path: Path, settings: dict, docs: list[Document]) -> list[dict]:
+def _read(path: Path, decisive: Mapping[str, Any], docs: list[Document]) -> list[dict[str, Any]]:
     """The records an earlier attempt has written under the same settings; else the file is begun anew."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(True) if line[-1] == "\n"]
-    if lines and json.loads(lines[0]) == json.loads(json.dumps(settings)):
+    if lines and json.loads(lines[0]) == json.loads(json.dumps(decisive)):
         records = [json.loads(line) for line in lines[1:]]
         if [r["id"] for r in records] == [d.id for d in docs][: len(records)]:
             path.write_text("".join(lines), encoding="utf-8")
@@ -195,7 +196,7 @@ def _judge(
     return judged
 
 
-def _check(judge: Judge, settings: ConfigDict) -> tuple[report.JudgeCheck, ...]:
+def _check(judge: Judge, settings: EvaluateSettings) -> tuple[report.JudgeCheck, ...]:
     """How the judge itself does on validation documents, which nothing here was fitted to."""
     if not settings.judge_check:
         return ()
@@ -243,7 +244,7 @@ def _sample(
     )
 
 
-def _facts(config: ConfigDict, written: Mapping[str, dict[str, Texts]]) -> list[tuple[str, str]]:
+def _facts(settings: Settings, written: Mapping[str, dict[str, Texts]]) -> list[tuple[str, str]]:
     """Machine, versions and settings, as the report shows them."""
     memory = psutil.virtual_memory().total / 2**30
     packages = ("jax", "flax", "optax", "orbax-checkpoint")
@@ -258,12 +259,15 @@ def _facts(config: ConfigDict, written: Mapping[str, dict[str, Texts]]) -> list[
             ", ".join(f"{p} {version(p)}" for p in packages)
             + f", Python {platform.python_version()}",
         ),
-        ("model", f"{config.model.source}, {config.model.dtype}"),
-        ("decoding", ", ".join(f"{k} {v}" for k, v in config.sampling.items())),
+        ("model", f"{settings.model.source}, {settings.model.dtype}"),
+        (
+            "decoding",
+            ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(settings.sampling).items()),
+        ),
     ]
 
 
-def _words(texts) -> float:
+def _words(texts: Iterable[str]) -> float:
     return float(np.mean([len(text.split()) for text in texts]))
 
 
@@ -272,17 +276,17 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).name
 
 
-def main(config: ConfigDict, workdir: Path) -> None:
+def main(settings: Settings, workdir: Path) -> None:
     distributed.initialize()
     distributed.require_one_process("srpo_jax.evaluate")
     run = config_module.read(workdir / "config.json")
-    if run.data.template != config.data.template or run.model.source != config.model.source:
+    if run.data.template != settings.data.template or run.model.source != settings.model.source:
         raise UserError(
             f"{workdir} was trained with data.template={run.data.template!r} and model.source="
             f"{run.model.source!r}: evaluate it with the same"
         )
     methods = {"start": run.model.source, run.objective.name: str(workdir)}
-    evaluate(config, workdir, methods, title=f"{run.objective.name.upper()}: {workdir.name}")
+    evaluate(settings, workdir, methods, title=f"{run.objective.name.upper()}: {workdir.name}")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives
+from srpo_jax.config import Settings, command
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import Tokenizer
@@ -30,11 +28,11 @@ TEXT = 100  # characters of a node's text that are shown
 BAR = 50
 
 
-def inspect(config: ConfigDict, first: int) -> Iterator[str]:
+def inspect(settings: Settings, first: int) -> Iterator[str]:
     """Lines of the report. Raises UserError as `train` would for the same settings."""
-    source = loading.open_source(config.model.source)
-    names = objectives.get(config.objective.name).needs
-    data = config.data
+    source = loading.open_source(settings.model.source)
+    names = objectives.get(settings.objective.name).needs
+    data = settings.data
     pairs = records.read_pairs(
         data.pairs,
         format=data.format,
@@ -44,8 +42,8 @@ def inspect(config: ConfigDict, first: int) -> Iterator[str]:
     )
     renderer = Renderer(data.template, source.tokenizer)
     yield (
-        f"{data.pairs}: {len(pairs):,} pairs; {config.objective.name} scores {', '.join(names)} under the "
-        f"template {data.template!r}"
+        f"{data.pairs}: {len(pairs):,} pairs; {settings.objective.name} scores {', '.join(names)} "
+        f"under the template {data.template!r}"
     )
     slots: list[int] = []
     scored: list[int] = []
@@ -126,15 +124,11 @@ def _histogram(values: Sequence[int]) -> Iterator[str]:
 
 
 def _main(_: list[str]) -> None:
-    if flags.FLAGS.config is None:
-        raise UserError("--config is missing: give a file of configs/, or your own")
-    config = config_module.default()
-    config_module.update(config, flags.FLAGS.config.to_dict(), "--config")
-    for line in inspect(config, flags.FLAGS.first):
+    for line in inspect(command.given(), flags.FLAGS.first):
         print(line)
 
 
 if __name__ == "__main__":
     flags.DEFINE_integer("first", 2, "pairs that are shown whole")
-    config_flags.DEFINE_config_file("config", None, "file with the settings", lock_config=True)
+    command.define_config(("model", "data", "objective"), "file with the settings")
     run_program(_main)

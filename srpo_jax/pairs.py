@@ -6,15 +6,14 @@ Both completions are sampled from config.model.source under the direct prompt; t
 becomes label_prob. The same command goes on where an interrupted one stopped.
 """
 
+import dataclasses
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from srpo_jax import judges, revision
-from srpo_jax.config import command
+from srpo_jax.config import Settings, command
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
 from srpo_jax.models import loading
@@ -26,7 +25,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
 
 
-def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
+def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     """Samples, judges and writes `output`, JSON lines of {prompt, chosen, rejected, label_prob}.
 
     Does nothing if output is there. Raises UserError for settings at fault and when no pair is left.
@@ -34,15 +33,13 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
     if output.exists():
         status(f"pairs: {output} is there already")
         return
-    settings = config.pairs
-    renderer = Renderer(config.data.template, loading.load_tokenizer(config.model.source))
-    chosen, prompts = select(
-        settings.documents, settings.split, settings.count, settings.max_prompt_tokens, renderer
-    )
+    own = settings.pairs
+    renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
+    chosen, prompts = select(own.documents, own.split, own.count, own.max_prompt_tokens, renderer)
     part = output.with_name(output.name + ".samples")
-    records = _sample(config, renderer, chosen, prompts, part)
+    records = _sample(settings, renderer, chosen, prompts, part)
     completions = [(record["a"], record["b"]) for record in records]
-    judge = judges.load(config.judge, workdir)
+    judge = judges.load(settings.judge, workdir)
     usable = [
         (d, a, b) for d, (a, b) in zip(chosen, completions, strict=True) if a and b and a != b
     ]
@@ -60,12 +57,12 @@ def make_pairs(config: ConfigDict, workdir: Path, output: Path) -> None:
         f"pairs: {len(pairs)} written to {output}, labelled by {judge.name}; "
         f"{len(chosen) - len(pairs)} documents left out (completions equal or empty); "
         f"{sum(record['cut'] for record in records)} of {2 * len(records)} completions were cut off at "
-        f"{config.sampling.max_new_tokens} tokens"
+        f"{settings.sampling.max_new_tokens} tokens"
     )
 
 
 def _sample(
-    config: ConfigDict,
+    settings: Settings,
     renderer: Renderer,
     chosen: list[Document],
     prompts: list[Prompt],
@@ -76,23 +73,20 @@ def _sample(
     A record has the document's id, the completions a and b, and how many of them were cut off at
     config.sampling.max_new_tokens.
     """
-    settings = {
-        "model": config.model.to_dict(),
-        "seed": config.seed,
-        "template": config.data.template,
+    decisive = {
+        "model": dataclasses.asdict(settings.model),
+        "seed": settings.seed,
+        "template": settings.data.template,
+        "sampling": dataclasses.asdict(settings.sampling),
+        "pairs": dataclasses.asdict(settings.pairs),
     }
-    settings |= {"sampling": config.sampling.to_dict(), "pairs": config.pairs.to_dict()}
-    done = _read(part, settings, [document.id for document in chosen])
+    done = _read(part, decisive, [document.id for document in chosen])
     if len(done) == len(chosen):
         return done
-    model = loading.load(
-        config.model.source, config.model.dtype, mesh_module.make(**config.mesh), config.seed
-    )
-    sampling = revision.Sampling(
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.pairs.temperature,
-        top_p=config.pairs.top_p,
-        batch_size=config.sampling.batch_size,
+    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+    model = loading.load(settings.model.source, settings.model.dtype, mesh, settings.seed)
+    sampling = dataclasses.replace(
+        settings.sampling, temperature=settings.pairs.temperature, top_p=settings.pairs.top_p
     )
     size = max(1, sampling.batch_size // 2)
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -101,13 +95,13 @@ def _sample(
         part.open("a", encoding="utf-8") as out,
     ):
         if not done:
-            out.write(json.dumps(settings) + "\n")
+            out.write(json.dumps(decisive) + "\n")
         for first in range(len(done), len(chosen), size):
             batch = range(first, min(first + size, len(chosen)))
             rows = [2 * i + side for i in batch for side in (0, 1)]
             twice = [prompts[row // 2] for row in rows]
             ids = revision.revise_ids(
-                model, twice, 0, sampling, eos=renderer.stop_ids, seed=config.seed, rows=rows
+                model, twice, 0, sampling, eos=renderer.stop_ids, seed=settings.seed, rows=rows
             )
             texts = [renderer.tokenizer.decode(y).strip() for (y,) in ids]
             ends = [len(y) < sampling.max_new_tokens for (y,) in ids]
@@ -122,13 +116,13 @@ def _sample(
     return done
 
 
-def _read(part: Path, settings: dict, ids: list[str]) -> list[dict[str, Any]]:
+def _read(part: Path, decisive: dict[str, Any], ids: list[str]) -> list[dict[str, Any]]:
     """What an interrupted attempt with the same settings has sampled; a cut last line is dropped."""
     if not part.is_file():
         return []
     lines = part.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
-    if not whole or json.loads(whole[0]) != json.loads(json.dumps(settings)):
+    if not whole or json.loads(whole[0]) != json.loads(json.dumps(decisive)):
         raise UserError(
             f"{part} was sampled with other settings: delete it, or use another --output"
         )
@@ -142,10 +136,10 @@ def _read(part: Path, settings: dict, ids: list[str]) -> list[dict[str, Any]]:
     return records
 
 
-def main(config: ConfigDict, workdir: Path, output: str | None) -> None:
+def main(settings: Settings, workdir: Path, output: str | None) -> None:
     distributed.initialize()
     distributed.require_one_process("srpo_jax.pairs")
-    make_pairs(config, workdir, Path(output) if output else workdir / "pairs.jsonl")
+    make_pairs(settings, workdir, Path(output) if output else workdir / "pairs.jsonl")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ distribution). Safe to interrupt: the same command goes on where it was. Nothing
 is needed, and that only the first time.
 """
 
+import dataclasses
 import time
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
-from srpo_jax import config as config_module
-from srpo_jax.config import command
+from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
 from srpo_jax.evaluate import evaluate
 from srpo_jax.pairs import make_pairs
@@ -26,16 +24,16 @@ from srpo_jax.runtime.program import INTERRUPTED
 from srpo_jax.train import train
 
 
-def main(config: ConfigDict, workdir: Path) -> int:
+def main(settings: Settings, workdir: Path) -> int:
     distributed.initialize()
     distributed.require_one_process("srpo_jax.quickstart")
     began = time.monotonic()
-    runs = method_configs(config, workdir)
+    runs = method_settings(settings, workdir)
     # Those may change: they are applied to the models already trained.
-    claim(workdir, config, {}, may_change=("evaluate.", "judge.", "mesh."))
+    claim(workdir, settings, {}, may_change=("evaluate.", "judge.", "mesh."))
 
     status("\n1. Pairs: two completions a document, compared by the judge")
-    make_pairs(config, workdir, workdir / "pairs.jsonl")
+    make_pairs(settings, workdir, workdir / "pairs.jsonl")
 
     for number, (name, run) in enumerate(runs.items(), 2):
         status(f"\n{number}. Training {name.upper()}")
@@ -43,12 +41,12 @@ def main(config: ConfigDict, workdir: Path) -> int:
             return INTERRUPTED
 
     status(f"\n{len(runs) + 2}. Revising and judging")
-    methods = {"start": config.model.source} | {name: str(workdir / name) for name in runs}
+    methods = {"start": settings.model.source} | {name: str(workdir / name) for name in runs}
     facts = [
         (
             "training",
-            f"{config.train.steps} steps of {config.train.batch_size} pairs, LoRA rank "
-            f"{config.lora.rank}, alpha {config.objective.alpha} (SRPO)",
+            f"{settings.train.steps} steps of {settings.train.batch_size} pairs, LoRA rank "
+            f"{settings.lora.rank}, alpha {settings.objective.alpha} (SRPO)",
         ),
         *(
             (
@@ -59,31 +57,30 @@ def main(config: ConfigDict, workdir: Path) -> int:
         ),
     ]
     title = "SRPO quickstart: does the model improve its own answer?"
-    evaluate(config, workdir, methods, title=title, facts=facts)
+    evaluate(settings, workdir, methods, title=title, facts=facts)
     minutes = (time.monotonic() - began) / 60
     status(f"\nDone in {minutes:.1f} minutes. Open {workdir / 'report' / 'report.html'}")
     return 0
 
 
-def method_configs(config: ConfigDict, workdir: Path) -> dict[str, ConfigDict]:
+def method_settings(settings: Settings, workdir: Path) -> dict[str, Settings]:
     """The settings of each method's run: equal but for what config.quickstart says."""
-    own = config.quickstart
+    own = settings.quickstart
     if not len(own.methods) == len(own.beta) == len(own.learning_rate):
         raise UserError(
             "config.quickstart.methods, .beta and .learning_rate must have one entry a method"
         )
-    runs = {}
-    for name, beta, rate in zip(own.methods, own.beta, own.learning_rate, strict=True):
-        run = ConfigDict(config.copy_and_resolve_references())
-        changes = {
-            "objective.name": name,
-            "objective.beta": beta,
-            "optimizer.learning_rate": rate,
-            "data.pairs": str(workdir / "pairs.jsonl"),
-        }
-        config_module.update(run, changes, "config.quickstart")
-        runs[name] = run
-    return runs
+    change = dataclasses.replace
+    data = change(settings.data, pairs=str(workdir / "pairs.jsonl"))
+    return {
+        name: change(
+            settings,
+            data=data,
+            objective=change(settings.objective, name=name, beta=beta),
+            optimizer=change(settings.optimizer, learning_rate=rate),
+        )
+        for name, beta, rate in zip(own.methods, own.beta, own.learning_rate, strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -1,8 +1,27 @@
 """Every setting there is, the command line, and the folder of a run that remembers its settings.
 
-May import: the rooms whose settings it gathers. Imported by: theory, the programs, the files in configs/.
+May import: the rooms whose settings it gathers (training, revision, judges, models, objectives, runtime).
+Imported by: theory, the programs, the files in configs/.
 """
 
-from srpo_jax.config.settings import default, flatten, read, save, update
+from srpo_jax.config.settings import (
+    Settings,
+    checked,
+    config_dict,
+    default,
+    flatten,
+    read,
+    save,
+    update,
+)
 
-__all__ = ["default", "flatten", "read", "save", "update"]
+__all__ = [
+    "Settings",
+    "checked",
+    "config_dict",
+    "default",
+    "flatten",
+    "read",
+    "save",
+    "update",
+]

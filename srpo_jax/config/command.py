@@ -1,7 +1,8 @@
 """The command line that all programs share: --config, --workdir, --config.key=value, --help."""
 
 import sys
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -9,10 +10,13 @@ from absl import flags
 from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module
+from srpo_jax.config import Settings
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.settings import described
 
 ROOT = Path(__file__).parents[2]
+WIDTH, COLUMN = 100, 40  # of --help, and where the meanings begin
 
 
 def run(
@@ -23,50 +27,76 @@ def run(
     workdir: str | None = None,
     options: Mapping[str, str] | None = None,
 ) -> NoReturn:
-    """Parses the command line and runs main(config, workdir, **options), which returns the exit status.
+    """Parses the command line and runs main(settings, workdir, **options), which returns the exit status.
 
-    sections: those of the configuration that the program reads, listed by --help. config, workdir:
+    sections: those of the settings that the program reads, listed by --help. config, workdir:
     defaults of the flags, without which they must be given; config is relative to the repository.
     options: further flags that hold a text (None when not given), name -> help.
     """
     options = options or {}
-    default = str(ROOT / config) if config else None
-    config_flags.DEFINE_config_file(
-        "config", default, f"file with the settings (default: {config})", lock_config=True
-    )
+    define_config(sections, f"file with the settings (default: {config})", config)
     flags.DEFINE_string("workdir", workdir, "folder of the run; the same folder resumes it")
     for name, meaning in options.items():
         flags.DEFINE_string(name, None, meaning)
-    # absl shows the flags of the module that is __main__, and that module's docstring.
-    for name in ("config", "workdir", *options):
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-    program = sys.modules["__main__"]
-    program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
+    show_in_help("workdir", *options)
 
     def checked(_: list[str]) -> int | None:
-        if flags.FLAGS.config is None:
-            raise UserError("--config is missing: give a file of configs/, or your own")
+        values = given()
         if not flags.FLAGS.workdir:
             raise UserError("--workdir is missing: give the folder this run is to live in")
         if Path(flags.FLAGS.workdir).is_file():
             raise UserError(f"--workdir={flags.FLAGS.workdir} is a file: give a folder")
-        values = config_module.default()
-        config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
-        return main(
-            values,
-            Path(flags.FLAGS.workdir),
-            **{name: flags.FLAGS[name].value for name in options},
-        )
+        chosen = {name: flags.FLAGS[name].value for name in options}
+        return main(values, Path(flags.FLAGS.workdir), **chosen)
 
     run_program(checked)
 
 
-def settings(sections: tuple[str, ...]) -> str:
-    """The settings of some sections with their defaults, a line each."""
-    flat = config_module.flatten(config_module.default().to_dict())
-    lines = [
-        f"  --config.{key}={value!r}"
-        for key, value in flat.items()
-        if key.split(".")[0] in (*sections, "seed")
-    ]
-    return "\n".join(["Settings and their defaults (srpo_jax/config.py explains each):", *lines])
+def define_config(sections: Sequence[str], meaning: str, default: str | None = None) -> None:
+    """Defines --config, and lists these sections of it in the program's --help.
+
+    default: a file relative to the repository.
+    """
+    file = str(ROOT / default) if default else None
+    config_flags.DEFINE_config_file("config", file, meaning, lock_config=True)
+    show_in_help("config")
+    program = sys.modules["__main__"]
+    program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
+
+
+def show_in_help(*names: str) -> None:
+    """absl shows the flags of the module that is __main__, and that module's docstring."""
+    for name in names:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def given() -> Settings:
+    """The settings of the command line, checked; UserError without --config and for what is wrong."""
+    if flags.FLAGS.config is None:
+        raise UserError("--config is missing: give a file of configs/, or your own")
+    values = config_module.default()
+    config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
+    return config_module.checked(values)
+
+
+def settings(sections: Sequence[str]) -> str:
+    """The settings of some sections with default and meaning, for people to read."""
+    lines = ["Settings, their defaults and what they mean:"]
+    whole = Settings()
+    for name in ("seed", *sections):
+        section = whole if name == "seed" else getattr(whole, name)
+        prefix = "" if section is whole else f"{name}."
+        if prefix:
+            lines += ["", (section.__doc__ or "").splitlines()[0]]
+        for key, said in described(section).items():
+            flag = f"  --config.{prefix}{key}={getattr(section, key)!r}"
+            lines += _columns(flag, said.sentence)
+    return "\n".join(lines)
+
+
+def _columns(flag: str, sentence: str) -> list[str]:
+    """The sentence beside the flag, or below it where that is too long."""
+    beside = textwrap.wrap(sentence, WIDTH - COLUMN)
+    if len(flag) > COLUMN - 2:
+        return [flag, *(" " * COLUMN + line for line in beside)]
+    return [flag.ljust(COLUMN) + beside[0], *(" " * COLUMN + line for line in beside[1:])]

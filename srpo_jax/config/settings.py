@@ -1,9 +1,11 @@
-"""Every setting there is, with its default and what it means.
+"""All settings in one record, and the ConfigDict in which users see them.
 
 A file in configs/ starts from `default()` and changes what it needs; the command line overrides both
-with --config.key=value. The dictionary is locked: a key that is not here is an error.
+with --config.key=value. The dictionary is locked: a key that is not here is an error. Programs turn it
+into `Settings` once, by `checked`; from there on a type checker sees every value.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,126 +14,82 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from srpo_jax.config.programs import EvaluateSettings, PairSettings, QuickstartSettings
+from srpo_jax.judges.settings import JudgeSettings
+from srpo_jax.models.settings import LoraSettings, ModelSettings
+from srpo_jax.objectives import ObjectiveSettings
+from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.mesh import MeshSettings
+from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
+from srpo_jax.training.optimizer import OptimizerSettings
+from srpo_jax.training.settings import DataSettings, TrainSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The settings of all programs; each program reads the sections it needs."""
+
+    seed: int = setting(0, "of initialisation, data order and sampling", at_least(0))
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
+    mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+    objective: ObjectiveSettings = dataclasses.field(default_factory=ObjectiveSettings)
+    train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
+    optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    pairs: PairSettings = dataclasses.field(default_factory=PairSettings)
+    evaluate: EvaluateSettings = dataclasses.field(default_factory=EvaluateSettings)
+    judge: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
+    quickstart: QuickstartSettings = dataclasses.field(default_factory=QuickstartSettings)
+
+    def __post_init__(self) -> None:
+        check(self, "config")
 
 
 def default() -> ConfigDict:
-    """The settings of all programs; each program reads the sections it needs."""
+    """The defaults, to start a file of configs/ from."""
+    return config_dict(Settings())
+
+
+def config_dict(settings: Settings) -> ConfigDict:
+    """The settings as users change them: locked, and what is None waits for a value of its type."""
+    return _config_dict(settings).lock()
+
+
+def _config_dict(settings: Any) -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of initialisation, data order and sampling
-
-    model = config.model = ConfigDict()
-    model.source = "smollm2-135m-instruct"  # or "tiny" (random, bytes), or a workdir to start from
-    model.dtype = "bfloat16"  # of matrix products; sums and parameters stay float32
-    model.parameters = "float32"  # or "bfloat16", with config.optimizer.master; norms stay float32
-    # What the backward pass computes again: "none", "dots" (all but projections and attention), "full".
-    model.remat = "full"
-    model.attention = "auto"  # "dense", "blockwise" or "pallas" (TPU): see docs/performance.md
-
-    lora = config.lora = ConfigDict()
-    lora.rank = 0  # 0 trains all weights; else only adapters, and the reference is the adapter off
-    lora.alpha = 32.0  # adapters are scaled by alpha / rank
-    lora.dropout = 0.0  # of what adapters see, in training
-    lora.targets = ("query", "key", "value", "output", "gate", "up", "down")  # patterns
-
-    mesh = config.mesh = ConfigDict()
-    mesh.replica = 1  # copies of the model, the only axis that crosses slices
-    mesh.fsdp = -1  # parameters and batch are split over these devices; -1 is all that are left
-    mesh.tensor = 1  # heads, MLP and vocabulary are split over these
-
-    data = config.data = ConfigDict()
-    # JSON lines, Parquet, array_record, a directory of `datasets`, hub:OWNER/NAME, tfds:NAME
-    data.pairs = ""
-    data.format = "pairs"  # or "summarize", "dialogue": see srpo_jax/data/records.py
-    data.split = "train"  # of data sets that have splits
-    data.fields = ()  # where a data set has other names, e.g. ("prompt=document", "chosen=summary")
-    data.template = "chat"  # or "chained", "dialogue", "plain", "tldr": see srpo_jax/prompts.py
-    data.pack = True  # several pairs' trees share a row; a batch is batch_size pairs either way
-    data.row_length = 0  # slots of a row; 0 makes rows as long as a batch needs
-    data.overlong = "error"  # a pair that does not fit: "error" or "drop" (counted and reported)
-    data.workers = 0  # Grain processes that prepare batches; 0 does it in this one
-
-    objective = config.objective = ConfigDict()
-    objective.name = "srpo"  # see srpo_jax/objectives.py
-    # Each objective reads those in its docstring; None leaves its own default.
-    objective.beta = 0.1  # strength of the KL term
-    objective.alpha = 0.5  # SRPO: weight of the self-improvement loss
-    objective.label_smoothing = placeholder(float)
-    objective.reduction = placeholder(str)  # IPO, SFT: "sum" or "mean" over a completion's tokens
-    objective.nll_weight = placeholder(float)
-    objective.gamma = placeholder(float)
-    objective.odds_weight = placeholder(float)
-
-    train = config.train = ConfigDict()
-    train.steps = 100
-    train.batch_size = 8  # pairs a step, over all devices
-    train.accumulate = 1  # parts a batch is computed in, to save memory
-    train.frozen = ()  # patterns of parameters that stay as they are, e.g. ("embedder.*",)
-    train.log_every = 1
-    train.checkpoint_every = 50
-    train.keep_checkpoints = 2
-
-    optimizer = config.optimizer = ConfigDict()
-    optimizer.learning_rate = 1e-4
-    optimizer.warmup_steps = 10
-    optimizer.schedule = "cosine"  # after warm-up: "cosine" (to zero) or "constant"
-    optimizer.weight_decay = 0.0
-    optimizer.b1 = 0.9
-    optimizer.b2 = 0.99
-    optimizer.master = True  # for bfloat16 parameters, a float32 copy that small steps add up in
-    optimizer.clip_norm = 1.0  # of the whole gradient
-
-    sampling = config.sampling = ConfigDict()
-    sampling.max_new_tokens = 32
-    sampling.temperature = 0.0  # 0 is greedy
-    sampling.top_p = 1.0
-    sampling.batch_size = 32
-
-    pairs = config.pairs = ConfigDict()  # program `pairs`
-    pairs.documents = "wikipedia"
-    pairs.split = "train"
-    pairs.count = 200  # documents
-    pairs.max_prompt_tokens = 256  # longer documents are left out, counted and reported
-    pairs.temperature = 1.0
-    pairs.top_p = 0.95
-
-    evaluate = config.evaluate = ConfigDict()  # program `evaluate`
-    evaluate.documents = ("wikipedia", "aclsum")  # the first is in distribution
-    evaluate.split = "test"
-    evaluate.count = 64  # documents of each
-    evaluate.max_prompt_tokens = 384
-    evaluate.revisions = 3
-    evaluate.samples = 8  # documents shown in the report
-    evaluate.judge_check = 200  # validation documents on which the judge itself is tested
-
-    judge = config.judge = ConfigDict()
-    judge.name = "embedding"  # or "llm": an OpenAI-compatible endpoint
-    judge.base_url = ""  # llm: where it listens; empty is the client's default
-    judge.model = ""  # llm: its model's name
-    judge.api_key_env = "OPENAI_API_KEY"  # llm: variable that holds the key; "" for none
-    judge.concurrency = 8  # llm: requests under way at once
-    judge.cache = "judge_cache.sqlite"  # llm: verdicts already paid for, in the workdir
-
-    quickstart = config.quickstart = ConfigDict()  # program `quickstart`
-    quickstart.methods = ("srpo", "dpo")  # trained from one start on the same pairs
-    quickstart.beta = (0.1, 0.1)  # of each method
-    quickstart.learning_rate = (1e-4, 1e-4)  # of each method
-    return config.lock()
+    for key, kind in kinds(type(settings)).items():
+        value = getattr(settings, key)
+        if dataclasses.is_dataclass(kind):
+            value = _config_dict(value)
+        config[key] = placeholder(without_none(kind)) if value is None else value
+    return config
 
 
-def save(config: ConfigDict, path: Path) -> None:
+def checked(config: ConfigDict) -> Settings:
+    """The settings a user has made; UserError, naming the key, for the first that cannot be used."""
+    return build(Settings, config.to_dict(), "config")
+
+
+def save(settings: Settings, path: Path) -> None:
     """Writes the resolved settings as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    path.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
 
 
-def read(path: Path) -> ConfigDict:
-    """Settings written by `save`; UserError for a missing file and for a key unknown today."""
+def read(path: Path) -> Settings:
+    """Settings written by `save`; what is new since has its default.
+
+    Raises UserError for a missing file, for a key unknown today, and for a value that cannot be used.
+    """
     if not path.is_file():
         raise UserError(f"{path} is missing: not the workdir of a training run")
-    config = default()
-    update(config, json.loads(path.read_text()), str(path))
-    return config
+    try:
+        return build(Settings, json.loads(path.read_text()), "config")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def update(config: ConfigDict, changes: Mapping[str, Any], origin: str) -> None:

@@ -6,5 +6,6 @@ programs.
 
 from srpo_jax.judges.judge import Judge
 from srpo_jax.judges.loading import load
+from srpo_jax.judges.settings import JudgeSettings
 
-__all__ = ["Judge", "load"]
+__all__ = ["Judge", "JudgeSettings", "load"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.runtime.errors import UserError
 
 SYSTEM = (
@@ -71,8 +72,6 @@ class LlmJudge:
     ) -> None:
         if not model:
             raise UserError("config.judge.model is empty: name a model of the endpoint")
-        if concurrency < 1:
-            raise UserError(f"config.judge.concurrency is {concurrency}: at least 1 is needed")
         self.unparsable = self.requests = 0
         self._api_key_env, self._concurrency = api_key_env, concurrency
         self._settings = {
@@ -88,17 +87,14 @@ class LlmJudge:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_config(cls, config: Any, folder: str | Path = ".") -> LlmJudge:
-        """From `config.judge`: base_url, model, api_key_env, concurrency, cache ("": none).
-
-        cache is relative to `folder`.
-        """
+    def from_settings(cls, settings: JudgeSettings, folder: str | Path = ".") -> LlmJudge:
+        """From `config.judge`; its cache is relative to `folder`."""
         return cls(
-            base_url=config.base_url,
-            model=config.model,
-            api_key_env=config.api_key_env or None,
-            concurrency=config.concurrency,
-            cache=Path(folder) / config.cache if config.cache else None,
+            base_url=settings.base_url,
+            model=settings.model,
+            api_key_env=settings.api_key_env or None,
+            concurrency=settings.concurrency,
+            cache=Path(folder) / settings.cache if settings.cache else None,
         )
 
     def probabilities(

@@ -8,7 +8,6 @@ newest checkpoint is then meant.
 import dataclasses
 import functools
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,19 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from srpo_jax import config as config_module
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.models import gguf, huggingface, lora, weights
+from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import VECTORS, DecoderConfig
 from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.lora import Adapter, Projection
+from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters, Weight
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import build
 
 TINY = DecoderConfig(
     vocab_size=ByteTokenizer().vocab_size,
@@ -112,24 +112,52 @@ def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return _shapes(nnx.state(nnx.eval_shape(lambda: Decoder(plain, nnx.Rngs(0)))))
 
 
-def _shapes(state: nnx.State) -> dict[str, tuple[int, ...]]:
+def _shapes(state: nnx.State[Any, Any]) -> dict[str, tuple[int, ...]]:
     return {".".join(map(str, path)): v.get_value().shape for path, v in nnx.to_flat_state(state)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What the settings of a run say about the model in its checkpoints."""
+
+    seed: int
+    model: ModelSettings
+    lora: LoraSettings
+    frozen: tuple[str, ...]
+
+
+def _read_run(workdir: Path) -> _Run:
+    """From the config.json of a run, whatever other settings there are in it."""
+    path = workdir / "config.json"
+    said = huggingface.read_json(path)
+    model, lora, train = (said.get(section) for section in ("model", "lora", "train"))
+    if not (isinstance(model, dict) and isinstance(lora, dict) and isinstance(train, dict)):
+        raise UserError(f"{path} holds neither the settings of a training run nor a model's")
+    try:
+        return _Run(
+            seed=said.get("seed", 0),
+            model=build(ModelSettings, model, "config.model"),
+            lora=build(LoraSettings, lora, "config.lora"),
+            frozen=tuple(train.get("frozen", ())),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _open_workdir(workdir: Path) -> Source:
-    run = config_module.read(workdir / "config.json")
+    run = _read_run(workdir)
     base = open_source(run.model.source)
     check_tokenizer(workdir, base.tokenizer)
     return Source(base.config, base.tokenizer, lambda: _trained(workdir, run), base.files)
 
 
-def _trained(workdir: Path, run: ConfigDict) -> Parameters:
+def _trained(workdir: Path, run: _Run) -> Parameters:
     """The parameters of a run's newest checkpoint, adapters merged."""
     directory = workdir / CHECKPOINTS
     step = latest(workdir)
     if step is None:
         raise UserError(f"{workdir}: no checkpoint in it yet")
-    config = decoder_config(run)
+    config = decoder_config(run.model, run.lora, run.frozen)
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     changed, rest = map(_shapes, nnx.state(model, trainable(config), ...))
     trained = weights.saved(directory, step, changed, "model.")
@@ -139,7 +167,7 @@ def _trained(workdir: Path, run: ConfigDict) -> Parameters:
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
     whole = {name: given[name] for name in rest}
     for path, part in nnx.iter_modules(model):
-        if isinstance(part, lora.Projection) and part.lora_a is not None:
+        if isinstance(part, Projection) and part.lora_a is not None:
             name = ".".join(map(str, path))
             a, b = trained.pop(f"{name}.lora_a"), trained.pop(f"{name}.lora_b")
             whole[f"{name}.kernel"] = weights.Adapted(given[f"{name}.kernel"], a, b, part.scale)
@@ -170,42 +198,28 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
             )
 
 
-def decoder_config(config: ConfigDict) -> DecoderConfig:
-    """The architecture of config.model.source, computed and adapted as config.model and .lora say.
+def decoder_config(
+    model: ModelSettings, lora: LoraSettings, frozen: Sequence[str] = ()
+) -> DecoderConfig:
+    """The architecture of model.source, computed, adapted and trained as the settings say.
 
-    Raises UserError for a setting of config.model or config.lora that cannot be used.
+    frozen: patterns of the parameters that are not trained (config.train.frozen). Raises UserError for a
+    source that cannot be opened and for patterns that make no sense.
     """
-    if config.model.remat not in ("none", "dots", "full"):
-        raise UserError(
-            f"config.model.remat={config.model.remat!r} is not 'none', 'dots' or 'full'"
-        )
-    _check_dtype(config.model.dtype)
-    if config.lora.rank < 0:
-        raise UserError(f"config.lora.rank={config.lora.rank} is negative; 0 trains all weights")
-    if config.lora.rank:
-        if not 0 < config.lora.alpha < math.inf:
-            raise UserError(f"config.lora.alpha={config.lora.alpha} is not a number > 0")
-        lora.check_targets(config.lora.targets)
-        if not 0 <= config.lora.dropout < 1:
-            raise UserError(f"config.lora.dropout={config.lora.dropout} is not in [0, 1)")
-    if config.model.parameters not in ("float32", "bfloat16"):
-        raise UserError(
-            f"config.model.parameters={config.model.parameters!r} is not 'float32' or 'bfloat16'"
-        )
-    architecture = open_source(config.model.source).config
-    if config.train.frozen:
-        _check_frozen(config.train.frozen, parameter_shapes(architecture), config.lora.rank)
+    architecture = open_source(model.source).config
+    if frozen:
+        _check_frozen(frozen, parameter_shapes(architecture), lora.rank)
     return dataclasses.replace(
         architecture,
-        parameters=config.model.parameters,
-        frozen=tuple(config.train.frozen),
-        dtype=config.model.dtype,
-        remat=config.model.remat,
-        attention=config.model.attention,
-        lora_rank=config.lora.rank,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout if config.lora.rank else 0.0,
-        lora_targets=tuple(config.lora.targets) if config.lora.rank else (),
+        parameters=model.parameters,
+        frozen=tuple(frozen),
+        dtype=model.dtype,
+        remat=model.remat,
+        attention=model.attention,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout if lora.rank else 0.0,
+        lora_targets=lora.targets if lora.rank else (),
     )
 
 
@@ -236,7 +250,7 @@ def trainable(config: DecoderConfig) -> Any:
     The adapters where there are any, else all that config.frozen does not name.
     """
     if config.lora_rank:
-        return lora.Adapter
+        return Adapter
     if not config.frozen:
         return nnx.Param
 
@@ -251,7 +265,7 @@ def trainable(config: DecoderConfig) -> Any:
 
 def create(
     config: DecoderConfig, parameters: Parameters | None, mesh: Mesh, seed: int
-) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any], nnx.State[Any, Any]]:
     """(graphdef, trainable state, frozen state), every array made where it belongs on the mesh.
 
     parameters: {dotted name: array} read from somewhere, or None to draw all at random. Adapters are
@@ -307,22 +321,18 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
     seed draws the weights of a source that has none. Raises UserError when there is no such source,
     or no checkpoint in the workdir.
     """
-    _check_dtype(dtype)
-    source = open_source(str(path))
+    settings = ModelSettings(source=str(path), dtype=dtype)
+    source = open_source(settings.source)
     # Nothing is trained here: what every use would cast is cast once, the embedding included.
     config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
     parameters = source.read_parameters() if source.read_parameters else None
-    return nnx.merge(*create(config, parameters, mesh or mesh_module.make(), seed))
+    model: Decoder = nnx.merge(*create(config, parameters, mesh or mesh_module.make(), seed))
+    return model
 
 
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a source name or a workdir."""
     return open_source(str(path)).tokenizer
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ("float32", "bfloat16"):
-        raise UserError(f"config.model.dtype={dtype!r} is not 'float32' or 'bfloat16'")
 
 
 def _place(

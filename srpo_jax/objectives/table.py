@@ -5,8 +5,6 @@ that it needs. Adding one is one function there and one line in `OBJECTIVES`.
 """
 
 import inspect
-import math
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,39 +138,6 @@ def get(name: str) -> Objective:
 
 
 # --- checks of what a user gives ----------------------------------------------------------------
-
-_WEIGHT: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v < math.inf, "a number >= 0")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "beta": (lambda v: 0 < v < math.inf, "a number > 0"),
-    "alpha": (lambda v: 0 <= v <= 1, "a number in [0, 1]"),
-    "label_smoothing": (lambda v: 0 <= v < 0.5, "a number in [0, 0.5)"),
-    "nll_weight": _WEIGHT,
-    "gamma": _WEIGHT,
-    "odds_weight": _WEIGHT,
-    "reduction": (lambda v: v in ("sum", "mean"), "'sum' or 'mean'"),
-}
-
-
-def check_hyperparameters(name: str, **hyper: Any) -> None:
-    """Refuses hyperparameters that objective `name` does not read, lacks, or cannot use.
-
-    A value of None counts as not given. Values are Python numbers or strings, not traced arrays.
-
-    Raises:
-      UserError: the sentence names the objective, the key and the value.
-    """
-    objective = get(name)
-    given = {key: value for key, value in hyper.items() if value is not None}
-    for key, value in given.items():
-        if key not in objective.hyperparameters:
-            reads = ", ".join(objective.hyperparameters)
-            raise UserError(f"objective {name!r} does not read {key!r}: it reads {reads}")
-        in_range, wanted = _RANGES[key]
-        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if is_number == (key == "reduction") or not in_range(value):
-            raise UserError(f"objective.{key} of {name!r} must be {wanted}, and is {value!r}")
-    if missing := [key for key in objective.required if key not in given]:
-        raise UserError(f"objective {name!r} has no default for {missing[0]!r}: set it")
 
 
 def check_label_prob(label_prob: np.ndarray) -> None:

@@ -5,33 +5,29 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import Check, at_least, check, setting
 
 Array = jax.Array
+TEMPERATURE = Check(lambda value: value >= 0, "0 (greedy) or positive")
+TOP_P = Check(lambda value: 0 < value <= 1, "in (0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. top_p: sample from the likeliest tokens that hold this probability.
+    """How completions are written; config.pairs has its own temperature and top_p.
 
-    batch_size rows are decoded at a time; results do not depend on it. Raises UserError for values
-    out of range.
+    Raises UserError for values out of range.
     """
 
-    max_new_tokens: int = 32
-    temperature: float = 0.0
-    top_p: float = 1.0
-    batch_size: int = 32
+    max_new_tokens: int = setting(32, "longest completion", at_least(1))
+    temperature: float = setting(0.0, "of the softmax", TEMPERATURE)
+    top_p: float = setting(1.0, "the likeliest tokens that hold this probability", TOP_P)
+    batch_size: int = setting(
+        32, "rows decoded at a time; results do not depend on it", at_least(1)
+    )
 
     def __post_init__(self) -> None:
-        for key, good, wanted in (
-            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature >= 0, "0 (greedy) or positive"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
-        ):
-            if not good:
-                raise UserError(f"config.sampling.{key}={getattr(self, key)} must be {wanted}")
+        check(self, "config.sampling")
 
 
 def sample(logits: Array, keys: Array, sampling: Sampling) -> Array:

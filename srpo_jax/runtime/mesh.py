@@ -4,6 +4,7 @@ Models name the dimensions of their parameters logically ("embed", "heads", …)
 machines; everything that places an array on devices goes through `RULES`.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import Check, check, setting
 
 AXES = ("replica", "fsdp", "tensor")
 
@@ -31,6 +33,19 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 }
 
 LogicalAxes = tuple[str | None, ...]
+_SIZE = Check(lambda value: value == -1 or value >= 1, "positive, or -1 for all that are left")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """How devices share the work; at most one size is -1."""
+
+    replica: int = setting(1, "copies of the model, the only axis that crosses slices", _SIZE)
+    fsdp: int = setting(-1, "parameters and batch are split over these devices", _SIZE)
+    tensor: int = setting(1, "heads, MLP and vocabulary are split over these", _SIZE)
+
+    def __post_init__(self) -> None:
+        check(self, "config.mesh")
 
 
 def make(

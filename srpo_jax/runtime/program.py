@@ -87,7 +87,7 @@ def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:
         path = argument.lstrip("-").split("=")[0].split(".")
         if argument.startswith("-") and key in path[1:]:
             similar = re.search(r'Did you mean "(\w+)"', text)
-            advice = f'did you mean "{similar[1]}"?' if similar else "see srpo_jax/config.py"
+            advice = f'did you mean "{similar[1]}"?' if similar else "--help lists them all"
             return f'{argument}: the configuration has no key "{key}": {advice}'
     return None
 

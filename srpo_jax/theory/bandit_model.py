@@ -22,7 +22,6 @@ from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder
@@ -37,7 +36,7 @@ from srpo_jax.theory.bandit_picture import (
     one_sentence,
 )
 from srpo_jax.training import pipeline, step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 from srpo_jax.trees import prefix_tree
 
 PREFERENCE = EXAMPLES["cycle"]
@@ -108,11 +107,9 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     """
     objective = objectives.get(objective_name)
     hyper = {"beta": BETA, "alpha": ALPHA} if objective_name == "srpo" else {"beta": BETA}
-    config = config_module.default()
-    config.update({"train": {"steps": steps}, "optimizer": {"learning_rate": LEARNING_RATE}})
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(OptimizerSettings(learning_rate=LEARNING_RATE), steps)
     programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     data = population(objective.needs, counts)
     packing = data.packing(len(data), SEED, packed=False)

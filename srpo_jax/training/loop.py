@@ -59,11 +59,11 @@ def loop(
     place: Callable[[dict[str, Any]], Batch],
     hooks: Sequence[Hook],
     stop: Callable[[int], bool],
-) -> bool:
-    """Takes the steps of `numbers`, which is not empty; False if it was asked to stop before the last.
+) -> int:
+    """Takes the steps of `numbers`, which is not empty; returns the last one taken.
 
     train: the step, which donates the state. place: brings a batch of this process onto the mesh. stop: is
-    asked behind each step, with its number, on every process. The next batch is prepared while the devices
+    asked behind each step, with its number, on every process: True ends the loop. The next batch is prepared while the devices
     work.
     """
     upcoming = next(batches)
@@ -83,4 +83,4 @@ def loop(
                 hook.act(done)
         if last:
             break
-    return number == numbers[-1]
+    return number

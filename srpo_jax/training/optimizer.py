@@ -1,25 +1,51 @@
 """AdamW on the clipped gradient, and its learning rate by step."""
 
+import dataclasses
+from typing import Any
+
 import optax
 from flax import nnx
-from ml_collections import ConfigDict
 
 from srpo_jax.models.architecture import VECTORS
-from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import FRACTION, POSITIVE, at_least, check, one_of, setting
 
 
-def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW on the clipped gradient, and its learning rate by step (warm-up, then the schedule)."""
-    settings, steps = config.optimizer, config.train.steps
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = setting(1e-4, "the largest, after warm-up", at_least(0))
+    warmup_steps: int = setting(10, "steps in which the learning rate grows", at_least(0))
+    schedule: str = setting(
+        "cosine",
+        "of the learning rate after warm-up, cosine to zero",
+        one_of("cosine", "constant"),
+    )
+    weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least(0))
+    b1: float = setting(0.9, "decay of the mean of gradients", FRACTION)
+    b2: float = setting(0.99, "decay of the mean of squared gradients", FRACTION)
+    master: bool = setting(
+        True, "for bfloat16 parameters, a float32 copy that small steps add up in"
+    )
+    clip_norm: float = setting(1.0, "largest norm of the whole gradient", POSITIVE)
+
+    def __post_init__(self) -> None:
+        check(self, "config.optimizer")
+
+
+def make_optimizer(
+    settings: OptimizerSettings, steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW on the clipped gradient, and its learning rate by step (warm-up, then the schedule).
+
+    steps: of the whole run, at whose end the cosine is zero.
+    """
     rate, warmup = settings.learning_rate, settings.warmup_steps
-    if settings.schedule == "cosine":
-        after: optax.Schedule = optax.cosine_decay_schedule(rate, max(1, steps - warmup))
-    elif settings.schedule == "constant":
-        after = optax.constant_schedule(rate)
-    else:
-        raise UserError(
-            f"config.optimizer.schedule={settings.schedule!r} is not 'cosine' or 'constant'"
-        )
+    after = (
+        optax.cosine_decay_schedule(rate, max(1, steps - warmup))
+        if settings.schedule == "cosine"
+        else optax.constant_schedule(rate)
+    )
     # The first step already moves: warm-up ends at step `warmup` and begins above zero.
     before = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])
@@ -36,7 +62,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, op
     return transform, schedule
 
 
-def _decayed(state: nnx.State) -> nnx.State:
+def _decayed(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
     """True for what weight decay pulls to zero: everything but norms and biases."""
     flat = nnx.to_flat_state(state)
     return nnx.from_flat_state([(path, v.replace(path[-1] not in VECTORS)) for path, v in flat])

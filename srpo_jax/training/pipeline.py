@@ -13,6 +13,7 @@ from absl import flags
 from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Renderer, sequences
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.training.settings import OVERLONG
 from srpo_jax.trees import prefix_tree
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
@@ -112,7 +113,7 @@ def prepare(
     left out and counted. Nothing is ever cut.
     Raises UserError for that, for a pair without a single token, and when no pair is left.
     """
-    if overlong not in ("error", "drop"):
+    if overlong not in OVERLONG:
         raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
     trees, labels = [], []
     for pair in pairs:

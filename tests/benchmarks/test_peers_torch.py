@@ -11,14 +11,13 @@ from flax import nnx
 
 from benchmarks import workload
 from benchmarks.workload import Workload
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.models import loading
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import scoring, step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 
 NEEDS_BENCH = "the peers are an extra: install srpo_jax[bench] to run this test"
 torch = pytest.importorskip("torch", reason=NEEDS_BENCH)
@@ -95,12 +94,9 @@ def our_losses(start, objective, reference, hyper):
     """Of STEPS steps on trees; reference [B, n] in the order of objective.needs."""
     graphdef, trained = start
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    config = config_module.default()
-    config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": 0})
-    config.optimizer.schedule = "constant"
-    steps = step.TrainStep(graphdef, make_optimizer(config)[0], objective, hyper, mesh).compile(
-        trained
-    )
+    settings = OptimizerSettings(learning_rate=LEARNING_RATE, warmup_steps=0, schedule="constant")
+    optimizer, _ = make_optimizer(settings, steps=100)
+    steps = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     batch = workload.trees_batch(WORK, objective.needs)
     pair = batch["rows"].pair
     for i, name in enumerate(objective.needs):

@@ -3,14 +3,15 @@
 import pytest
 
 from srpo_jax import config as config_module
+from srpo_jax.config import Settings
 from srpo_jax.config.workdir import claim
 from srpo_jax.runtime.errors import UserError
 
 
 def test_the_same_settings_go_on(tmp_path):
     for _ in range(2):
-        claim(tmp_path, config_module.default(), {"data": "a" * 64}, ())
-    assert config_module.read(tmp_path / "config.json") == config_module.default()
+        claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    assert config_module.read(tmp_path / "config.json") == Settings()
 
 
 @pytest.mark.parametrize(
@@ -18,26 +19,24 @@ def test_the_same_settings_go_on(tmp_path):
     [("objective.beta", 0.7, r"objective\.beta=0\.1, now 0\.7"), ("mesh.fsdp", 4, None)],
 )
 def test_other_settings_are_named_unless_they_may_change(tmp_path, key, value, sentence):
-    claim(tmp_path, config_module.default(), {}, ())
+    claim(tmp_path, Settings(), {}, ())
     changed = config_module.default()
     config_module.update(changed, {key: value}, "test")
     if sentence is None:
-        claim(tmp_path, changed, {}, ("mesh.",))
+        claim(tmp_path, config_module.checked(changed), {}, ("mesh.",))
     else:
         with pytest.raises(UserError, match=sentence):
-            claim(tmp_path, changed, {}, ("mesh.",))
+            claim(tmp_path, config_module.checked(changed), {}, ("mesh.",))
 
 
 def test_another_fingerprint_is_named(tmp_path):
-    claim(tmp_path, config_module.default(), {"data": "a" * 64}, ())
+    claim(tmp_path, Settings(), {"data": "a" * 64}, ())
     with pytest.raises(UserError, match="another data"):
-        claim(tmp_path, config_module.default(), {"data": "b" * 64}, ())
+        claim(tmp_path, Settings(), {"data": "b" * 64}, ())
 
 
 def test_an_attempt_that_died_before_it_was_whole_does_not_count(tmp_path):
-    claim(tmp_path, config_module.default(), {}, ())
+    claim(tmp_path, Settings(), {}, ())
     (tmp_path / "run.json").unlink()
-    changed = config_module.default()
-    changed.seed = 5
-    claim(tmp_path, changed, {}, ())
+    claim(tmp_path, Settings(seed=5), {}, ())
     assert config_module.read(tmp_path / "config.json").seed == 5

@@ -3,13 +3,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import SimpleNamespace
 
 import pytest
 
 from srpo_jax import judges
 from srpo_jax.judges import llm
 from srpo_jax.judges.llm import LlmJudge
+from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.runtime.errors import UserError
 
 pytest.importorskip("openai")
@@ -168,7 +168,7 @@ def test_no_more_requests_at_once_than_allowed(endpoint):
 
 def test_key_comes_from_the_named_variable(endpoint, monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
-    config = SimpleNamespace(
+    settings = JudgeSettings(
         name="llm",
         base_url=endpoint.url,
         model="m",
@@ -176,7 +176,7 @@ def test_key_comes_from_the_named_variable(endpoint, monkeypatch):
         concurrency=2,
         cache="",
     )
-    judges.load(config).probabilities(["x"], ["a"], ["b"])
+    judges.load(settings).probabilities(["x"], ["a"], ["b"])
     assert endpoint.headers == ["Bearer secret"] * 2
 
 

@@ -65,9 +65,15 @@ def settings(**changes):
     return config
 
 
+def architecture(config):
+    """What the settings make of their source."""
+    checked = config_module.checked(config)
+    return loading.decoder_config(checked.model, checked.lora, checked.train.frozen)
+
+
 def save(workdir: Path, config, trained, step=3):
     """What `train` leaves in a workdir, as far as loading reads it."""
-    config_module.save(config, workdir / "config.json")
+    config_module.save(config_module.checked(config), workdir / "config.json")
     fingerprint = ByteTokenizer.fingerprint
     (workdir / "run.json").write_text(json.dumps({"tokenizer": fingerprint, "data": "0"}))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
@@ -78,7 +84,7 @@ def save(workdir: Path, config, trained, step=3):
 def test_a_workdir_is_loaded_with_adapters_merged(tmp_path, mesh, rank):
     """float32 logits to 1e-4: the merged product is summed in another order."""
     config = settings(**{"lora.rank": rank, "lora.alpha": 5.0, "seed": 2})
-    graphdef, trained, frozen = loading.create(loading.decoder_config(config), None, mesh, 2)
+    graphdef, trained, frozen = loading.create(architecture(config), None, mesh, 2)
     moved = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), trained)
     save(tmp_path, config, moved)
     model = loading.load(str(tmp_path), dtype="float32", mesh=mesh)
@@ -89,7 +95,7 @@ def test_a_workdir_is_loaded_with_adapters_merged(tmp_path, mesh, rank):
 
 def test_a_run_with_tpu_kernels_is_loaded_without_tpus(tmp_path, mesh):
     config = settings()
-    _, trained, _ = loading.create(loading.decoder_config(config), None, mesh, 0)
+    _, trained, _ = loading.create(architecture(config), None, mesh, 0)
     config.model.attention = "pallas"
     save(tmp_path, config, trained)
     assert loading.load(str(tmp_path), mesh=mesh).config.attention == "auto"
@@ -97,11 +103,11 @@ def test_a_run_with_tpu_kernels_is_loaded_without_tpus(tmp_path, mesh):
 
 def test_a_workdir_may_start_another_one(tmp_path, mesh):
     first, second = settings(), settings(**{"model.source": str(tmp_path / "1"), "lora.rank": 2})
-    _, trained, _ = loading.create(loading.decoder_config(first), None, mesh, 1)
+    _, trained, _ = loading.create(architecture(first), None, mesh, 1)
     save(tmp_path / "1", first, trained)
     source = loading.open_source(str(tmp_path / "1"))
     assert source.tokenizer.fingerprint == ByteTokenizer.fingerprint
-    config = loading.decoder_config(second)
+    config = architecture(second)
     graphdef, adapters, base = loading.create(config, source.read_parameters(), mesh, 0)
     save(tmp_path / "2", second, jax.tree.map(lambda x: x + 0.1, adapters))
     model = loading.load(str(tmp_path / "2"), dtype="float32", mesh=mesh)
@@ -187,11 +193,11 @@ def test_a_mesh_that_does_not_divide_the_model_is_named():
 def test_a_setting_that_cannot_be_used_is_named(key, value, said):
     config = settings(**{"lora.rank": 2, key: value})
     with pytest.raises(UserError, match=re.escape(said)):
-        loading.decoder_config(config)
+        architecture(config)
 
 
 def test_adapters_that_are_off_need_no_good_settings():
-    config = loading.decoder_config(settings(**{"lora.alpha": 0.0, "lora.targets": ("none",)}))
+    config = architecture(settings(**{"lora.alpha": 0.0, "lora.targets": ("none",)}))
     assert (config.lora_rank, config.lora_targets) == (0, ())
     assert loading.trainable(config) is nnx.Param
 
@@ -203,7 +209,7 @@ def test_load_names_what_is_wrong(tmp_path, mesh):
         loading.load("tiny", dtype="half")
     with pytest.raises(UserError, match=r"config\.json is missing: not the workdir"):
         loading.load(str(tmp_path))
-    config_module.save(settings(), tmp_path / "config.json")
+    config_module.save(config_module.checked(settings()), tmp_path / "config.json")
     with pytest.raises(UserError, match="no checkpoint"):
         loading.load(str(tmp_path), mesh=mesh)
     (tmp_path / "run.json").write_text(json.dumps({"tokenizer": "f" * 64, "data": "0"}))
@@ -213,10 +219,10 @@ def test_load_names_what_is_wrong(tmp_path, mesh):
 
 def test_a_checkpoint_of_another_rank_is_named(tmp_path, mesh):
     config = settings(**{"lora.rank": 3})
-    _, trained, _ = loading.create(loading.decoder_config(config), None, mesh, 0)
+    _, trained, _ = loading.create(architecture(config), None, mesh, 0)
     save(tmp_path, config, trained)
     config.lora.rank = 4
-    config_module.save(config, tmp_path / "config.json")
+    config_module.save(config_module.checked(config), tmp_path / "config.json")
     with pytest.raises(UserError, match=r'shape of "model\..*lora_a" is .*3.*needs .*4'):
         loading.load(str(tmp_path), mesh=mesh)
 

@@ -1,5 +1,6 @@
 """Models in and out: what was imported is exported bit for bit, and what is wrong is named."""
 
+import dataclasses
 import json
 import shutil
 
@@ -112,7 +113,7 @@ def trained(tmp_path, name, one_device, **changes):
     config.train.update({"steps": 2, "batch_size": 2, "checkpoint_every": 2})
     config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 0})
     config_module.update(config, changes, "test")
-    assert train.train(config, tmp_path / "run")
+    assert train.train(config_module.checked(config), tmp_path / "run")
     return source, tmp_path / "run"
 
 
@@ -149,9 +150,9 @@ def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_pat
 def test_an_adapter_on_another_run_is_refused(tmp_path, one_device):
     lora = {"rank": 2, "targets": ("query",)}
     _, run = trained(tmp_path, "llama", one_device, lora=lora)
-    config = config_module.read(run / "config.json")
-    config.model.source = str(run)
-    assert train.train(config, tmp_path / "second")
+    first = config_module.read(run / "config.json")
+    second = dataclasses.replace(first, model=dataclasses.replace(first.model, source=str(run)))
+    assert train.train(second, tmp_path / "second")
     with pytest.raises(UserError, match=r"its adapter belongs to the run .*export the whole model"):
         convert.export_model(str(tmp_path / "second"), tmp_path / "adapter", adapter=True)
     convert.export_model(str(tmp_path / "second"), tmp_path / "whole")

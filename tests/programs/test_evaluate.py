@@ -32,7 +32,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(evaluate.mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
-    monkeypatch.setattr(evaluate.judges, "load", lambda config, folder: LongerThanGold())
+    monkeypatch.setattr(evaluate.judges, "load", lambda settings, folder: LongerThanGold())
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -51,7 +51,9 @@ def config(monkeypatch, compiled_once):
 
 
 def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
-    report = evaluate.evaluate(config, tmp_path, {"start": "tiny"}, title="test")
+    report = evaluate.evaluate(
+        config_module.checked(config), tmp_path, {"start": "tiny"}, title="test"
+    )
     assert [(c.documents, c.role) for c in report.curves] == [
         ("wikipedia", "in distribution"),
         ("aclsum", "out of distribution"),
@@ -71,7 +73,9 @@ def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
 
 
 def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
-    whole = evaluate.evaluate(config, tmp_path / "whole", {"start": "tiny"}, title="test")
+    whole = evaluate.evaluate(
+        config_module.checked(config), tmp_path / "whole", {"start": "tiny"}, title="test"
+    )
     real, calls = revision.revise_ids, []
 
     def interrupted(*args, **kwargs):
@@ -82,14 +86,18 @@ def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(revision, "revise_ids", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate.evaluate(config, tmp_path / "parts", {"start": "tiny"}, title="test")
-    parts = evaluate.evaluate(config, tmp_path / "parts", {"start": "tiny"}, title="test")
+        evaluate.evaluate(
+            config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
+        )
+    parts = evaluate.evaluate(
+        config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
+    )
     assert calls == [[0, 1], [2, 3], [4], [4], [0, 1], [2, 3], [4]]
     assert parts.curves == whole.curves
 
 
 def test_samples_of_other_settings_are_set_aside(config, tmp_path):
-    evaluate.evaluate(config, tmp_path, {"start": "tiny"}, title="test")
+    evaluate.evaluate(config_module.checked(config), tmp_path, {"start": "tiny"}, title="test")
     config.sampling.max_new_tokens = 4
-    evaluate.evaluate(config, tmp_path, {"start": "tiny"}, title="test")
+    evaluate.evaluate(config_module.checked(config), tmp_path, {"start": "tiny"}, title="test")
     assert (tmp_path / "samples" / "start-aclsum.jsonl.old").exists()

@@ -24,7 +24,7 @@ def config(tmp_path):
 
 
 def test_the_first_pair_is_shown_with_its_scores(config):
-    text = "\n".join(inspect(config, first=1))
+    text = "\n".join(inspect(config_module.checked(config), first=1))
     assert "2 pairs; srpo scores w, l, w|l, l|l, w|w, l|w under the template 'plain'" in text
     assert "node 0, positions 0-" in text
     assert "'A kingfisher dives.\\n\\nSummary of this text" in text
@@ -37,4 +37,4 @@ def test_the_first_pair_is_shown_with_its_scores(config):
 def test_nothing_that_fits_is_said(config):
     config.data.row_length = 8
     with pytest.raises(UserError, match="none of 2 pairs fits"):
-        list(inspect(config, first=0))
+        list(inspect(config_module.checked(config), first=0))

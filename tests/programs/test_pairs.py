@@ -32,7 +32,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(pairs.mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS)
-    monkeypatch.setattr(pairs.judges, "load", lambda config, folder: ShorterIsBetter())
+    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: ShorterIsBetter())
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -48,7 +48,7 @@ def config(monkeypatch, compiled_once):
 
 
 def test_pairs_are_labelled_by_the_judge_and_long_documents_passed_over(config, tmp_path, capsys):
-    pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
     written = records.read_pairs(tmp_path / "pairs.jsonl")
     assert {pair.prompt for pair in written} <= {d.prompt for d in DOCUMENTS if d != LONG}
     assert len(written) >= 4
@@ -63,7 +63,7 @@ def test_pairs_are_labelled_by_the_judge_and_long_documents_passed_over(config, 
 
 
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
-    pairs.make_pairs(config, tmp_path, tmp_path / "whole.jsonl")
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "whole.jsonl")
     calls, real = [], revision.revise_ids
 
     def interrupted(*args, **kwargs):
@@ -74,9 +74,9 @@ def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp
 
     monkeypatch.setattr(revision, "revise_ids", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pairs.make_pairs(config, tmp_path, tmp_path / "parts.jsonl")
+        pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "parts.jsonl")
     assert not (tmp_path / "parts.jsonl").exists()
-    pairs.make_pairs(config, tmp_path, tmp_path / "parts.jsonl")
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "parts.jsonl")
     assert calls == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
@@ -84,10 +84,10 @@ def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp
 def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
     (tmp_path / "pairs.jsonl.samples").write_text('{"seed": 1}\n')
     with pytest.raises(UserError, match="other settings"):
-        pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")
+        pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
 
 
 def test_too_few_documents_is_an_error(config, tmp_path):
     config.pairs.count = 100
     with pytest.raises(UserError, match="fewer than the 100"):
-        pairs.make_pairs(config, tmp_path, tmp_path / "pairs.jsonl")
+        pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")

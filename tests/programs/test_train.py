@@ -53,6 +53,11 @@ def settings(pairs: Path) -> ConfigDict:
     return config
 
 
+def attempt(config: ConfigDict, workdir: Path) -> bool:
+    """As the command line does it: the settings are checked, then the run is made."""
+    return train.train(config_module.checked(config), workdir)
+
+
 @pytest.fixture
 def config(pairs_file):
     return settings(pairs_file)
@@ -97,7 +102,7 @@ def die():
 def test_it_learns(config, tmp_path):
     config.train.update({"steps": 30, "checkpoint_every": 100})
     config.optimizer.learning_rate = 3e-3
-    assert train.train(config, tmp_path)
+    assert attempt(config, tmp_path)
     first, last = lines(tmp_path)[0], lines(tmp_path)[-1]
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 31))
     assert first["loss"] == pytest.approx(0.75)  # all log-ratios are 0
@@ -118,7 +123,7 @@ def whole(pairs_file, tmp_path_factory):
     config = settings(pairs_file)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
-        assert train.train(config, workdir)
+        assert attempt(config, workdir)
         return workdir, weights(workdir)
 
 
@@ -135,14 +140,14 @@ def stopped(pairs_file, tmp_path_factory, tmp_path):
         config = settings(pairs_file)
         config.train.checkpoint_every = 100
         with at_step(5, terminate):
-            assert not train.train(config, made)
+            assert not attempt(config, made)
         assert [line["step"] for line in lines(made)] == [1, 2, 3, 4, 5]
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, stopped, whole):
-    assert train.train(config, stopped)
+    assert attempt(config, stopped)
     workdir, expected = whole
     same_losses(stopped, workdir)
     for name, value in weights(stopped).items():
@@ -152,9 +157,9 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, stopped, wh
 def test_a_run_that_is_killed_goes_on_from_its_checkpoint(config, tmp_path, whole):
     config.train.checkpoint_every = 3
     with at_step(5, die), pytest.raises(Killed):
-        train.train(config, tmp_path)
+        attempt(config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5]
-    assert train.train(config, tmp_path)
+    assert attempt(config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 11))
     workdir, expected = whole
     same_losses(tmp_path, workdir)
@@ -167,7 +172,7 @@ def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
     monkeypatch.setattr(
         mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:4])
     )
-    assert train.train(config, stopped)
+    assert attempt(config, stopped)
     workdir, expected = whole
     same_losses(stopped, workdir, rtol=1e-4)  # float32 sums of another order, then Adam
     monkeypatch.setattr(
@@ -180,7 +185,7 @@ def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
 def test_a_finished_run_says_so(config, whole, capsys):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_text()
-    assert train.train(config, workdir)
+    assert attempt(config, workdir)
     assert "is finished: step 10 of 10" in capsys.readouterr().out
     assert (workdir / "metrics.jsonl").read_text() == before
 
@@ -201,7 +206,7 @@ def test_a_workdir_of_another_configuration_is_refused(config, whole, key, value
     content = {path: path.read_bytes() for path in workdir.glob("*.*")}
     config_module.update(config, {key: value}, "test")
     with pytest.raises(UserError, match=rf"holds a run with {key}=.*, now .*--workdir"):
-        train.train(config, workdir)
+        attempt(config, workdir)
     assert {path: path.read_bytes() for path in workdir.glob("*.*")} == content
 
 
@@ -214,13 +219,13 @@ def test_other_pairs_or_another_tokenizer_are_refused(config, whole, tmp_path):
     try:
         pairs.write_text(content.replace('"label_prob": 1.0', '"label_prob": 0.5', 1))
         with pytest.raises(UserError, match="was begun with another data"):
-            train.train(config, tmp_path)
+            attempt(config, tmp_path)
     finally:
         pairs.write_text(content)
     run = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps(run | {"tokenizer": "0" * 64}))
     with pytest.raises(UserError, match=r"another tokenizer \(000000000000…"):
-        train.train(config, tmp_path)
+        attempt(config, tmp_path)
 
 
 def test_stale_reference_scores_are_refused_and_kept(config, whole, tmp_path):
@@ -230,7 +235,7 @@ def test_stale_reference_scores_are_refused_and_kept(config, whole, tmp_path):
     path.write_bytes(kept)
     config.seed = 1  # another random model: other weights
     with pytest.raises(UserError, match=r"reference_scores\.npz was scored with other"):
-        train.train(config, tmp_path)
+        attempt(config, tmp_path)
     assert path.read_bytes() == kept
 
 
@@ -239,7 +244,7 @@ def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     config.train.checkpoint_every = 1
     said = r"(loss|grad_norm) is \w+ at step 2; the checkpoint of step 1 is kept"
     with pytest.raises(UserError, match=said):
-        train.train(config, tmp_path)
+        attempt(config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [1]
     with Checkpoints(tmp_path / "checkpoints", read_only=True) as checkpoints:
         assert checkpoints.steps() == [1]
@@ -256,7 +261,7 @@ OTHERS = [name for name in objectives.OBJECTIVES if name not in (*QUICK, "srpo")
 def test_every_objective_trains(config, tmp_path, name):
     config.objective.update({"name": name, "beta": 0.5, "gamma": 0.5, "label_smoothing": 0.1})
     config.train.update({"steps": 2, "checkpoint_every": 100})
-    assert train.train(config, tmp_path)
+    assert attempt(config, tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
     for line in lines(tmp_path):
         numbers = {k: float(v) for k, v in line.items()}
@@ -296,7 +301,7 @@ def test_every_objective_trains(config, tmp_path, name):
 def test_a_setting_out_of_range_is_named(config, tmp_path, key, value):
     config_module.update(config, {key: value}, "test")
     with pytest.raises(UserError) as error:
-        train.train(config, tmp_path / "run")
+        attempt(config, tmp_path / "run")
     said = str(error.value)
     assert key in said or str(value) in said
     assert "\n" not in said
@@ -306,4 +311,4 @@ def test_a_setting_out_of_range_is_named(config, tmp_path, key, value):
 def test_a_batch_must_fill_the_devices(config, tmp_path, monkeypatch):
     monkeypatch.setattr(mesh_module, "make", make_mesh)
     with pytest.raises(UserError, match=r"batch_size=4 must be a multiple of 8: .* 8 devices"):
-        train.train(config, tmp_path)
+        attempt(config, tmp_path)

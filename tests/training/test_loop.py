@@ -11,7 +11,7 @@ from srpo_jax.training.loop import Hook, loop
 
 
 def run(numbers, stop=lambda number: False, every=1):
-    """The numbers at which a hook acted, what `loop` returned, the final state, batches drawn."""
+    """The numbers at which a hook acted, the last step taken, batches drawn."""
     drawn, acted, last = [], [], []
 
     def batches():
@@ -34,11 +34,11 @@ def run(numbers, stop=lambda number: False, every=1):
         acted.append(done.number)
         last.append(done.last)
 
-    finished = loop(
+    ended = loop(
         train, [], batches(), numbers, place=lambda x: x, hooks=[Hook(act, every)], stop=stop
     )
     assert last == [False] * (len(last) - 1) + [True]
-    return acted, finished, drawn
+    return acted, ended, drawn
 
 
 @pytest.mark.parametrize(
@@ -51,21 +51,17 @@ def run(numbers, stop=lambda number: False, every=1):
     ],
 )
 def test_a_hook_acts_behind_every_nth_step_and_the_last(numbers, every, expected):
-    acted, finished, drawn = run(numbers, every=every)
+    acted, ended, drawn = run(numbers, every=every)
     assert acted == expected
-    assert finished
+    assert ended == numbers[-1]
     assert drawn == list(numbers)  # none beyond the last
 
 
 def test_a_run_that_is_asked_to_stop_ends_with_its_hooks():
-    acted, finished, drawn = run(range(1, 10), stop=lambda number: number == 3, every=5)
+    acted, ended, drawn = run(range(1, 10), stop=lambda number: number == 3, every=5)
     assert acted == [3]
-    assert not finished
+    assert ended == 3
     assert drawn == [1, 2, 3, 4]
-
-
-def test_a_run_that_is_asked_to_stop_at_its_last_step_is_finished():
-    assert run(range(1, 4), stop=lambda number: number == 3)[1]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_what_is_kept():

@@ -9,7 +9,6 @@ import optax
 import pytest
 from flax import nnx
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
@@ -19,7 +18,7 @@ from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline, scoring, step
-from srpo_jax.training.optimizer import _decayed, make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, _decayed, make_optimizer
 from srpo_jax.trees.packing import RowShape
 
 MESHES = {
@@ -102,11 +101,9 @@ def run(batches):
 
     def make_run(mesh_name: str, rank: int, accumulate: int) -> Run:
         mesh = make_mesh(mesh_name)
-        config = config_module.default()
-        config.optimizer.update({"learning_rate": 3e-3, "warmup_steps": 1, "weight_decay": 0.01})
-        config.train.steps = STEPS
+        settings = OptimizerSettings(learning_rate=3e-3, warmup_steps=1, weight_decay=0.01)
         graphdef, trained, frozen = loading.create(architecture(rank), None, mesh, 0)
-        optimizer, _ = make_optimizer(config)
+        optimizer, _ = make_optimizer(settings, STEPS)
         hyper = {"beta": 0.1, "alpha": 0.5}
         steps = step.TrainStep(
             graphdef, optimizer, objectives.get("srpo"), hyper, mesh, accumulate=accumulate
@@ -172,8 +169,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, accumulate):
     """On 2 x 2 devices, 5 pairs in 4 rows against 5 rows on one. Float32 sums in another order."""
-    config = config_module.default()
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     objective, hyper = objectives.get("srpo"), {"beta": 0.1, "alpha": 0.5}
     shape = RowShape(384, 160, 3)
     layouts = {
@@ -258,8 +254,7 @@ def test_adapters_start_as_the_base_and_the_reference_ignores_them(batches):
     for name in names:
         np.testing.assert_array_equal(start[name], plain[name])
 
-    config = config_module.default()
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     steps = step.TrainStep(graphdef, optimizer, objective, {}, mesh).compile(trained)
     moved = jax.tree.map(lambda x: x + 0.1, trained)
     scores, pair = steps.reference(moved, frozen, mesh_module.host_to_global(mesh, rows))
@@ -271,21 +266,17 @@ def test_adapters_start_as_the_base_and_the_reference_ignores_them(batches):
 
 
 def test_the_learning_rate_warms_up_and_decays():
-    config = config_module.default()
-    config.train.steps = 20
-    config.optimizer.update({"learning_rate": 1.0, "warmup_steps": 4})
-    _, schedule = make_optimizer(config)
+    _, schedule = make_optimizer(OptimizerSettings(learning_rate=1.0, warmup_steps=4), 20)
     rates = [float(schedule(i)) for i in range(21)]
     np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
     np.testing.assert_allclose(rates[12], 0.5, rtol=1e-6)
     assert rates[20] == pytest.approx(0, abs=1e-6)
     assert 0 < rates[19] < 0.02
-    config.optimizer.update({"schedule": "constant", "warmup_steps": 0})
-    _, schedule = make_optimizer(config)
+    constant = OptimizerSettings(learning_rate=1.0, schedule="constant", warmup_steps=0)
+    _, schedule = make_optimizer(constant, 20)
     assert [float(schedule(i)) for i in (0, 5, 19)] == [1.0, 1.0, 1.0]
-    config.optimizer.schedule = "linear"
     with pytest.raises(UserError, match=r"config\.optimizer\.schedule='linear'"):
-        make_optimizer(config)
+        OptimizerSettings(schedule="linear")
 
 
 def test_weight_decay_leaves_the_norms_alone():

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from srpo_jax import config as config_module
 from srpo_jax import objectives
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline, scoring, step
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 SMALL = DecoderConfig(
@@ -47,10 +47,9 @@ def batches():
 def run(architecture, batches, *, rate=1e-3, mesh=None, seed=0, **options):
     """The parameters before and after, {name: array}, and the losses."""
     mesh = mesh or mesh_module.make(devices=jax.devices()[:1])
-    config = config_module.default()
-    config.optimizer.update({"learning_rate": rate, "warmup_steps": 0, "schedule": "constant"})
+    settings = OptimizerSettings(learning_rate=rate, warmup_steps=0, schedule="constant")
     graphdef, trained, frozen = loading.create(architecture, None, mesh, 0)
-    optimizer, _ = make_optimizer(config)
+    optimizer, _ = make_optimizer(settings, steps=100)
     objective = objectives.get("dpo")
     steps = step.TrainStep(
         graphdef, optimizer, objective, {"beta": 0.1}, mesh, seed=seed, **options
@@ -84,12 +83,8 @@ def test_frozen_parts_have_no_optimiser_and_stay(batches):
     ],
 )
 def test_patterns_that_make_no_sense_are_named(frozen, rank, message):
-    config = config_module.default()
-    config.model.source = "tiny"
-    config.lora.rank = rank
-    config.train.frozen = frozen
     with pytest.raises(UserError) as error:
-        loading.decoder_config(config)
+        loading.decoder_config(ModelSettings(source="tiny"), LoraSettings(rank=rank), frozen)
     assert message in str(error.value)
 
 

@@ -1,0 +1,64 @@
+"""Which pairs are learned from, and how long."""
+
+import dataclasses
+
+from srpo_jax.data.records import FORMATS
+from srpo_jax.prompts import TEMPLATES
+from srpo_jax.runtime.settings import at_least, check, one_of, setting
+
+OVERLONG = ("error", "drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+    """The preference pairs, and how they are put to the model."""
+
+    pairs: str = setting(
+        "",
+        "JSON lines, Parquet, array_record, a directory of `datasets`, hub:OWNER/NAME or tfds:NAME",
+    )
+    format: str = setting(
+        "pairs", "how a record holds a pair: see srpo_jax/data/records.py", one_of(*FORMATS)
+    )
+    split: str = setting("train", "of data sets that have splits")
+    fields: tuple[str, ...] = setting(
+        (), "where a data set has other names, e.g. ('prompt=document', 'chosen=summary')"
+    )
+    template: str = setting(
+        "chat",
+        "of the direct and the improve prompt: see srpo_jax/prompts/templates.py",
+        one_of(*TEMPLATES),
+    )
+    pack: bool = setting(
+        True, "several pairs' trees share a row; a batch is batch_size pairs either way"
+    )
+    row_length: int = setting(
+        0, "slots of a row; 0 makes rows as long as a batch needs", at_least(0)
+    )
+    overlong: str = setting(
+        "error", "a pair that does not fit is an error, or dropped and counted", one_of(*OVERLONG)
+    )
+    workers: int = setting(
+        0, "Grain processes that prepare batches; 0 does it in this one", at_least(0)
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "config.data")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """The training run."""
+
+    steps: int = setting(100, "updates in all", at_least(1))
+    batch_size: int = setting(8, "pairs a step, over all devices", at_least(1))
+    accumulate: int = setting(1, "parts that a batch is computed in, to save memory", at_least(1))
+    frozen: tuple[str, ...] = setting(
+        (), "patterns of parameters that stay as they are, e.g. ('embedder.*',)"
+    )
+    log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
+    checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
+
+    def __post_init__(self) -> None:
+        check(self, "config.train")

@@ -1,0 +1,295 @@
+"""The settings: their defaults, their sentences, and the way from a dictionary to typed values and back."""
+
+import dataclasses
+import json
+
+import ml_collections
+import pytest
+
+from srpo_jax import config as config_module
+from srpo_jax.config import Settings, command
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import build, described
+
+SECTIONS = tuple(f.name for f in dataclasses.fields(Settings) if f.name != "seed")
+# As they were before settings had types: changing one changes the runs of people who rely on it.
+DEFAULTS = {
+    "data.fields": (),
+    "data.format": "pairs",
+    "data.overlong": "error",
+    "data.pack": True,
+    "data.pairs": "",
+    "data.row_length": 0,
+    "data.split": "train",
+    "data.template": "chat",
+    "data.workers": 0,
+    "evaluate.count": 64,
+    "evaluate.documents": ("wikipedia", "aclsum"),
+    "evaluate.judge_check": 200,
+    "evaluate.max_prompt_tokens": 384,
+    "evaluate.revisions": 3,
+    "evaluate.samples": 8,
+    "evaluate.split": "test",
+    "judge.api_key_env": "OPENAI_API_KEY",
+    "judge.base_url": "",
+    "judge.cache": "judge_cache.sqlite",
+    "judge.concurrency": 8,
+    "judge.model": "",
+    "judge.name": "embedding",
+    "lora.alpha": 32.0,
+    "lora.dropout": 0.0,
+    "lora.rank": 0,
+    "lora.targets": ("query", "key", "value", "output", "gate", "up", "down"),
+    "mesh.fsdp": -1,
+    "mesh.replica": 1,
+    "mesh.tensor": 1,
+    "model.attention": "auto",
+    "model.dtype": "bfloat16",
+    "model.parameters": "float32",
+    "model.remat": "full",
+    "model.source": "smollm2-135m-instruct",
+    "objective.alpha": 0.5,
+    "objective.beta": 0.1,
+    "objective.gamma": None,
+    "objective.label_smoothing": None,
+    "objective.name": "srpo",
+    "objective.nll_weight": None,
+    "objective.odds_weight": None,
+    "objective.reduction": None,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.99,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.learning_rate": 0.0001,
+    "optimizer.master": True,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup_steps": 10,
+    "optimizer.weight_decay": 0.0,
+    "pairs.count": 200,
+    "pairs.documents": "wikipedia",
+    "pairs.max_prompt_tokens": 256,
+    "pairs.split": "train",
+    "pairs.temperature": 1.0,
+    "pairs.top_p": 0.95,
+    "quickstart.beta": (0.1, 0.1),
+    "quickstart.learning_rate": (0.0001, 0.0001),
+    "quickstart.methods": ("srpo", "dpo"),
+    "sampling.batch_size": 32,
+    "sampling.max_new_tokens": 32,
+    "sampling.temperature": 0.0,
+    "sampling.top_p": 1.0,
+    "seed": 0,
+    "train.accumulate": 1,
+    "train.batch_size": 8,
+    "train.checkpoint_every": 50,
+    "train.frozen": (),
+    "train.keep_checkpoints": 2,
+    "train.log_every": 1,
+    "train.steps": 100,
+}
+PLACEHOLDERS = ("label_smoothing", "reduction", "nll_weight", "gamma", "odds_weight")
+
+
+def changed(**changes):
+    config = config_module.default()
+    config_module.update(config, changes, "test")
+    return config
+
+
+def test_the_defaults_are_those_that_people_rely_on():
+    flat = config_module.flatten(config_module.default().to_dict())
+    assert flat == DEFAULTS
+    kinds = lambda values: {key: type(value) for key, value in values.items()}
+    assert kinds(flat) == kinds(DEFAULTS)
+
+
+def test_the_dictionary_is_locked_and_waits_for_optional_values_of_their_type():
+    config = config_module.default()
+    with pytest.raises(AttributeError):
+        config.train.stepps = 1
+    with pytest.raises(TypeError):
+        config.train.steps = "many"
+    for key in PLACEHOLDERS:
+        assert isinstance(config.objective.get_ref(key), ml_collections.FieldReference)
+    config.objective.gamma = 2
+    assert isinstance(config.objective.gamma, float)
+    with pytest.raises(TypeError):
+        config.objective.nll_weight = "much"
+
+
+def test_settings_come_back_from_the_dictionary_as_they_went_in():
+    assert config_module.checked(config_module.default()) == Settings()
+    changes = {
+        "seed": 3,
+        "lora.rank": 4,
+        "lora.targets": ("query",),
+        "objective.gamma": 0.5,
+        "objective.alpha": None,
+        "quickstart.beta": (0.2, 0.3),
+    }
+    settings = config_module.checked(changed(**changes))
+    flat = config_module.flatten(dataclasses.asdict(settings))
+    assert flat == DEFAULTS | changes
+    again = config_module.config_dict(settings)
+    assert again.to_dict() == changed(**changes).to_dict()
+    assert again.is_locked
+    assert config_module.checked(again) == settings
+
+
+def test_settings_are_frozen_and_checked_wherever_they_are_made():
+    settings = Settings()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.train.steps = 1
+    with pytest.raises(UserError, match=r"^config\.train\.steps=0 must be at least 1$"):
+        dataclasses.replace(settings.train, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        ("seed", -1, "0 or more"),
+        ("model.dtype", "half", "'float32' or 'bfloat16'"),
+        ("model.parameters", "float16", "'float32' or 'bfloat16'"),
+        ("model.remat", "some", "'none', 'dots' or 'full'"),
+        ("model.attention", "flash", "'auto', 'dense', 'blockwise' or 'pallas'"),
+        ("lora.rank", -1, "0 or more"),
+        ("mesh.replica", 0, "positive, or -1 for all that are left"),
+        ("mesh.fsdp", -2, "positive, or -1 for all that are left"),
+        ("mesh.tensor", 0, "positive, or -1 for all that are left"),
+        ("data.format", "csv", "'pairs', 'summarize' or 'dialogue'"),
+        ("data.template", "tldr2", "'plain', 'chat', 'chained', 'dialogue' or 'tldr'"),
+        ("data.row_length", -1, "0 or more"),
+        ("data.overlong", "cut", "'error' or 'drop'"),
+        ("data.workers", -1, "0 or more"),
+        ("objective.name", "ppo", "'srpo', 'dpo', .* or 'sft'"),
+        ("objective.beta", 0.0, "a number > 0"),
+        ("objective.beta", float("nan"), "a number > 0"),
+        ("objective.alpha", 1.5, r"a number in \[0, 1\]"),
+        ("objective.label_smoothing", 0.5, r"a number in \[0, 0\.5\)"),
+        ("objective.reduction", "median", "'sum' or 'mean'"),
+        ("objective.nll_weight", -1.0, "a number >= 0"),
+        ("objective.gamma", -1.0, "a number >= 0"),
+        ("objective.odds_weight", float("inf"), "a number >= 0"),
+        ("train.steps", 0, "at least 1"),
+        ("train.batch_size", 0, "at least 1"),
+        ("train.accumulate", 0, "at least 1"),
+        ("train.log_every", 0, "at least 1"),
+        ("train.checkpoint_every", 0, "at least 1"),
+        ("train.keep_checkpoints", 0, "at least 1"),
+        ("optimizer.learning_rate", -1.0, "0 or more"),
+        ("optimizer.learning_rate", float("nan"), "0 or more"),
+        ("optimizer.warmup_steps", -1, "0 or more"),
+        ("optimizer.schedule", "linear", "'cosine' or 'constant'"),
+        ("optimizer.weight_decay", -0.1, "0 or more"),
+        ("optimizer.b1", 1.0, r"in \[0, 1\)"),
+        ("optimizer.b2", -0.1, r"in \[0, 1\)"),
+        ("optimizer.clip_norm", 0.0, "positive"),
+        ("sampling.max_new_tokens", 0, "at least 1"),
+        ("sampling.temperature", -1.0, r"0 \(greedy\) or positive"),
+        ("sampling.top_p", 0.0, r"in \(0, 1\]"),
+        ("sampling.batch_size", 0, "at least 1"),
+        ("pairs.split", "dev", "'train', 'validation' or 'test'"),
+        ("pairs.count", 0, "at least 1"),
+        ("pairs.max_prompt_tokens", 0, "at least 1"),
+        ("pairs.temperature", -1.0, r"0 \(greedy\) or positive"),
+        ("pairs.top_p", 1.5, r"in \(0, 1\]"),
+        ("evaluate.documents", (), "one at least"),
+        ("evaluate.split", "dev", "'train', 'validation' or 'test'"),
+        ("evaluate.count", 0, "at least 1"),
+        ("evaluate.max_prompt_tokens", 0, "at least 1"),
+        ("evaluate.revisions", -1, "0 or more"),
+        ("evaluate.samples", -1, "0 or more"),
+        ("evaluate.judge_check", -1, "0 or more"),
+        ("judge.name", "oracle", "'embedding' or 'llm'"),
+        ("judge.concurrency", 0, "at least 1"),
+        ("quickstart.methods", ("srpo", "ppo"), "each 'srpo', 'dpo', .* or 'sft'"),
+        ("quickstart.beta", (0.1, 0.0), "each positive"),
+        ("quickstart.learning_rate", (0.1, -1.0), "each 0 or more"),
+        # of another type
+        ("train.steps", None, "a whole number"),
+        ("train.steps", True, "a whole number"),
+        ("model.source", None, "a text"),
+        ("data.pack", None, "True or False"),
+        ("data.pack", 1, "True or False"),
+        ("data.fields", None, "a tuple of texts"),
+        ("data.fields", ("a", 1), "a tuple of texts"),
+        ("quickstart.beta", ("0.1", 0.1), "a tuple of numbers"),
+        ("optimizer.clip_norm", None, "a number"),
+        ("objective.beta", True, "a number, or None"),
+    ],
+)
+def test_what_cannot_be_used_is_named(key, value, wanted):
+    section, _, name = key.rpartition(".")
+    values = {name: value}
+    with pytest.raises(UserError, match=rf"^config\.{key}=.* must be {wanted}$") as error:
+        build(Settings, {section: values} if section else values, "config")
+    assert f"={value!r} " in str(error.value)
+
+
+def test_every_check_is_tried_above():
+    tried = test_what_cannot_be_used_is_named.pytestmark[0].args[1]
+    checked = {key for key, *_ in tried}
+    for name in SECTIONS:
+        for key, said in described(getattr(Settings(), name)).items():
+            # Adapters that are off need no good settings: tests/models/test_loading.py.
+            assert not said.check or f"{name}.{key}" in checked or name == "lora"
+
+
+def test_adapters_are_checked_where_there_are_any():
+    for change, said in (
+        ({"alpha": 0.0}, r"config\.lora\.alpha=0\.0 must be a number > 0"),
+        ({"dropout": 1.0}, r"config\.lora\.dropout=1\.0 must be in \[0, 1\)"),
+        ({"targets": ("qeury",)}, r"config\.lora\.targets: 'qeury'"),
+        ({"targets": ()}, r"config\.lora\.targets is empty"),
+    ):
+        build(Settings, {"lora": {"rank": 0, **change}}, "config")
+        with pytest.raises(UserError, match=said):
+            build(Settings, {"lora": {"rank": 2, **change}}, "config")
+    with pytest.raises(UserError, match=r"config\.lora\.alpha=None must be a number$"):
+        build(Settings, {"lora": {"alpha": None}}, "config")
+
+
+def test_a_none_that_no_one_asked_for_is_named():
+    """ml_collections takes None for every key, and whatever comes after it."""
+    config = config_module.default()
+    config.train.steps = None
+    config.train.steps = "many"
+    with pytest.raises(UserError, match=r"^config\.train\.steps='many' must be a whole number$"):
+        config_module.checked(config)
+
+
+def test_config_json_of_an_older_run_is_read_and_unknown_keys_are_named(tmp_path):
+    path = tmp_path / "config.json"
+    settings = config_module.checked(changed(**{"objective.beta": 0.3, "data.fields": ("a=b",)}))
+    config_module.save(settings, path)
+    assert config_module.read(path) == settings
+    content = json.loads(path.read_text())
+    del content["train"]["frozen"], content["quickstart"]
+    path.write_text(json.dumps(content))
+    assert config_module.read(path) == settings
+    for wrong, said in (
+        ({"model": {"sauce": "x"}}, r"config\.model\.sauce='x' is not a setting"),
+        ({"modle": {"source": "x"}}, r"config\.modle=\{.*\} is not a setting"),
+        ({"model": "tiny"}, r"config\.model='tiny' is not a setting"),
+        ({"train": {"steps": 0}}, r"config\.train\.steps=0 must be at least 1"),
+    ):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=rf"config\.json: {said}$"):
+            config_module.read(path)
+    with pytest.raises(UserError, match="is missing: not the workdir of a training run"):
+        config_module.read(tmp_path / "none.json")
+
+
+def test_every_setting_says_what_it_means_and_help_shows_it():
+    text = command.settings(SECTIONS)
+    assert max(map(len, text.splitlines())) <= 100
+    words = " ".join(text.split())
+    assert list(described(Settings())) == ["seed"]
+    for section in (Settings(), *(getattr(Settings(), name) for name in SECTIONS)):
+        if not isinstance(section, Settings):
+            assert list(described(section)) == [f.name for f in dataclasses.fields(section)]
+        for said in described(section).values():
+            assert said.meaning
+            assert " ".join(said.sentence.split()) in words
+    assert "--config.train.steps=100 updates in all; at least 1" in words
+    for name in SECTIONS:
+        assert type(getattr(Settings(), name)).__doc__.splitlines()[0] in text
