@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -65,16 +66,9 @@ def train(settings: Settings, workdir: Path) -> bool:
 
     # The policy and its reference, which is the policy as it starts
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
-    programs = step.TrainStep(
-        graphdef,
-        optimizer,
-        objective,
-        hyper,
-        mesh,
-        accumulate=settings.train.accumulate,
-        master=settings.optimizer.master,
-        seed=settings.seed,
-    ).compile(trained)
+    options = step_options(settings)
+    one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **options)
+    programs = one.compile(trained)
     if objective.needs_reference:
         score = lambda rows: programs.reference(trained, frozen, rows)
         path, weights = workdir / "reference_scores.npz", (trained, frozen)
@@ -82,10 +76,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     hooks.report_model(trained, frozen, mesh)
 
     # The steps, from where an earlier attempt stopped
-    with (
-        open_checkpoints(settings, workdir) as checkpoints,
-        distributed.StopSignal() as stop,
-    ):
+    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
@@ -104,15 +95,7 @@ def train(settings: Settings, workdir: Path) -> bool:
                 batches(settings, data, packing, start),
                 range(start + 1, total + 1),
                 place=lambda batch: mesh_module.host_to_global(mesh, batch),
-                hooks=(
-                    Hook(hooks.require_finite(checkpoints)),
-                    Hook(
-                        hooks.write_metrics(log, schedule, settings.train.batch_size),
-                        every=settings.train.log_every,
-                    ),
-                    Hook(hooks.show(progress)),
-                    Hook(hooks.save(checkpoints)),
-                ),
+                hooks=behind_steps(settings, checkpoints, log, progress, schedule),
                 stop=stop.requested,
             )
     if last < total:
@@ -157,6 +140,32 @@ def prepare_model(
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
     return loading.create(architecture, parameters, mesh, seed)
+
+
+def step_options(settings: Settings) -> dict[str, Any]:
+    """What `TrainStep` takes of the settings."""
+    return {
+        "accumulate": settings.train.accumulate,
+        "master": settings.optimizer.master,
+        "seed": settings.seed,
+    }
+
+
+def behind_steps(
+    settings: Settings,
+    checkpoints: Checkpoints,
+    log: Metrics,
+    progress: Progress,
+    schedule: optax.Schedule,
+) -> tuple[Hook, ...]:
+    """What happens behind the steps: stop on a loss that is no number, log, show, save."""
+    metrics = hooks.write_metrics(log, schedule, settings.train.batch_size)
+    return (
+        Hook(hooks.require_finite(checkpoints)),
+        Hook(metrics, every=settings.train.log_every),
+        Hook(hooks.show(progress)),
+        Hook(hooks.save(checkpoints)),
+    )
 
 
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:

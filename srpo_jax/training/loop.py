@@ -63,8 +63,8 @@ def loop(
     """Takes the steps of `numbers`, which is not empty; returns the last one taken.
 
     train: the step, which donates the state. place: brings a batch of this process onto the mesh. stop: is
-    asked behind each step, with its number, on every process: True ends the loop. The next batch is prepared while the devices
-    work.
+    asked behind each step, with its number, on every process; True ends the loop. The next batch is
+    prepared while the devices work.
     """
     upcoming = next(batches)
     batch = place(upcoming)
