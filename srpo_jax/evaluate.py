@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -147,21 +147,30 @@ def _revisions(
                     progress=progress,
                     spent=spent,
                 )
-                for document, ys in zip(docs[part], ids, strict=True):
-                    record = {
-                        "id": document.id,
-                        "revisions": [renderer.tokenizer.decode(y).strip() for y in ys],
-                        "cut": [len(y) == sampling.max_new_tokens for y in ys],
-                    }
-                    out.write(json.dumps(record) + "\n")
-                    done.append(record)
-                out.flush()
+                done += _write(out, docs[part], ids, renderer, sampling.max_new_tokens)
         share = np.mean([record["cut"] for record in done])
         status(f"{method} on {name}: {share:.0%} cut off at {sampling.max_new_tokens} tokens")
         results[name] = [record["revisions"] for record in done]
     if model is not None:
         status(f"{method}: {spent}")
     return results
+
+
+def _write(
+    out: TextIO, docs: list[Document], ids: list[list[list[int]]], renderer: Renderer, new: int
+) -> list[dict[str, Any]]:
+    """The records of some documents, which are on disk when this returns."""
+    records = [
+        {
+            "id": document.id,
+            "revisions": [renderer.tokenizer.decode(y).strip() for y in ys],
+            "cut": [len(y) == new for y in ys],
+        }
+        for document, ys in zip(docs, ids, strict=True)
+    ]
+    out.writelines(json.dumps(record) + "\n" for record in records)
+    out.flush()
+    return records
 
 
 def _read(path: Path, decisive: Mapping[str, Any], docs: list[Document]) -> list[dict[str, Any]]:
