@@ -15,6 +15,7 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Int
 
 from srpo_jax.runtime.errors import UserError
 
@@ -64,15 +65,19 @@ class TreeMask:
         return dataclasses.replace(self, first=self.positions - window + 1, lists=lists)
 
 
-def dense_mask(end: Array) -> Array:
+def dense_mask(end: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
     """bool [B, S, S] of end int32 [B, S], True where the row slot sees the column slot."""
     slots = jnp.arange(end.shape[-1])
     return (slots <= slots[:, None]) & (slots[:, None] < end[..., None, :])
 
 
 def tree_mask(
-    end: Array, positions: Array, *, kind: str = "auto", block: int | None = None
-) -> Array | TreeMask:
+    end: Int[Array, "B S"],
+    positions: Int[Array, "B S"],
+    *,
+    kind: str = "auto",
+    block: int | None = None,
+) -> Bool[Array, "B S S"] | TreeMask:
     """The mask that `attend` takes: to be made once, outside the layers.
 
     end, positions: int32 [B, S]. kind: one of KINDS; "auto" is pallas on TPUs, elsewhere dense for short
