@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Float, Float32, Int, Key
 
@@ -71,7 +72,7 @@ def scorer(graphdef: nnx.GraphDef, names: tuple[str, ...], *, adapter: bool):
 def log_probabilities(
     hidden: Float[Array, "B T D"],
     kernel: Float[Array, "V D"],
-    targets: Int[Array, "B T"],
+    targets: Int[Array | np.ndarray, "B T"],
     chunk: int | None = None,
     softcap: float | None = None,
 ) -> Float32[Array, "B T"]:

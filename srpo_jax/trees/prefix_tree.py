@@ -18,12 +18,12 @@ Sequences are numbered in the same order, so those that a target counts for are 
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-Ids = Sequence[int] | np.ndarray
+Ids = Sequence[SupportsIndex] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,13 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Bool, Int
 
 from srpo_jax.runtime.errors import UserError
 
 Array = jax.Array
+Words = Int[Array | np.ndarray, "B S"]
 KINDS = ("auto", "dense", "blockwise", "pallas")
 # A row this short is one product; beyond it the blocks that are skipped pay for the loop over the rest.
 DENSE_UP_TO = 256
@@ -65,15 +67,15 @@ class TreeMask:
         return dataclasses.replace(self, first=self.positions - window + 1, lists=lists)
 
 
-def dense_mask(end: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+def dense_mask(end: Words) -> Bool[Array, "B S S"]:
     """bool [B, S, S] of end int32 [B, S], True where the row slot sees the column slot."""
     slots = jnp.arange(end.shape[-1])
     return (slots <= slots[:, None]) & (slots[:, None] < end[..., None, :])
 
 
 def tree_mask(
-    end: Int[Array, "B S"],
-    positions: Int[Array, "B S"],
+    end: Words,
+    positions: Words,
     *,
     kind: str = "auto",
     block: int | None = None,
