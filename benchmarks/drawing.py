@@ -3,7 +3,7 @@
     python -m benchmarks.drawing [--output=docs/images]
 
 Two pairs with prompts of 10 and completions of 5 tokens; left: where the slots of the first stand, right:
-who sees whom in the row of both. Some slots are marked in both halves, with `end`, which says who sees them.
+who sees whom in the row of both. Some slots are marked in both, with `end`, which says who sees them.
 """
 
 from pathlib import Path

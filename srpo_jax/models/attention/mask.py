@@ -10,6 +10,7 @@ A row holds its trees depth first, so the slots that descend from a slot stand d
 """
 
 import dataclasses
+import typing
 from typing import NamedTuple
 
 import flax.struct
@@ -43,6 +44,7 @@ class BlockLists(NamedTuple):
     query_count: Array
 
 
+@typing.no_type_check  # not in tests either: JAX builds it of whatever stands for arrays
 @flax.struct.dataclass
 class TreeMask:
     """The mask of rows that are attended to in blocks.
