@@ -72,7 +72,7 @@ def compiled_memory(model: Model, batch: dict[str, Any]) -> Any:
     graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
     optimizer, _ = make_optimizer(config_module.default())
     objective = objectives.get("srpo")
-    programs = step.make(graphdef, trained, optimizer, objective, steps.HYPER, mesh)
+    programs = step.TrainStep(graphdef, optimizer, objective, steps.HYPER, mesh).compile(trained)
     state = step.TrainState(trained, jax.eval_shape(programs.init, trained))
     return programs.train.lower(state, frozen, batch).compile().memory_analysis()
 

@@ -9,7 +9,7 @@ import transformers
 import trl
 
 from benchmarks import workload
-from benchmarks.peers import ADAMW, CLIP_NORM, Scored, Weights, lora_config, torch_model
+from benchmarks.peers_torch import ADAMW, CLIP_NORM, Scored, Weights, lora_config, torch_model
 from srpo_jax.models.decoder import DecoderConfig
 
 

@@ -1,12 +1,12 @@
-"""N revisions of the same prompts: reading each prompt once, against reading it again, and `transformers`.
+"""N revisions of the same prompts: each prefilled once, against prefilled again, and `transformers`.
 
     python -m benchmarks.revision [--dtype=float32] [--rows=16] [--peers] [--curves] [--output=DIR]
 
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
-40 tokens are written, so that everyone does the same work. "Read again" is the same decoder, cache and
-decoding loop, made to read all of every prompt. --peers adds transformers.generate (extra `bench`).
+40 tokens are written, so that everyone does the same work. "Prefill again" is the same decoder, cache and
+decoding loop, made to prefill all of every prompt. --peers adds transformers.generate (extra `bench`).
 --curves shows the time over the number of revisions, the lengths of prompt and completion, and the rows
-(25 minutes on 2 cores with --layers=6 --rows=4 --repeats=1, most of it for reading 4,000 tokens again).
+(25 minutes on 2 cores with --layers=6 --rows=4 --repeats=1, most of it to prefill 4,000 tokens again).
 --quick is a small try.
 """
 
@@ -43,7 +43,7 @@ QUICK = flags.DEFINE_bool("quick", False, "two layers, short prompts: is everyth
 OUTPUT = flags.DEFINE_string("output", None, "folder for revision.md, revision.json and plots")
 
 NO_END = -1  # an end of sequence that no model writes
-OURS, CHAINED, AGAIN = "read once", "read once, chained", "read again"
+OURS, CHAINED, AGAIN = "prefill once", "prefill once, chained", "prefill again"
 GENERATE = "transformers.generate"
 
 
@@ -71,7 +71,7 @@ def open_decoder(model: Model) -> Decoder:
 
 
 class Forgetful(Prompt):
-    """A prompt of which nothing is remembered: each improve prompt is read from its first token."""
+    """A prompt of which nothing is remembered: each improve prompt is prefilled from its first token."""
 
     @property
     def shared(self) -> int:
@@ -92,10 +92,10 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
     import torch
     import transformers
 
-    from benchmarks import peers
+    from benchmarks import peers_torch
 
     dtype = getattr(torch, model.config.dtype)
-    network = peers.torch_model(model.weights, model.config).to(dtype).eval()
+    network = peers_torch.torch_model(model.weights, model.config).to(dtype).eval()
     settings = transformers.GenerationConfig(
         max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0, eos_token_id=None
     )
@@ -103,9 +103,9 @@ def generate(model: Model, prompts: Sequence[Prompt], revisions: int, new: int) 
     def complete(rows: Sequence[Sequence[int]]) -> list[list[int]]:
         longest = max(map(len, rows))
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
-        there = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        valid = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
         with torch.inference_mode():
-            out = network.generate(ids, attention_mask=there, generation_config=settings)
+            out = network.generate(ids, attention_mask=valid, generation_config=settings)
         return out[:, longest:].tolist()
 
     def write(revisions: int, spent: Spent) -> list[list[list[int]]]:
@@ -142,14 +142,14 @@ def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
     middle = common.medians(seconds)
     rows = []
     for name, writer in steps.items():
-        known = writer.spent.reading + writer.spent.writing
+        known = writer.spent.prefill + writer.spent.decode
         rows.append(
             {
                 "revision": name,
                 "seconds": middle[name],
                 "fastest": min(seconds[name]),
                 "slowest": max(seconds[name]),
-                "prefill, %": 100 * writer.spent.reading / known if known else "",
+                "prefill, %": 100 * writer.spent.prefill / known if known else "",
                 "time / first": middle[name] / middle[OURS],
                 "same tokens as the first": agreement(writer.written, steps[OURS].written),
             }

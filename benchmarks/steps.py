@@ -29,7 +29,7 @@ def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> Step:
     config.optimizer.update({"learning_rate": 1e-6, "warmup_steps": 0, "schedule": "constant"})
     optimizer, _ = make_optimizer(config)
     hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}
-    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     kept = [step.TrainState(trained, programs.init(trained))]
     placed = mesh_module.host_to_global(mesh, batch)
 

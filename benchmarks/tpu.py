@@ -9,7 +9,7 @@ reference scores stored. Nothing is allocated and no TPU is needed, only its com
 Cycles are the compiler's own estimates times the trip counts of loops (benchmarks/hlo_cost.py). They are
 of computation alone: collectives carry no estimate, so the bytes that a chip sends stand beside them.
 Attention kernels carry none either; theirs are counted from the compiler's schedule of each kernel and
-the blocks that its trees make it visit, see `kernel_cycles`.
+the blocks that its trees make it visit (benchmarks/kernel_schedule.py).
 """
 
 import dataclasses
@@ -32,6 +32,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks import common, hlo_cost, workload
+from benchmarks.kernel_schedule import kernel_cycles, read_schedule
 from benchmarks.workload import Workload
 from srpo_jax import config as config_module
 from srpo_jax import objectives
@@ -177,7 +178,7 @@ def lowered_programs(
     trained, frozen = states
     optimizer, _ = make_optimizer(config_module.default())
     hyper = {name: value for name, value in HYPER.items() if name in objective.hyperparameters}
-    programs: Any = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    programs: Any = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
 
     def place(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
@@ -192,50 +193,6 @@ def lowered_programs(
     return [one.lower(lowering_platforms=("tpu",)) for one in traced]
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """Bundles of instructions, one a cycle, of the parts of an attention kernel.
-
-    turn: of one pair of blocks; start, end: before the first and after the last turn of a block; step: at
-    every step of the grid, whether or not it has a turn.
-    """
-
-    step: int
-    start: int
-    turn: int
-    end: int
-
-
-def read_schedule(text: str) -> Schedule:
-    """The schedule of a kernel, from the compiler's listing of its bundles.
-
-    A kernel is a loop over its grid. Within it are conditional parts, each jumped over by one branch; those
-    without a branch inside are the kernel's three `pl.when`. Raises ValueError for another form.
-    """
-    address, loop = 0, None
-    jumps: list[tuple[int, str]] = []
-    lands: dict[str, int] = {}
-    for line in text.splitlines():
-        bundle = re.match(r"\s*(0x[0-9a-f]+) +(LB)?", line)
-        address = int(bundle[1], 16) if bundle else address
-        if bundle and bundle[2]:
-            loop = address
-        jumps += [(address, to) for to in re.findall(r"sbr\.rel .*?target = \$region(\d+)", line)]
-        for region in re.findall(r"Start(?:/End empty)? region (\d+)", line):
-            lands.setdefault(region, address)
-    spans = [(at, lands[to]) for at, to in jumps if at < lands.get(to, 0)]
-    back = max((at for at, to in jumps if lands.get(to) == loop), default=0)
-    whens = [
-        (start, end)
-        for start, end in spans
-        if loop is not None and start > loop and not any(start < at < end for at, _ in spans)
-    ]
-    if loop is None or len(whens) != 3:
-        raise ValueError(f"not the schedule of an attention kernel: {len(whens)} conditional parts")
-    start, turn, end = (to - at for at, to in whens)
-    return Schedule(back - loop - start - turn - end, start, turn, end)
-
-
 def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray, int]:
     """How many blocks of keys each block of queries visits, the reverse, and the slots of a block.
 
@@ -245,18 +202,6 @@ def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray, int]
     count, query_count = np.asarray(mask.lists.key_count), np.asarray(mask.lists.query_count)
     split = (chips, -1, count.shape[-1])
     return count.reshape(split), query_count.reshape(split), mask.block
-
-
-def kernel_cycles(schedule: Schedule, visits: np.ndarray, heads: int, cores: int = 1) -> float:
-    """Cycles of one call on the chip with most to do.
-
-    visits: int [chips, rows, N], turns of each block. The grid is rows x heads x the most turns of a row.
-    """
-    _, rows, blocks = visits.shape
-    steps = rows * np.maximum(visits, 1).sum(2).max(1) * schedule.step
-    turns = visits.sum((1, 2)) * schedule.turn
-    once = rows * blocks * (schedule.start + schedule.end)
-    return heads * float((steps + turns + once).max()) / cores
 
 
 @dataclasses.dataclass(frozen=True)

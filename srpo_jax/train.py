@@ -86,9 +86,8 @@ def train(config: ConfigDict, workdir: Path) -> bool:
     parameters = source.read_parameters() if source.read_parameters else None
     graphdef, trained, frozen = loading.create(architecture, parameters, mesh, config.seed)
     del parameters
-    steps = step.make(
+    programs = step.TrainStep(
         graphdef,
-        trained,
         optimizer,
         objective,
         hyper,
@@ -96,15 +95,15 @@ def train(config: ConfigDict, workdir: Path) -> bool:
         accumulate=config.train.accumulate,
         master=config.optimizer.master,
         seed=config.seed,
-    )
+    ).compile(trained)
     if objective.needs_reference:
-        score = lambda rows: steps.reference(trained, frozen, rows)
+        score = lambda rows: programs.reference(trained, frozen, rows)
         path, weights = workdir / "reference_scores.npz", (trained, frozen)
         data.reference = reference.load_or_score(path, data, weights, score, packing, mesh)
     report_model(trained, frozen, mesh)
 
     # Where an earlier attempt stopped, or the beginning
-    state = step.TrainState(trained, steps.init(trained))
+    state = step.TrainState(trained, programs.init(trained))
     with (
         Checkpoints(
             workdir / "checkpoints", config.train.keep_checkpoints, config.train.checkpoint_every
@@ -140,7 +139,7 @@ def train(config: ConfigDict, workdir: Path) -> bool:
                 tokens = int(np.count_nonzero(rows.end)) * jax.process_count()
                 slots = rows.tokens.size * jax.process_count()
 
-                state, metrics = steps.train(state, frozen, batch)
+                state, metrics = programs.train(state, frozen, batch)
 
                 if number < config.train.steps:  # the next batch, while the devices work
                     upcoming = next(stream)

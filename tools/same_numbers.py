@@ -1,6 +1,6 @@
 """Shows that this checkout computes the numbers of another revision: losses, gradients and revisions.
 
-    python tools/same_numbers.py REV [--tolerance=1e-6]
+    python tools/same_numbers.py REV [--tolerance=1e-6] [--only=REGEX]
 
 Both check-outs train a tiny model for 20 steps (SRPO, DPO and SFT; all weights and adapters; packed and a
 row a pair; one and eight virtual devices), then revise eight documents. Every metric of every step is
@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 STEPS = 20
+REVISED = "srpo full, 1 device(s)"  # the run whose model revises
 OBJECTIVES = ("srpo", "dpo", "sft")
 WEIGHTS = {"full": [], "lora": ["--config.lora.rank=4"]}
 # Beside all combinations with packed rows, what else there is to choose.
@@ -121,14 +123,14 @@ def losses(checkout: Path, folder: Path, name: str, devices: int, settings: list
 def revisions(checkout: Path, folder: Path, devices: int) -> dict[str, list[list[str]]]:
     rng = random.Random(1)
     texts = [words(rng, 4, 30) for _ in range(8)]
-    workdir = folder / "srpo full, 1 device(s)".replace(" ", "_")
+    workdir = folder / REVISED.replace(" ", "_")
     return json.loads(
         python(checkout, ["-c", REVISE, str(workdir), json.dumps(texts)], devices).splitlines()[-1]
     )
 
 
-def record(checkout: Path) -> dict[str, Any]:
-    """All numbers and texts of a checkout."""
+def record(checkout: Path, only: str = "") -> dict[str, Any]:
+    """The numbers and texts of a checkout, of the runs whose names match `only`."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_pairs(folder / "pairs.jsonl")
@@ -137,22 +139,25 @@ def record(checkout: Path) -> dict[str, Any]:
             started = {
                 run: pool.submit(losses, checkout, folder, run, devices, settings)
                 for run, (devices, settings) in runs().items()
+                if re.search(only, run) or run == REVISED
             }
             numbers |= {run: future.result() for run, future in started.items()}
         for devices in (1, 8):
+            if not re.search(only, f"revisions, {devices} device(s)"):
+                continue
             for case, written in revisions(checkout, folder, devices).items():
-                numbers[f"revisions, {case}, {devices} device(s)"] = written
+                numbers[f"revisions, {devices} device(s), {case}"] = written
         return numbers
 
 
-def record_revision(revision: str) -> dict[str, Any]:
+def record_revision(revision: str, only: str) -> dict[str, Any]:
     """`record` of a commit, checked out beside this one for as long as it takes."""
     with tempfile.TemporaryDirectory() as name:
         other = Path(name) / "checkout"
         git = ["git", "-C", str(HERE), "worktree"]
         subprocess.run([*git, "add", "--quiet", "--detach", str(other), revision], check=True)
         try:
-            return record(other)
+            return record(other, only)
         finally:
             subprocess.run([*git, "remove", "--force", str(other)], check=True)
 
@@ -176,14 +181,15 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, help="JSON file for REV's numbers; read if it is there"
     )
+    parser.add_argument("--only", default="", help="runs whose names match this pattern")
     options = parser.parse_args()
     if options.keep and options.keep.is_file():
         theirs = json.loads(options.keep.read_text())
     else:
-        theirs = record_revision(options.revision)
+        theirs = record_revision(options.revision, options.only)
         if options.keep:
             options.keep.write_text(json.dumps(theirs))
-    ours = record(HERE)
+    ours = record(HERE, options.only)
     worst = 0.0
     for run, values in ours.items():
         found = difference(values, theirs[run])

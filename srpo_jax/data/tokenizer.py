@@ -303,10 +303,12 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._start.decode([i for i in ids if not self._start.is_control(i)])
+        text: str = self._start.decode([i for i in ids if not self._start.is_control(i)])
+        return text
 
     def token(self, token_id: int) -> str:
-        return self._start.id_to_piece(token_id)
+        piece: str = self._start.id_to_piece(token_id)
+        return piece
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments

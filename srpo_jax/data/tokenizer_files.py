@@ -1,6 +1,7 @@
 """The tokenizer of a model's directory, as Hugging Face keeps it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     definition, pieces = directory / "tokenizer.json", directory / "tokenizer.model"
     template = _chat_template(directory, config)
     begins = config.get("add_bos_token")
+    lookup: Callable[[str], int | None]
     if definition.is_file():
         try:
             text = definition.read_text(encoding="utf-8")
             specials = special_tokens(text)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {definition}: {error}") from error
-        lookup = lambda token: specials.get(token)
+        lookup = specials.get
     elif pieces.is_file():
         text = ""
         lookup = SentencePieceTokenizer(pieces, eos_id=-1).piece_id

@@ -1,46 +1,10 @@
-"""Judges: anything that says how probably one completion is better than another."""
+"""Judges: anything that says how probably one completion is better than another.
 
-from __future__ import annotations
+May import: reporting.winrate (the statistics of their own check), models, data, runtime. Imported by: the
+programs.
+"""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from srpo_jax.judges.judge import Judge
+from srpo_jax.judges.loading import load
 
-import numpy as np
-
-from srpo_jax.runtime.errors import UserError
-
-
-class Judge(Protocol):
-    """`name` is short; `description` one sentence for reports on what the judge is and is not."""
-
-    name: str
-    description: str
-
-    def probabilities(
-        self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]
-    ) -> np.ndarray:
-        """P(a better than b | prompt), float64 [N], for N prompts and N completions each.
-
-        For every judge P(a > b) + P(b > a) = 1 to 1e-6, and P(a > a) = 1/2.
-        """
-        ...
-
-
-def load(config: Any, folder: str | Path = ".") -> Judge:
-    """The judge that `config.name` names: "embedding" (a local proxy) or "llm" (an endpoint).
-
-    What the judge keeps (`config.cache`) is relative to `folder`.
-
-    Raises:
-        UserError: the name is unknown, or the judge lacks something (see its module).
-    """
-    if config.name == "embedding":
-        from srpo_jax.judges.embedding import EmbeddingJudge
-
-        return EmbeddingJudge()
-    if config.name == "llm":
-        from srpo_jax.judges.llm import LlmJudge
-
-        return LlmJudge.from_config(config, folder)
-    raise UserError(f"config.judge.name is {config.name!r}: known judges are embedding, llm")
+__all__ = ["Judge", "load"]

@@ -2,7 +2,7 @@
 
 It needs no service and is independent of any policy trained here, but nobody has checked it against
 people's preferences: a report must name it and say so. What it is worth is shown by
-`python -m srpo_jax.judges.embedding`, which prints how often it prefers the gold to damaged golds
+`python -m srpo_jax.judges.fitting`, which prints how often it prefers the gold to damaged golds
 on documents it was not fitted to, and the weights below, fitted anew. The weights are kept here,
 not fitted when the judge is loaded: fitting takes minutes, and a judge must be the same everywhere.
 Known limits: of the aspect that a prompt asks for it sees nothing, and of the facts only whether
@@ -23,7 +23,7 @@ from srpo_jax.runtime.errors import UserError
 
 FEATURES = ("similarity", *features.NAMES)
 
-# Printed by `python -m srpo_jax.judges.embedding` (see fitting.py).
+# Printed by `python -m srpo_jax.judges.fitting`.
 WEIGHTS = {
     "similarity": 5.287,
     "fluency": 0.600,
@@ -76,7 +76,8 @@ class EmbeddingJudge:
                 f"and completions b ({len(b)})"
             )
         margin = (self.features(prompts, a) - self.features(prompts, b)) @ self._weights
-        return 1 / (1 + np.exp(-margin))
+        preferred: np.ndarray = 1 / (1 + np.exp(-margin))
+        return preferred
 
     def features(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """Features [N, len(FEATURES)] float64 of N completions, unweighted."""
@@ -97,9 +98,3 @@ def training_documents(for_weights: bool) -> list[Document]:
     """
     every = [d for name in _TRAINING_SETS for d in documents.load(name, "train")]
     return [d for d in every if (documents.part(features.text_of(d.prompt), 3) == 0) == for_weights]
-
-
-if __name__ == "__main__":
-    from srpo_jax.judges import fitting
-
-    fitting.main()

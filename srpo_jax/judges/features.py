@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import pairwise
 
 import numpy as np
@@ -168,7 +168,7 @@ def _ngrams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def _share(items: Sequence[object], of: set) -> float:
+def _share(items: Sequence[object], of: Set[object]) -> float:
     return sum(item in of for item in items) / len(items) if items else 0.0
 
 

@@ -1,8 +1,12 @@
 """How the embedding judge's weights are found: the gold against texts that are surely worse.
 
+    python -m srpo_jax.judges.fitting
+
+fits them anew, and prints them and what the judge is worth on documents held out (a few minutes).
+
 Beside the damages that `validation` reports there are others here, so that the weights serve for
 what a small model writes: loops, rambling, filler, nothing at all, a sentence copied whole, a wrong
-word. To see what the judge does with a kind of bad text it was never fitted to, `main` also prints
+word. To see what the judge does with a kind of bad text it was never fitted to, it also prints
 the rate for every damage with that damage left out of the fit.
 """
 
@@ -129,7 +133,8 @@ def fit(
         gradient = penalty * weights + (share * (found - target)) @ rows
         curvature = (rows * (share * found * (1 - found))[:, None]).T @ rows
         weights -= np.linalg.solve(curvature + penalty * np.eye(len(weights)), gradient)
-    return weights / scale
+    unscaled: np.ndarray = weights / scale
+    return unscaled
 
 
 def log_loss(rows: np.ndarray, weights: np.ndarray) -> float:
@@ -212,3 +217,7 @@ def main() -> None:
         judge = EmbeddingJudge(dict(zip(FEATURES, weights.tolist(), strict=True)))
         checks = [check for members in held_out.values() for check in validate(judge, members)]
     console.print(_check_table(checks))
+
+
+if __name__ == "__main__":
+    main()

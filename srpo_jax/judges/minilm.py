@@ -63,7 +63,8 @@ class Embedder:
             "token_type_ids": np.zeros_like(row),
         }
         output = self._session.run(None, {name: given[name] for name in self._inputs})[0]
-        return output[0].mean(axis=0) if output.ndim == 3 else output[0]
+        state: np.ndarray = output[0].mean(axis=0) if output.ndim == 3 else output[0]
+        return state
 
 
 def _cores() -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from srpo_jax.data.documents import Document
-from srpo_jax.judges import Judge
 from srpo_jax.judges.features import text_of
+from srpo_jax.judges.judge import Judge
 from srpo_jax.reporting.winrate import win_rate
 
 

@@ -41,11 +41,10 @@ class Rope:
             frequencies = frequencies * (kept + (1 - kept) / self.factor)
         elif self.scaling == "yarn":
             # The pair of entries that turns so often in the original length, counted from the fastest.
-            pair = lambda turns: (
-                size
-                * math.log(self.original_length / (turns * 2 * math.pi))
-                / (2 * math.log(self.theta))
-            )
+            def pair(turns: float) -> float:
+                wave = self.original_length / (turns * 2 * math.pi)
+                return size * math.log(wave) / (2 * math.log(self.theta))
+
             first = max(math.floor(pair(self.high_factor)), 0)
             last = min(math.ceil(pair(self.low_factor)), size - 1)
             passage = (np.arange(size // 2) - first) / max(last - first, 1e-3)
@@ -87,7 +86,7 @@ class DecoderConfig:
     query_key_norm: str = "none"  # or of each "head", or of the heads "together"
     parallel: bool = False  # attention and MLP read the same residual
 
-    activation: str = "silu"  # of ACTIVATIONS in decoder.py
+    activation: str = "silu"  # of ACTIVATIONS in block.py
     gated: bool = True  # the MLP has a gate
     biases: tuple[str, ...] = ()  # projections with a bias
     embedding_scale: float = 1.0

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens read so far."""
+"""Keys and values of the tokens that have been prefilled or decoded so far."""
 
 import dataclasses
 from typing import Any
@@ -18,9 +18,9 @@ class Cache:
     """Keys, already rotated, and values, in the compute dtype.
 
     keys [B, K, Hd, C] and values [B, K, C, Hd], as the products of a decoding step want them: one array
-    with L in front for scanned layers, or a list of L arrays for unrolled ones. Which slots hold something
-    is the caller's knowledge, and reaches the model as the attention mask.
-    positions: int32 [B, C], where a layer's window must know them, else None.
+    with L in front for scanned layers, or a list of L arrays for unrolled ones. Which slots are valid is
+    the caller's knowledge, and reaches the model as the attention mask.
+    positions: int32 [B, C], of the keys, where a layer's window must know them, else None.
     """
 
     keys: Any
@@ -48,13 +48,12 @@ class Cache:
             make(batch, kv_heads, size, slots), make(batch, kv_heads, slots, size), positions
         )
 
-    def standing(self, positions: Array, slot: Array | int) -> "Cache":
-        """With tokens at positions [B, S] in slots from `slot` on."""
+    def with_positions(self, positions: Array, slot: Array | int) -> "Cache":
+        """With those of tokens [B, S] in slots from `slot` on."""
         if self.positions is None:
             return self
         update = jax.lax.dynamic_update_slice_in_dim
-        standing = update(self.positions, positions, slot, axis=1)
-        return dataclasses.replace(self, positions=standing)
+        return dataclasses.replace(self, positions=update(self.positions, positions, slot, axis=1))
 
     def write(self, key: Array, value: Array, layer: Array | None, slot: Array | int) -> "Cache":
         """With [B, S, K, Hd] in slots from `slot` on, of a layer of the stack or (None) of one alone.
@@ -63,8 +62,8 @@ class Cache:
         would be moved whole at each decoded token.
         """
         key, value = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
-        key_at: tuple = (0, 0, 0, slot)
-        value_at: tuple = (0, 0, slot, 0)
+        key_at: tuple[Array | int, ...] = (0, 0, 0, slot)
+        value_at: tuple[Array | int, ...] = (0, 0, slot, 0)
         if layer is not None:
             key_at, value_at = (layer, *key_at), (layer, *value_at)
             key, value = key[None], value[None]
@@ -84,3 +83,29 @@ class Cache:
     def of(self, layer: int) -> "Cache":
         """One layer of an unrolled cache."""
         return Cache(self.keys[layer], self.values[layer])
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheView:
+    """The cache as one layer uses it while S tokens go through.
+
+    own: takes the tokens' keys and values, in slots from `slot` on. before: seen in front of it and left
+    as it is, None for nothing. layer: int32, which one of the stack both are asked for; None where they
+    are of that layer alone.
+    """
+
+    own: Cache
+    before: Cache | None
+    layer: Array | None
+    slot: Array | int
+
+    def write(self, key: Array, value: Array) -> "CacheView":
+        """With [B, S, K, Hd] in its own cache."""
+        own = self.own.write(key, value, self.layer, self.slot)
+        return dataclasses.replace(self, own=own)
+
+    def parts(self, slots: int) -> list[tuple[Array, Array]]:
+        """Keys and values for `attend_cached`: the first slots of both caches together, in this order."""
+        before = [] if self.before is None else [self.before.first(None, self.layer)]
+        rest = slots - sum(keys.shape[-1] for keys, _ in before)
+        return [*before, self.own.first(rest, self.layer)]

@@ -176,7 +176,8 @@ class Files:
 
     def read(self, name: str) -> np.ndarray:
         with _opened(self.where[name]) as file:
-            return file.get_tensor(self._stored[name])
+            tensor: np.ndarray = file.get_tensor(self._stored[name])
+        return tensor
 
 
 def _alone(name: str) -> str:
@@ -217,7 +218,7 @@ class Stored:
             return weights.place(self.layer(None), dtype, sharding)
         shape, spec = self.shape, sharding.spec
         layer = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec[1:]))
-        stack = jax.jit(lambda: jax.numpy.zeros(shape, dtype), out_shardings=sharding)()
+        stack: jax.Array = jax.jit(lambda: jax.numpy.zeros(shape, dtype), out_shardings=sharding)()
         write = jax.jit(
             jax.lax.dynamic_update_index_in_dim,
             static_argnums=3,
@@ -231,7 +232,9 @@ class Stored:
         return stack
 
 
-def parameters(directory: Path, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]):
+def parameters(
+    directory: Path, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Stored]:
     """{parameter: Stored} of a checkpoint that has been checked: nothing lacks, nothing is left over.
 
     shapes: of the model's parameters. Raises UserError naming the tensor that is missing, unexpected, or

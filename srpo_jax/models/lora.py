@@ -23,7 +23,7 @@ LETTERS_BATCH, LETTERS_IN, LETTERS_OUT = "abc", "de", "fg"
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # names in the decoder
 
 
-class Adapter(nnx.Param):
+class Adapter(nnx.Param[jax.Array]):
     """A LoRA factor: what is trained while every other parameter stays frozen."""
 
 
@@ -79,8 +79,10 @@ class Projection(nnx.Module):
             y = y + self.scale * up
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
-    def _product(self, spec: str, x: jax.Array, weight: nnx.Param) -> jax.Array:
-        return checkpoint_name(einsum(spec, x, weight[...].astype(self.dtype), self.dtype), KEPT)
+    def _product(self, spec: str, x: jax.Array, weight: nnx.Param[jax.Array]) -> jax.Array:
+        product = einsum(spec, x, weight[...].astype(self.dtype), self.dtype)
+        kept: jax.Array = checkpoint_name(product, KEPT)
+        return kept
 
 
 def check_targets(patterns: Sequence[str]) -> None:

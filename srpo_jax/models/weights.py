@@ -8,7 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 
+Matrix = TypeVar("Matrix", np.ndarray, jax.Array)
 CHECKPOINTS = "checkpoints"  # folder of a workdir, and of an imported model
 
 
@@ -69,7 +70,7 @@ class Saved:
         """Each device reads its own part; the host holds none of it."""
         wanted = {self.key: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
         with Checkpoints(self.directory, read_only=True) as checkpoints:
-            array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
+            array: jax.Array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
         return array if array.dtype == dtype else array.astype(dtype)
 
     def layer(self, i: int | None) -> np.ndarray:
@@ -105,7 +106,8 @@ class Adapted:
         merge = functools.partial(_merge, scale=self.scale, dtype=dtype)
         # Layer by layer, so that no float32 copy of the whole stack is made on the way.
         layers = jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
-        return layers(base, a, b)
+        merged: jax.Array = layers(base, a, b)
+        return merged
 
     def layer(self, i: int | None) -> np.ndarray:
         base = reader({"base": self.base})("base", i).astype(np.float32)
@@ -118,10 +120,11 @@ def _merge(layer: tuple[jax.Array, ...], scale: float, dtype: Any) -> jax.Array:
     return (base.astype(jnp.float32) + scale * _product(a, b).reshape(base.shape)).astype(dtype)
 
 
-def _product(a: Any, b: Any) -> Any:
+def _product(a: Matrix, b: Matrix) -> Matrix:
     """A B of one layer as a matrix [inputs, outputs]."""
     rank = a.shape[-1]
-    return a.reshape(-1, rank) @ b.reshape(rank, -1)
+    product: Matrix = a.reshape(-1, rank) @ b.reshape(rank, -1)
+    return product
 
 
 def place(array: np.ndarray | Weight, dtype: Any, sharding: NamedSharding) -> jax.Array:

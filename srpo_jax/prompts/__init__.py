@@ -1,6 +1,6 @@
 """How x, and x with a completion to improve, are put to the model: templates, renderer, chat templates.
 
-May import: data (tokenizers, messages), runtime.errors. Imported by: training, revision, the programs. No
+May import: data (tokenizers, messages), runtime. Imported by: training, revision, the programs. No
 model, no mesh.
 """
 

@@ -129,7 +129,9 @@ class Renderer:
         return segments
 
     def _dialogue(self, messages: list[dict[str, str]]) -> Prompt:
-        join = lambda parts: tuple(i for ids, _ in parts for i in ids)
+        def join(parts: Sequence[tuple[tuple[int, ...], str | None]]) -> tuple[int, ...]:
+            return tuple(i for ids, _ in parts for i in ids)
+
         direct = join(chat.pieces(self.tokenizer, messages))
         more = [{"role": "assistant", "content": ""}]
         more.append({"role": "user", "content": self.template.improvement})

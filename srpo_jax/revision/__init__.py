@@ -3,7 +3,8 @@
 May import: models, prompts, data, runtime. Imported by: the programs.
 """
 
-from srpo_jax.revision.loop import Progress, Spent, revise, revise_ids
+from srpo_jax.revision.engine import Spent
+from srpo_jax.revision.loop import Progress, revise, revise_ids
 from srpo_jax.revision.sampling import Sampling
 
 __all__ = ["Progress", "Sampling", "Spent", "revise", "revise_ids"]

@@ -53,11 +53,13 @@ def _nucleus(logits: Array, top_p: float) -> Array:
     probabilities = jax.nn.softmax(logits, axis=-1)
     high = logits.max(axis=-1)
 
-    def halve(_, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low + high) / 2
         held = jnp.sum(jnp.where(logits >= middle[:, None], probabilities, 0.0), axis=-1)
         enough = held >= top_p
         return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    return jax.lax.fori_loop(0, 40, halve, (logits.min(axis=-1), high))[0]
+    threshold: Array
+    threshold, _ = jax.lax.fori_loop(0, 40, halve, (logits.min(axis=-1), high))
+    return threshold

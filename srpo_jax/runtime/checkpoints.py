@@ -354,7 +354,7 @@ def _is_variable(leaf: Any) -> bool:
 
 def _is_key(leaf: Any) -> bool:
     """Whether this is a typed PRNG key, which is stored as its raw words."""
-    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return hasattr(leaf, "dtype") and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _any_process(flag: bool) -> bool:

@@ -114,7 +114,8 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    laid_out: jax.Array = jax.lax.with_sharding_constraint(x, spec(axes))
+    return laid_out
 
 
 def current_parts(logical: str) -> int:
@@ -142,7 +143,7 @@ def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAx
             )
 
 
-def parameter_shardings(mesh: Mesh, state: nnx.State) -> nnx.State:
+def parameter_shardings(mesh: Mesh, state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
     """Where each Variable of a state lies.
 
     A Variable names its dimensions in its metadata: `nnx.Param(value, axes=("embed", "mlp"))`. One
@@ -192,7 +193,9 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
                 f"a batch of {rows} rows cannot be split over config.mesh.replica * "
                 f"config.mesh.fsdp = {parts} devices: choose a batch size that is a multiple"
             )
-        return jax.make_array_from_process_local_data(target, array, (rows, *array.shape[1:]))
+        whole = (rows, *array.shape[1:])
+        placed: jax.Array = jax.make_array_from_process_local_data(target, array, whole)
+        return placed
 
     return jax.tree.map(place, tree)
 

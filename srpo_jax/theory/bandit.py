@@ -23,6 +23,19 @@ from jax import Array
 from srpo_jax import objectives
 from srpo_jax.objectives.losses import IMPROVE_SCORES
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.theory.tables import distribution, normalised, preference_matrix, total_variation
+
+__all__ = [
+    "SMOOTH_OBJECTIVES",
+    "Pairs",
+    "fit",
+    "fit_pairs",
+    "population",
+    "sample",
+    "solve",
+    "solve_ipo",
+    "total_variation",
+]
 
 SMOOTH_OBJECTIVES = tuple(name for name in objectives.OBJECTIVES if name != "slic")
 
@@ -60,14 +73,14 @@ def solve(
     Raises:
       UserError: an input is not what it is said to be above.
     """
-    preference = _preference_matrix(preference)
-    reference = _distribution("reference", reference, len(preference))
-    reference_improve = _distribution("reference_improve", reference_improve, len(preference), 2)
+    preference = preference_matrix(preference)
+    reference = distribution("reference", reference, len(preference))
+    reference_improve = distribution("reference_improve", reference_improve, len(preference), 2)
     objectives.check_hyperparameters("ipo", beta=beta)
     log_improve = np.log(reference_improve) + preference.T / beta
     log_partition = np.logaddexp.reduce(log_improve, axis=1)
     return (
-        _normalised(np.log(reference) - log_partition),
+        normalised(np.log(reference) - log_partition),
         np.exp(log_improve - log_partition[:, None]),
     )
 
@@ -81,11 +94,11 @@ def solve_ipo(
 
     Takes arrays as `solve` and `fit` do; returns pi [K], float64. Raises UserError as they do.
     """
-    preference = _preference_matrix(preference)
-    behaviour = _distribution("behaviour", behaviour, len(preference))
-    reference = _distribution("reference", reference, len(preference))
+    preference = preference_matrix(preference)
+    behaviour = distribution("behaviour", behaviour, len(preference))
+    reference = distribution("reference", reference, len(preference))
     objectives.check_hyperparameters("ipo", beta=beta)
-    return _normalised(np.log(reference) + preference @ behaviour / beta)
+    return normalised(np.log(reference) + preference @ behaviour / beta)
 
 
 # --- any objective, minimised -------------------------------------------------------------------
@@ -110,8 +123,8 @@ def population(preference: np.ndarray, behaviour: np.ndarray, labels: str = "sof
     labels "soft": a pair's label_prob is its preference [K*K pairs]; "hard": each pair is there
     under both labels, weighted by the label's probability [2*K*K pairs].
     """
-    preference = _preference_matrix(preference)
-    behaviour = _distribution("behaviour", behaviour, len(preference))
+    preference = preference_matrix(preference)
+    behaviour = distribution("behaviour", behaviour, len(preference))
     a, b = (index.ravel() for index in np.indices(preference.shape))
     weight, prob = behaviour[a] * behaviour[b], preference[a, b]
     if labels == "soft":
@@ -165,7 +178,7 @@ def fit(
     if labels == "soft" and "l" not in objectives.get(objective_name).needs:
         raise UserError(f"{objective_name!r} reads no label_prob: give labels='hard'")
     pairs = population(preference, behaviour, labels)
-    reference = _distribution("reference", reference, len(preference))
+    reference = distribution("reference", reference, len(preference))
     return fit_pairs(objective_name, pairs, reference, reference_improve, **hyper)
 
 
@@ -180,9 +193,9 @@ def fit_pairs(
 
     Raises UserError as `fit` does, and where the pairs leave a part of the policy undetermined.
     """
-    reference = _distribution("reference", reference)
+    reference = distribution("reference", reference)
     size = len(reference)
-    reference_improve = _distribution("reference_improve", reference_improve, size, 2)
+    reference_improve = distribution("reference_improve", reference_improve, size, 2)
     if max(np.max(pairs.chosen), np.max(pairs.rejected)) >= size:
         raise UserError(f"a pair has an action of {size} or more, and reference has {size} actions")
     hyper = {key: value for key, value in hyper.items() if value is not None}
@@ -363,50 +376,3 @@ def _minimise(
         "action always wins or label_smoothing exceeds a preference, and double precision cannot "
         "see it where the behaviour almost never draws an action; soften the one or the other"
     )
-
-
-# --- checks and small pieces --------------------------------------------------------------------
-
-
-def _preference_matrix(preference: np.ndarray) -> np.ndarray:
-    matrix = np.asarray(preference, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) < 2:
-        raise UserError(f"preference must be a square matrix of 2 or more actions: {matrix.shape}")
-    if not np.all((matrix >= 0) & (matrix <= 1)):
-        raise UserError("preference must hold probabilities, in [0, 1]")
-    wrong = np.argwhere(np.abs(matrix + matrix.T - 1) > 1e-9)
-    if len(wrong):
-        a, b = wrong[0]
-        raise UserError(
-            f"preference[a, b] + preference[b, a] must be 1 (1/2 on the diagonal), and for "
-            f"a = {a}, b = {b} it is {matrix[a, b] + matrix[b, a]:.6g}"
-        )
-    return matrix
-
-
-def _distribution(
-    name: str, probabilities: np.ndarray, size: int | None = None, dimensions: int = 1
-) -> np.ndarray:
-    """[K] probabilities, or with dimensions=2 [K, K] with a distribution in each row."""
-    table = np.asarray(probabilities, dtype=np.float64)
-    shape = (len(table) if size is None and table.ndim else size,) * dimensions
-    if table.shape != shape:
-        raise UserError(f"{name} must have the shape {shape}, and has {table.shape}")
-    if not np.all(table > 0):
-        where = tuple(int(i) for i in np.argwhere(~(table > 0))[0])
-        raise UserError(
-            f"{name} must give every action a probability above 0, and gives {table[where]} at "
-            f"{where if dimensions == 2 else where[0]}"
-        )
-    if np.any(np.abs(table.sum(axis=-1) - 1) > 1e-9):
-        raise UserError(f"{name} must sum to 1 (in every row), and sums to {table.sum(axis=-1)}")
-    return table
-
-
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    return np.exp(log_weights - np.logaddexp.reduce(log_weights))
-
-
-def total_variation(p: np.ndarray, q: np.ndarray) -> float:
-    """Half the summed absolute difference; for tables of distributions, the largest of any row."""
-    return float(0.5 * np.abs(np.asarray(p) - np.asarray(q)).sum(axis=-1).max())

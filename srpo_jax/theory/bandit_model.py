@@ -90,7 +90,8 @@ def policy(model: Decoder) -> np.ndarray:
     improve = [[IMPROVE, shown] for shown in range(model.config.vocab_size)]
     logits = [_logits(model, jnp.array(prompts)) for prompts in ([[DIRECT]], improve)]
     weights = np.exp(np.vstack(logits).astype(np.float64))
-    return weights / weights.sum(axis=1, keepdims=True)
+    probabilities: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 @nnx.jit
@@ -112,7 +113,7 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
     graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
     optimizer, _ = make_optimizer(config)
-    programs = step.make(graphdef, trained, optimizer, objective, hyper, mesh)
+    programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     data = population(objective.needs, counts)
     packing = data.packing(len(data), SEED, packed=False)
     batch = mesh_module.host_to_global(mesh, next(pipeline.batches(data, packing, 0)))
@@ -152,7 +153,10 @@ def gap(run: Run) -> float:
 
 def report(name: str, runs: Mapping[str, Run]) -> str:
     """The answers of one objective's runs as a few lines of text."""
-    row = lambda label, pi: f"  {label:<10}" + " ".join(f"{p:.4f}" for p in pi)
+
+    def row(label: str, pi: np.ndarray) -> str:
+        return f"  {label:<10}" + " ".join(f"{p:.4f}" for p in pi)
+
     title = f"{name.upper()}: pi of {', '.join(ACTIONS)}"
     lines = [title, row("reference", runs["uniform"].reference[0])]
     for label, run in runs.items():

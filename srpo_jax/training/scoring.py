@@ -5,6 +5,8 @@ vocabulary at a time, so that logits [B, S, V] never exist.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +62,12 @@ def score(
     return {name: named[..., i].reshape(-1) for i, name in enumerate(names)}
 
 
-def scorer(graphdef: nnx.GraphDef, names: tuple[str, ...], *, adapter: bool):
+def scorer(
+    graphdef: nnx.GraphDef[Any], names: tuple[str, ...], *, adapter: bool
+) -> Callable[[nnx.State, Rows], dict[str, Array]]:
     """The pure function (parameters, rows) -> scores, to be jitted."""
 
-    def function(parameters, rows: Rows) -> dict[str, Array]:
+    def function(parameters: nnx.State, rows: Rows) -> dict[str, Array]:
         return score(nnx.merge(graphdef, parameters), rows, names, adapter=adapter)
 
     return function
@@ -98,7 +102,9 @@ def _log_probabilities(
     return _forward(hidden, kernel, targets, split, softcap)[0]
 
 
-def _forward(hidden, kernel, targets, split: tuple[int, int], softcap: float | None):
+def _forward(
+    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], softcap: float | None
+) -> tuple[Array, tuple[Array, ...]]:
     def extend(carry: tuple[Array, Array, Array], part: tuple[Array, Array]):
         largest, total, chosen = carry
         weights, entries = part
@@ -117,7 +123,9 @@ def _forward(hidden, kernel, targets, split: tuple[int, int], softcap: float | N
     return chosen - normaliser, (hidden, kernel, targets, normaliser)
 
 
-def _backward(split: tuple[int, int], softcap: float | None, kept: tuple, cotangent: Array):
+def _backward(
+    split: tuple[int, int], softcap: float | None, kept: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, None]:
     """d log p(v) / d logits = one-hot(v) - softmax."""
     hidden, kernel, targets, normaliser = kept
 

@@ -1,7 +1,7 @@
 """The train step: scores -> objective -> gradient -> AdamW, one jitted, donated, sharded program."""
 
+import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from srpo_jax.trees.prefix_tree import Rows
 
 Array = jax.Array
 Batch = dict[str, Any]
+Metrics = dict[str, Array]
 
 
 class TrainState(NamedTuple):
@@ -34,132 +35,152 @@ class Master(NamedTuple):
     inner: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The jitted programs of one run; see `make`."""
+class Programs(NamedTuple):
+    """The compiled, sharded programs of one run; see `TrainStep.compile`."""
 
     init: Callable[[nnx.State], Any]
-    train: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Array]]]
+    train: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Metrics]]
     reference: Callable[[nnx.State, nnx.State, Rows], tuple[dict[str, Array], Array]]
 
 
-def make(
-    graphdef: nnx.GraphDef,
-    trained: nnx.State,
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    hyper: Mapping[str, Any],
-    mesh: Mesh,
-    *,
-    accumulate: int = 1,
-    master: bool = True,
-    seed: int = 0,
-) -> Steps:
-    """The programs for a model split into (graphdef, trained, frozen).
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """The train step for a model that is split into (graphdef, trained, frozen).
 
-    init(trained) -> the optimiser's state, laid out like the parameters it belongs to.
-    train(state, frozen, batch) -> (state, metrics): one update; `state` is donated. The batch (see
-        data.pipeline.batches) is computed in `accumulate` parts of its rows, whose gradients are added
-        up. The loss is the mean over the batch's pairs. Metrics are float32 scalars: means over the pairs
-        of the objective's, and grad_norm (before clipping).
-    reference(trained, frozen, rows) -> ({score: float32 [B * P]} of the reference policy, pair [B * P]), on
-        every process.
+    Every method is a pure function of arrays, to be called as it is or under `jax.jit`; `compile` gives
+    those that a run needs as programs on the mesh.
 
-    master: keep a float32 copy of bfloat16 parameters with the optimiser. seed: of the adapters' dropout,
-    which is drawn anew at each step.
+    A batch is what data comes in: see `pipeline.batches`. hyper: the objective's hyperparameters.
+    accumulate: parts that a batch is computed in. master: keep a float32 copy of bfloat16 parameters with
+    the optimiser. seed: of the adapters' dropout, which is drawn anew at each step.
     """
-    parameters = mesh_module.parameter_shardings(mesh, trained)
-    replicated = mesh_module.replicated(mesh)
-    abstract = jax.eval_shape(optimizer.init, trained)
-    optimizer_shardings = optax.tree.map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        abstract,
-        parameters,
-        transform_non_params=lambda _: replicated,
-    )
-    master = master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(trained))
-    if master:
-        optimizer_shardings = Master(parameters, optimizer_shardings)
-    state_shardings = TrainState(parameters, optimizer_shardings)
 
-    on_mesh = functools.partial(jax.sharding.use_abstract_mesh, mesh.abstract_mesh)
+    graphdef: nnx.GraphDef[Any]
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    hyper: Mapping[str, Any]
+    mesh: Mesh
+    accumulate: int = 1
+    master: bool = True
+    seed: int = 0
 
     def loss(
-        model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array, key: Array
-    ) -> tuple[Array, dict[str, Array]]:
-        policy = nnx.merge(graphdef, model, frozen)
-        scores = scoring.score(policy, batch["rows"], objective.needs, dropout=key)
+        self, model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array, key: Array
+    ) -> tuple[Array, Metrics]:
+        """The sum of the losses of a batch's pairs, over `pairs`, and the same of each metric.
+
+        pairs: how many the whole batch has, of which this one may be a part. key: of the dropout.
+        """
+        policy = nnx.merge(self.graphdef, model, frozen)
+        with self._on_mesh():
+            scores = scoring.score(policy, batch["rows"], self.objective.needs, dropout=key)
         given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
-        losses, metrics = objective(
-            scores, given["reference"], given["label_prob"], lengths=given["lengths"], **hyper
+        losses, metrics = self.objective(
+            scores, given["reference"], given["label_prob"], lengths=given["lengths"], **self.hyper
         )
-        there = given["rows"].pair >= 0
-        mean = lambda values: jnp.sum(jnp.where(there, values, 0.0)) / pairs
+        valid = given["rows"].pair >= 0
+        mean = lambda values: jnp.sum(jnp.where(valid, values, 0.0)) / pairs
         return mean(losses), jax.tree.map(mean, metrics)
 
     def gradient(
-        model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
-    ) -> tuple[nnx.State, dict]:
-        part = jax.grad(loss, has_aux=True)
+        self, model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
+    ) -> tuple[nnx.State, Metrics]:
+        """d loss / d model, the mean over the batch's pairs, and the metrics' means."""
+        with self._on_mesh():  # for the backward pass too
+            return self._gradient(model, frozen, batch, key)
+
+    def _gradient(
+        self, model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
+    ) -> tuple[nnx.State, Metrics]:
+        part = jax.grad(self.loss, has_aux=True)
         pairs = jnp.sum(batch["rows"].pair >= 0)
-        if accumulate == 1:
+        if self.accumulate == 1:
             return part(model, frozen, batch, pairs, key)
         # Part i takes every accumulate-th row, so each part keeps the batch's own sharding.
         parts = jax.tree.map(
-            lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
         )
-        keys = jax.random.split(key, accumulate)
+        keys = jax.random.split(key, self.accumulate)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(part, model, frozen, first, pairs, key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
-        def add(total, inputs):
-            return jax.tree.map(
-                jnp.add, total, part(model, frozen, inputs[0], pairs, inputs[1])
-            ), None
+        def add(total: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
+            found = part(model, frozen, inputs[0], pairs, inputs[1])
+            return jax.tree.map(jnp.add, total, found), None
 
         total, _ = jax.lax.scan(add, zeros, (parts, keys))
         return jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
 
-    def init(model: nnx.State) -> Any:
-        if not master:
-            return optimizer.init(model)
+    def init(self, model: nnx.State) -> Any:
+        """The optimiser's state before the first step."""
+        if not self._keeps_master(model):
+            return self.optimizer.init(model)
         weights = _wide(model)
-        return Master(weights, optimizer.init(weights))
+        return Master(weights, self.optimizer.init(weights))
 
-    def updated(state: TrainState, gradients: nnx.State) -> TrainState:
-        if not master:
-            updates, inner = optimizer.update(gradients, state.optimizer, state.model)
+    def update(self, state: TrainState, gradients: nnx.State) -> TrainState:
+        """One step of the optimiser."""
+        if not isinstance(state.optimizer, Master):
+            updates, inner = self.optimizer.update(gradients, state.optimizer, state.model)
             return TrainState(optax.apply_updates(state.model, updates), inner)
         weights, inner = state.optimizer
-        updates, inner = optimizer.update(_wide(gradients), inner, weights)
+        updates, inner = self.optimizer.update(_wide(gradients), inner, weights)
         weights = optax.apply_updates(weights, updates)
         model = jax.tree.map(lambda old, new: new.astype(old.dtype), state.model, weights)
         return TrainState(model, Master(weights, inner))
 
     def train(
-        state: TrainState, frozen: nnx.State, batch: Batch
-    ) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), _count(state.optimizer))
-        with on_mesh():
-            gradients, metrics = gradient(state.model, frozen, batch, key)
+        self, state: TrainState, frozen: nnx.State, batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        """Gradient and update. Metrics: float32 scalars, the objective's and grad_norm before clipping."""
+        key = jax.random.fold_in(jax.random.key(self.seed), _count(state.optimizer))
+        gradients, metrics = self.gradient(state.model, frozen, batch, key)
         metrics["grad_norm"] = optax.tree.norm(_wide(gradients))
-        return updated(state, gradients), metrics
+        return self.update(state, gradients), metrics
 
     def reference(
-        model: nnx.State, frozen: nnx.State, rows: Rows
+        self, model: nnx.State, frozen: nnx.State, rows: Rows
     ) -> tuple[dict[str, Array], Array]:
-        policy = nnx.merge(graphdef, model, frozen)
-        with on_mesh():
-            scores = scoring.score(policy, rows, objective.needs, adapter=False)
+        """{score: float32 [B * P]} of the reference policy, which is the model without adapters, and
+        which pair each belongs to, int32 [B * P]."""
+        policy = nnx.merge(self.graphdef, model, frozen)
+        with self._on_mesh():
+            scores = scoring.score(policy, rows, self.objective.needs, adapter=False)
         return scores, rows.pair.reshape(-1)
 
-    return Steps(
-        init=jax.jit(init, out_shardings=optimizer_shardings),
-        train=jax.jit(train, donate_argnums=0, out_shardings=(state_shardings, replicated)),
-        reference=jax.jit(reference, out_shardings=replicated),
-    )
+    def compile(self, trained: nnx.State) -> Programs:
+        """`init`, `train` (whose state is donated) and `reference` for parameters of these shapes.
+
+        The optimiser's state is laid out like the parameters it belongs to; metrics and reference scores
+        are on every process.
+        """
+        shardings = self._shardings(trained)
+        replicated = mesh_module.replicated(self.mesh)
+        return Programs(
+            init=jax.jit(self.init, out_shardings=shardings.optimizer),
+            train=jax.jit(self.train, donate_argnums=0, out_shardings=(shardings, replicated)),
+            reference=jax.jit(self.reference, out_shardings=replicated),
+        )
+
+    def _shardings(self, trained: nnx.State) -> TrainState:
+        parameters = mesh_module.parameter_shardings(self.mesh, trained)
+        replicated = mesh_module.replicated(self.mesh)
+        inner = optax.tree.map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            jax.eval_shape(self.optimizer.init, trained),
+            parameters,
+            transform_non_params=lambda _: replicated,
+        )
+        master = self._keeps_master(trained)
+        return TrainState(parameters, Master(parameters, inner) if master else inner)
+
+    def _keeps_master(self, model: nnx.State) -> bool:
+        return self.master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(model))
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
 def _wide(tree: Any) -> Any:

@@ -104,9 +104,10 @@ class Packing:
         if self._dealt is None or self._dealt[0] != window:
             size = self._window_batches * self.batch_size
             stream = range(window * size, (window + 1) * size)
-            pairs = np.array([self._order[i] for i in stream])
-            self._dealt = window, self._deal(pairs, window)
-        return self._dealt[1][place]
+            drawn = np.array([self._order[i] for i in stream])
+            self._dealt = window, self._deal(drawn, window)
+        pairs: np.ndarray = self._dealt[1][place]
+        return pairs
 
     def _deal(self, pairs: Int[np.ndarray, " n"], window: int) -> Int[np.ndarray, "batches b"]:
         """Pairs [k * batch_size] -> [k, batch_size]; packed: one of every length class in each batch."""

@@ -50,7 +50,8 @@ class Tree:
     def targets_of(self, sequence: int) -> Bool[np.ndarray, " T"]:
         """bool [T']: the targets that count for a sequence."""
         number = self.rank[sequence]
-        return (self.target_first <= number) & (number < self.target_last)
+        counts: np.ndarray = (self.target_first <= number) & (number < self.target_last)
+        return counts
 
 
 class Run(NamedTuple):

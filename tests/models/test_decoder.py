@@ -37,7 +37,7 @@ def tokens():
 
 
 @pytest.mark.parametrize(("tied", "unrolled"), [(True, False), (False, False), (True, True)])
-def test_reading_in_pieces_equals_reading_at_once(tokens, tied, unrolled):
+def test_tokens_in_pieces_equal_all_at_once(tokens, tied, unrolled):
     config = dataclasses.replace(TINY, tied=tied)
     model = Decoder(config, nnx.Rngs(0))
     positions, mask = causal(2, 7)
@@ -47,7 +47,7 @@ def test_reading_in_pieces_equals_reading_at_once(tokens, tied, unrolled):
     for start, stop in ((0, 3), (3, 4), (4, 7)):
         piece = jnp.pad(mask[:, start:stop], ((0, 0), (0, 0), (0, 2)))
         hidden, cache = model.extend(
-            tokens[:, start:stop], positions[:, start:stop], piece, cache, start, layers
+            tokens[:, start:stop], positions[:, start:stop], piece, cache, start, layers=layers
         )
         parts.append(model.logits(hidden))
     np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)

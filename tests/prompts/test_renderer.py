@@ -14,7 +14,7 @@ from srpo_jax.models import loading
 from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES
 from srpo_jax.prompts import TEMPLATES, Renderer
-from srpo_jax.revision import Sampling
+from srpo_jax.revision import Sampling, loop
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import scoring
 from srpo_jax.trees import prefix_tree
@@ -56,24 +56,24 @@ class Recorder:
         self.shown, self.contexts = shown, []
         self.max_new_tokens = max(map(len, shown)) + 2  # wider than most completions
 
-    def read_prompt(self, tokens, lengths, slots):
-        return None, self.cache(np.pad(tokens, ((0, 0), (0, slots - tokens.shape[1]))))
+    def prefill(self, rows):
+        return self.extend(self.cache(np.zeros(rows.valid.shape)), rows)
 
-    def read(self, cache, tokens, counts, positions, holds, slot):
+    def extend(self, cache, rows):
         ids = self.ids(cache)
-        assert (positions == holds.sum(1)).all()
-        ids[:, slot : slot + tokens.shape[1]] = tokens
+        assert (rows.positions == rows.valid.sum(1)).all()
+        ids[:, rows.slot : rows.slot + rows.tokens.shape[1]] = rows.tokens
         return None, self.cache(ids)
 
-    def write(self, cache, logits, keys, revision, positions, holds):
+    def decode(self, cache, logits, start):
         ids = self.ids(cache)
         self.contexts.append(
-            [tuple(row[seen].tolist()) for row, seen in zip(ids, holds, strict=True)]
+            [tuple(row[seen].tolist()) for row, seen in zip(ids, start.valid, strict=True)]
         )
-        assert list(positions) == [len(context) for context in self.contexts[-1]]
+        assert list(start.positions) == [len(context) for context in self.contexts[-1]]
         own = np.full((len(self.shown), self.max_new_tokens), 2)
         for row, y in zip(own, self.shown, strict=True):
-            row[: max(len(y) - 1, 0)] = y[:-1]  # the last one has been written, not read
+            row[: max(len(y) - 1, 0)] = y[:-1]  # the last one is not in the cache
         return self.shown, self.cache(own)
 
     @staticmethod
@@ -93,7 +93,7 @@ def fed(batch, shown):
     shown: the completions [y, …] in ids, as the decoding loop gives them.
     """
     recorder = Recorder([list(y) for y in shown])
-    revision._revise_batch(recorder, batch, 2, None)
+    loop.revise_batch(recorder, batch, 2, None)
     direct, improve, again = recorder.contexts
     assert improve == again, "the second revision shows the same completions"
     return direct, improve

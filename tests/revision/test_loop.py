@@ -11,7 +11,7 @@ from flax import nnx
 from srpo_jax import revision
 from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import Sampling
+from srpo_jax.revision import Sampling, programs
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
@@ -50,7 +50,7 @@ def next_logits(model, ids, length):
 
 
 def plain(model, prompt, revisions, new):
-    """What revise is to do, in Python: read everything again for each token."""
+    """What revise is to do, in Python: all of a row again for each token."""
 
     def write(context):
         y = []
@@ -87,11 +87,15 @@ CHAINED = [
 ]
 
 
-def test_where_the_answer_continues_the_prompt_only_what_follows_it_is_read(model, monkeypatch):
+def test_where_the_answer_continues_the_prompt_only_what_follows_is_prefilled(model, monkeypatch):
     widths = []
-    read = revision._read
-    spy = lambda *args, **settings: widths.append(args[4].shape[1]) or read(*args, **settings)
-    monkeypatch.setattr(revision, "_read", spy)
+    extend = programs.extend
+
+    def spy(model, cache, rows):
+        widths.append(rows.tokens.shape[1])
+        return extend(model, cache, rows)
+
+    monkeypatch.setattr(programs, "extend", spy)
     sampling = Sampling(max_new_tokens=6, batch_size=2)
     got = revision.revise_ids(model, CHAINED, 3, sampling, eos=EOS)
     want = [plain(model, prompt, 3, 6) for prompt in CHAINED]
@@ -104,16 +108,16 @@ def test_where_the_answer_continues_the_prompt_only_what_follows_it_is_read(mode
 
 def test_one_set_of_programs_serves_any_number_of_revisions(model):
     sampling = Sampling(max_new_tokens=6, batch_size=8)
-    programs = (revision._read_prompt, revision._read, revision._write)
+    three = (programs.prefill, programs.extend, programs.decode)
     revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
-    compiled = [program._cache_size() for program in programs]
+    compiled = [program._cache_size() for program in three]
     five = revision.revise_ids(model, PROMPTS, 5, sampling, eos=EOS)
-    assert [program._cache_size() for program in programs] == compiled
+    assert [program._cache_size() for program in three] == compiled
     one = revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
     assert [row[:2] for row in five] == one, "later revisions must not change the earlier ones"
 
 
-def test_prompts_are_read_with_the_attention_of_the_config(model):
+def test_prompts_are_prefilled_with_the_attention_of_the_config(model):
     graphdef, state = nnx.split(model)
     blockwise = nnx.merge(graphdef, state)
     config = dataclasses.replace(CONFIG, attention="blockwise")
@@ -126,9 +130,9 @@ def test_prompts_are_read_with_the_attention_of_the_config(model):
 def test_the_time_taken_is_told_apart(model):
     spent = revision.Spent()
     revision.revise_ids(model, PROMPTS[:2], 1, Sampling(max_new_tokens=4), eos=EOS, spent=spent)
-    assert spent.reading > 0
-    assert spent.writing > 0
-    assert str(revision.Spent(1.0, 3.0)) == "25% of 4 s reading prompts, 75% writing"
+    assert spent.prefill > 0
+    assert spent.decode > 0
+    assert str(revision.Spent(1.0, 3.0)) == "25% of 4 s in prefill, 75% in decode"
 
 
 def test_no_revisions_is_plain_sampling(model):
@@ -161,7 +165,7 @@ def test_samples_follow_the_model(model):
     assert (np.abs(counts / n - exact) <= 5 * np.sqrt(exact * (1 - exact) / n)).all()
 
 
-def test_a_prompt_beyond_the_models_positions_is_refused(model):
+def test_a_prompt_too_long_for_the_models_positions_is_refused(model):
     long = Prompt((3,) * 90, (3,) * 91, (9,))
     with pytest.raises(UserError, match="prompt 1 needs"):
         revision.revise_ids(model, [PROMPTS[0], long], 1, Sampling(max_new_tokens=8), eos=EOS)

@@ -94,6 +94,20 @@ def test_tree_equals_separate_sequences(model, case):
         np.testing.assert_allclose([got[n][0] for n in NAMES], want, atol=1e-4)
 
 
+def test_sixty_four_completions_of_one_prompt(model):
+    """What an online method scores. The names' order is not the tree's."""
+    rng = np.random.default_rng(0)
+    prompt = rng.integers(4, 8, 6)
+    sequences = [(prompt, rng.integers(4, 8, rng.integers(1, 5))) for _ in range(64)]
+    tree = prefix_tree.build(sequences)
+    assert list(tree.rank) != sorted(tree.rank)
+    names = tuple(str(i) for i in range(64))
+    rows = prefix_tree.stack([prefix_tree.pad(tree, len(tree.tokens), len(tree.target_token))])
+    got = jax.jit(lambda model, rows: scoring.score(model, rows, names))(model, rows)
+    want = [separate(model, p, c) for p, c in sequences]
+    np.testing.assert_allclose([got[n][0] for n in names], want, atol=1e-4)
+
+
 def test_a_batch_and_its_gradient_equal_separate_sequences(model):
     pairs = [random_pair(seed) for seed in range(100, 104)]
     trees = [prefix_tree.build(p) for p in pairs]

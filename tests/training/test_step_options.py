@@ -52,9 +52,9 @@ def run(architecture, batches, *, rate=1e-3, mesh=None, seed=0, **options):
     graphdef, trained, frozen = loading.create(architecture, None, mesh, 0)
     optimizer, _ = make_optimizer(config)
     objective = objectives.get("dpo")
-    steps = step.make(
-        graphdef, trained, optimizer, objective, {"beta": 0.1}, mesh, seed=seed, **options
-    )
+    steps = step.TrainStep(
+        graphdef, optimizer, objective, {"beta": 0.1}, mesh, seed=seed, **options
+    ).compile(trained)
     flat = lambda state: {
         ".".join(map(str, p)): np.array(v.get_value()) for p, v in nnx.to_flat_state(state)
     }

@@ -73,6 +73,66 @@ def test_a_prompt_that_runs_through_a_completion_is_scored_only_where_it_is_comp
     assert members(tree) == [{0}, {0, 1}]
 
 
+def test_a_token_that_is_prompt_between_two_completions_is_two_targets():
+    """Depth first the sequences stand as given; 6 is completion in the first and the last of them."""
+    tree = prefix_tree.build([([5], [6, 7]), ([5, 6], [8]), ([5], [6, 9])])
+    assert list(tree.target_token) == [6, 6, 7, 8, 9]
+    assert members(tree) == [{0}, {2}, {0}, {1}, {2}]
+    assert list(tree.lengths) == [2, 1, 2]
+
+
+def test_sequences_are_numbered_depth_first():
+    """The third sequence stands beside the first, whose prompt it shares."""
+    tree = prefix_tree.build([([5, 6], [7]), ([4], [7]), ([5, 6], [8])])
+    assert list(tree.rank) == [0, 2, 1]
+    assert members(tree) == [{0}, {2}, {1}]
+
+
+def test_sixty_four_completions_of_one_prompt():
+    prompt, completions = [*range(100)], [[200 + i, 300 + i, 1] for i in range(64)]
+    tree = prefix_tree.build([(prompt, completion) for completion in completions])
+    assert len(tree.tokens) == 100 + 64 * 2
+    assert paths(tree) == [(prompt + c, c) for c in completions]
+    assert (tree.end[:100] == len(tree.tokens)).all()
+
+
+def test_a_conversation_of_fifty_turns():
+    segments = [[1000 + 3 * i, 1001 + 3 * i, 1002 + 3 * i] for i in range(100)]
+    tree = prefix_tree.build([segments])
+    learned = [token for segment in segments[1::2] for token in segment]
+    assert paths(tree) == [([token for s in segments for token in s], learned)]
+    assert list(tree.lengths) == [150]
+
+
+def test_every_slot_sees_its_ancestors_and_no_other():
+    """Against the definition, path by path, in a row of several trees with padding."""
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        made = []
+        for _ in range(3):
+            shared = rng.integers(0, 3, 8)
+            parts = [(shared[: rng.integers(1, 8)], rng.integers(0, 3, 4)) for _ in range(5)]
+            made.append(parts)
+        trees = [prefix_tree.build(parts) for parts in made]
+        row = prefix_tree.pack(trees, 128, 128)
+        slots = np.arange(128)
+        sees = (slots <= slots[:, None]) & (slots[:, None] < row.end)
+        first = np.cumsum([0, *(len(tree.tokens) for tree in trees)])
+        assert not sees[:, first[-1] :].any()
+        for start, tree, parts in zip(first, trees, made, strict=False):
+            beginnings = {
+                tuple([*p, *c][: n + 1]) for p, c in parts for n in range(len(p) + len(c) - 1)
+            }
+            mine = slice(start, start + len(tree.tokens))
+            for slot in range(*mine.indices(128)):
+                above = np.flatnonzero(sees[slot])
+                assert (above >= start).all()
+                assert list(row.positions[above]) == list(range(len(above)))
+                path = tuple(int(t) for t in row.tokens[above])
+                beginnings.remove(path)  # each once, and none is left over
+            assert not beginnings
+
+
 @pytest.mark.parametrize("bad", [[([], [1])], [([1], [])]])
 def test_empty_parts_are_refused(bad):
     with pytest.raises(ValueError, match="empty"):

@@ -61,7 +61,7 @@ def attend_cached(
     if softcap is not None:
         joined = softcap * jnp.tanh(joined / softcap)
     seen = jnp.tile(mask, (1, heads // kv_heads, 1))[:, None]
-    joined = jnp.where(seen, joined, jnp.finfo(jnp.float32).min)
+    joined = jnp.where(seen, joined, np.finfo(np.float32).min)
     weights = jax.nn.softmax(joined, axis=-1).astype(parts[0][1].dtype)
     ends = np.cumsum([values.shape[2] for _, values in parts])[:-1]
     out = sum(

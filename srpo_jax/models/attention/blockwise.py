@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from srpo_jax.models.attention.logits import Logits
-from srpo_jax.models.attention.mask import TreeMask, from_blocks, to_blocks
+from srpo_jax.models.attention.mask import Kept, TreeMask, from_blocks, to_blocks
 from srpo_jax.models.product import KEPT
 
 Array = jax.Array
@@ -41,10 +41,13 @@ class Part(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits) -> Array:
     """See `attention.attend`."""
-    return _forward(query, key, value, mask, logits)[0]
+    out, _ = _forward(query, key, value, mask, logits)
+    return out
 
 
-def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits):
+def _forward(
+    query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits
+) -> tuple[Array, Kept]:
     heads = key.shape[2]
     queries, keys, values = (_flat(to_blocks(x, heads, mask)) for x in (query, key, value))
 
@@ -74,10 +77,10 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
     parts, back = _parts(mask)
     out, normaliser = (_join(x, back) for x in jax.lax.map(attend_part, parts))
     out = checkpoint_name(from_blocks(_rows(out, mask), query), KEPT)
-    return out, (query, key, value, mask, out, checkpoint_name(normaliser, KEPT))
+    return out, Kept(query, key, value, mask, out, checkpoint_name(normaliser, KEPT))
 
 
-def _backward(logits: Logits, kept: tuple, cotangent: Array):
+def _backward(logits: Logits, kept: Kept, cotangent: Array) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, out, normaliser = kept
     heads, narrow = key.shape[2], query.dtype
     queries, keys, values, pulls = (

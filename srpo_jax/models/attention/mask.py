@@ -24,7 +24,7 @@ from srpo_jax.runtime.errors import UserError
 Array = jax.Array
 Words = Int[Array | np.ndarray, "B S"]
 KINDS = ("auto", "dense", "blockwise", "pallas")
-# A row this short is one product; beyond it the blocks that are skipped pay for the loop over the rest.
+# A row this short is one product; in longer ones the blocks skipped pay for the loop over the rest.
 DENSE_UP_TO = 256
 # The smaller a block, the less of what no one sees is computed; below this, products become too small.
 BLOCK = {"blockwise": 96, "pallas": 256}  # at most
@@ -63,10 +63,24 @@ class TreeMask:
     def within(self, window: Array | int) -> "TreeMask":
         """Slots see only keys less than `window` positions back along their path.
 
-        Blocks that lie wholly beyond the window of a whole block are no longer listed.
+        Blocks that lie wholly outside the window of a whole block are no longer listed.
         """
         lists = _lists(self.end, self.positions, self.block, window)
         return dataclasses.replace(self, first=self.positions - window + 1, lists=lists)
+
+
+class Kept(NamedTuple):
+    """What the backward pass needs: the inputs, the output and each query's log-sum-exp.
+
+    query, out: [B, S, H, Hd]; key, value: [B, S, K, Hd]; normaliser: float32, in the backend's own order.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    mask: TreeMask
+    out: Array
+    normaliser: Array
 
 
 def dense_mask(end: Words) -> Bool[Array, "B S S"]:
@@ -137,7 +151,7 @@ def _lists(
     seen &= begins[:, None] >= begins
     if window is not None:
         used = end > 0
-        lowest = jnp.where(used, positions, jnp.iinfo(jnp.int32).max).reshape(split).min(-1)
+        lowest = jnp.where(used, positions, np.iinfo(np.int32).max).reshape(split).min(-1)
         highest = jnp.where(used, positions, -1).reshape(split).max(-1)
         seen &= lowest[..., None] - highest[:, None, :] < window
 

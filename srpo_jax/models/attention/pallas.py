@@ -21,12 +21,21 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from srpo_jax.models.attention.logits import Logits
-from srpo_jax.models.attention.mask import TreeMask, from_blocks, to_blocks
+from srpo_jax.models.attention.mask import Kept, TreeMask, from_blocks, to_blocks
+from srpo_jax.models.attention.turns import (
+    Ref,
+    blocks_of,
+    has_turn,
+    in_turn,
+    is_first,
+    is_last,
+    listed_block,
+    own_block,
+)
 from srpo_jax.models.product import KEPT
 
 Array = jax.Array
 LANES = 128
-SHIFT = 15  # of a turn's block; see `_turns`
 # Added to the logit of what is not seen; finite, so that differences are. A largest logit is never below
 # LEAST, so what is not seen has weight exp(NOTHING - LEAST) = 0.
 NOTHING, LEAST = -1e30, -1e29
@@ -38,10 +47,13 @@ END, POSITION = range(2)
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits) -> Array:
     """See `attention.attend`."""
-    return _forward(query, key, value, mask, logits)[0]
+    out, _ = _forward(query, key, value, mask, logits)
+    return out
 
 
-def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits):
+def _forward(
+    query: Array, key: Array, value: Array, mask: TreeMask, logits: Logits
+) -> tuple[Array, Kept]:
     queries, keys, values = (to_blocks(x, key.shape[2], mask) for x in (query, key, value))
     height, size = queries.shape[-2:]
     lanes = mask.block if mask.block % LANES else LANES
@@ -55,10 +67,10 @@ def _forward(query: Array, key: Array, value: Array, mask: TreeMask, logits: Log
     )
     out = from_blocks(out, query)
     out, normaliser = (checkpoint_name(x, KEPT) for x in (out, normaliser))
-    return out, (query, key, value, mask, out, normaliser)
+    return out, Kept(query, key, value, mask, out, normaliser)
 
 
-def _backward(logits: Logits, kept: tuple, cotangent: Array):
+def _backward(logits: Logits, kept: Kept, cotangent: Array) -> tuple[Array, Array, Array, None]:
     query, key, value, mask, out, normaliser = kept
     cotangent = cotangent.astype(query.dtype)
     queries, keys, values, pulls = (
@@ -76,34 +88,53 @@ def _backward(logits: Logits, kept: tuple, cotangent: Array):
         out=(((height, size), query.dtype),),
         scratch=((height, size),),
     )
-    lying = lambda x: x.swapaxes(-1, -2)
     to_key, to_value = _call(
         functools.partial(_key_kernel, logits=logits),
         mask.lists[2:],
         mine=(_words(mask), keys, values),
-        theirs=(_limits(mask, -2), queries, pulls, lying(normaliser), lying(common)),
+        theirs=(
+            _limits(mask, -2),
+            queries,
+            pulls,
+            *(x.swapaxes(-1, -2) for x in (normaliser, common)),
+        ),
         out=(((mask.block, size), key.dtype), ((mask.block, size), value.dtype)),
         scratch=((mask.block, size), (mask.block, size)),
     )
-    gradients = ((to_query, query), (to_key, key), (to_value, value))
-    return *(from_blocks(x, like) for x, like in gradients), None
+    return (
+        from_blocks(to_query, query),
+        from_blocks(to_key, key),
+        from_blocks(to_value, value),
+        None,
+    )
 
 
 attend.defvjp(_forward, _backward)
 
 
-def _forward_kernel(turns, limits, queries, words, keys, values, out, normaliser, *scratch, logits):
+def _forward_kernel(
+    turns: Ref,
+    limits: Ref | None,
+    queries: Ref,
+    words: Ref,
+    keys: Ref,
+    values: Ref,
+    out: Ref,
+    normaliser: Ref,
+    *scratch: Ref,
+    logits: Logits,
+) -> None:
     largest, total, sums = scratch
     lanes = total.shape[1]
 
-    @pl.when(_first(turns))
-    def _start():
+    @pl.when(is_first(turns))
+    def _start() -> None:
         largest[...] = jnp.full_like(largest, LEAST)
         total[...] = jnp.zeros_like(total)
         sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(_has_turn(turns))
-    def _turn():
+    @pl.when(has_turn(turns))
+    def _turn() -> None:
         unseen = _unseen(turns, limits, words)
         block = unseen.shape[0]
         heads = [pl.ds(i * block, block) for i in range(queries.shape[0] // block)]
@@ -124,8 +155,8 @@ def _forward_kernel(turns, limits, queries, words, keys, values, out, normaliser
             total[head, :] = total[head, :] * shrink[i] + sum(parts)
             sums[head, :] = sums[head, :] * shrink[i] + product[i]
 
-    @pl.when(_last(turns))
-    def _end():
+    @pl.when(is_last(turns))
+    def _end() -> None:
         summed = total[...].sum(axis=-1, keepdims=True)
         nothing = summed == 0.0
         safe = jnp.where(nothing, 1.0, summed)
@@ -135,61 +166,61 @@ def _forward_kernel(turns, limits, queries, words, keys, values, out, normaliser
 
 
 def _query_kernel(
-    turns,
-    limits,
-    queries,
-    pulls,
-    normaliser,
-    common,
-    words,
-    keys,
-    values,
-    to_query,
-    sums,
+    turns: Ref,
+    limits: Ref | None,
+    queries: Ref,
+    pulls: Ref,
+    normaliser: Ref,
+    common: Ref,
+    words: Ref,
+    keys: Ref,
+    values: Ref,
+    to_query: Ref,
+    sums: Ref,
     *,
-    logits,
-):
-    @pl.when(_first(turns))
-    def _start():
+    logits: Logits,
+) -> None:
+    @pl.when(is_first(turns))
+    def _start() -> None:
         sums[...] = jnp.zeros_like(sums)
 
-    @pl.when(_has_turn(turns))
-    def _turn():
+    @pl.when(has_turn(turns))
+    def _turn() -> None:
         scores = _scores(_dot_t(queries[...], keys[...]), logits)
         unseen = _tall(_unseen(turns, limits, words), scores)
         weights = jnp.exp(scores + unseen - normaliser[...])
         slope = weights * (_dot_t(pulls[...], values[...]) - common[...])
         sums[...] += _dot(_through(slope, scores, logits).astype(keys.dtype), keys[...])
 
-    @pl.when(_last(turns))
-    def _end():
+    @pl.when(is_last(turns))
+    def _end() -> None:
         to_query[...] = (sums[...] * logits.scale).astype(to_query.dtype)
 
 
 def _key_kernel(
-    turns,
-    words,
-    keys,
-    values,
-    limits,
-    queries,
-    pulls,
-    normaliser,
-    common,
-    to_key,
-    to_value,
-    key_sums,
-    value_sums,
+    turns: Ref,
+    words: Ref,
+    keys: Ref,
+    values: Ref,
+    limits: Ref | None,
+    queries: Ref,
+    pulls: Ref,
+    normaliser: Ref,
+    common: Ref,
+    to_key: Ref,
+    to_value: Ref,
+    key_sums: Ref,
+    value_sums: Ref,
     *,
-    logits,
-):
-    @pl.when(_first(turns))
-    def _start():
+    logits: Logits,
+) -> None:
+    @pl.when(is_first(turns))
+    def _start() -> None:
         key_sums[...] = jnp.zeros_like(key_sums)
         value_sums[...] = jnp.zeros_like(value_sums)
 
-    @pl.when(_has_turn(turns))
-    def _turn():
+    @pl.when(has_turn(turns))
+    def _turn() -> None:
         scores = _scores(_dot_t(keys[...], queries[...]), logits)  # [b, G b]
         unseen = _unseen_by(turns, limits, words)
         unseen = jnp.concatenate([unseen] * (scores.shape[1] // unseen.shape[1]), axis=1)
@@ -198,55 +229,10 @@ def _key_kernel(
         slope = weights * (_dot_t(values[...], pulls[...]) - common[...])
         key_sums[...] += _dot(_through(slope, scores, logits).astype(queries.dtype), queries[...])
 
-    @pl.when(_last(turns))
-    def _end():
+    @pl.when(is_last(turns))
+    def _end() -> None:
         to_key[...] = (key_sums[...] * logits.scale).astype(to_key.dtype)
         to_value[...] = value_sums[...].astype(to_value.dtype)
-
-
-def _code(turns, step: int | Array) -> Array:
-    """What `_turns` says of this turn, or of so many steps later; of the nearest one at the ends."""
-    at = jnp.clip(pl.program_id(2) + step, 0, pl.num_programs(2) - 1)
-    return turns[pl.program_id(0), at]
-
-
-def _blocks(turns) -> tuple[Array, Array]:
-    """The block that the kernel works for, and the one whose turn it is."""
-    code = _code(turns, 0)
-    return code >> SHIFT, (code & ((1 << SHIFT) - 1)) >> 1
-
-
-def _has_turn(turns) -> Array:
-    return (_code(turns, 0) & 1) == 1
-
-
-def _first(turns) -> Array:
-    """Is this the first turn of its block?"""
-    own, before = _code(turns, 0) >> SHIFT, _code(turns, -1) >> SHIFT
-    return (pl.program_id(2) == 0) | (own != before)
-
-
-def _last(turns) -> Array:
-    own, after = _code(turns, 0) >> SHIFT, _code(turns, 1) >> SHIFT
-    return (pl.program_id(2) == pl.num_programs(2) - 1) | (own != after)
-
-
-def _turns(order: Array, count: Array) -> tuple[Array, Array]:
-    """The turns of each row, int32 [B, N * N], and how many the row with most of them has.
-
-    order [B, N, N] and count [B, N]: the lists. A turn is 2**SHIFT * block + 2 * block of its list,
-    + 1 if there is something to compute: a block with an empty list has one turn too, to write zeros.
-    """
-    batch, number, _ = order.shape
-    places = jnp.arange(number)
-    codes = (places[:, None] << SHIFT) + 2 * order + (places < count[..., None])
-    listed = (places < jnp.maximum(count, 1)[..., None]).reshape(batch, -1)
-    first = jnp.argsort(~listed, axis=-1, stable=True)
-    codes = jnp.take_along_axis(codes.reshape(batch, -1), first, axis=-1)
-    totals = listed.sum(-1, keepdims=True)
-    end = jnp.take_along_axis(codes, totals - 1, axis=-1)
-    end -= end & 1
-    return jnp.where(jnp.arange(codes.shape[1]) < totals, codes, end), totals.max()
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -273,13 +259,13 @@ def _through(slope: Array, scores: Array, logits: Logits) -> Array:
     return slope * (1 - (scores / logits.softcap) ** 2)
 
 
-def _unseen(turns, limits, words) -> Array:
+def _unseen(turns: Ref, limits: Ref | None, words: Ref) -> Array:
     """float32 [b, b]: 0 where a query (row) of this block sees a key (column) whose turn it is, or NOTHING.
 
     limits: [b, 1], what `_limits` gives, or None; words: [words, b] of the keys.
     """
     block = words.shape[1]
-    own, theirs = _blocks(turns)
+    own, theirs = blocks_of(turns)
     query = own * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
     key = theirs * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
     seen = (key <= query) & (query < words[END : END + 1, :])
@@ -288,13 +274,13 @@ def _unseen(turns, limits, words) -> Array:
     return jnp.where(seen, 0.0, NOTHING)
 
 
-def _unseen_by(turns, limits, words) -> Array:
+def _unseen_by(turns: Ref, limits: Ref | None, words: Ref) -> Array:
     """The transpose: a key of this block is a row, a query whose turn it is a column.
 
     limits: [1, b] or None; words: [b, words].
     """
     block = words.shape[0]
-    own, theirs = _blocks(turns)
+    own, theirs = blocks_of(turns)
     key = own * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
     query = theirs * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
     seen = (key <= query) & (query < words[:, END : END + 1])
@@ -338,19 +324,19 @@ def _call(
     [B, N, K, r, c].
     """
     batch, number = lists[1].shape
-    turns, longest = _turns(*lists)
+    turns, longest = in_turn(*lists)
 
-    def own(b, h, t, turns):
-        return b, turns[b, t] >> SHIFT, h, 0, 0
+    def own(b: Array, h: Array, t: Array, turns: Ref) -> tuple[Any, ...]:
+        return b, own_block(turns[b, t]), h, 0, 0
 
-    def turn(b, h, t, turns):
-        return b, (turns[b, t] & ((1 << SHIFT) - 1)) >> 1, h, 0, 0
+    def turn(b: Array, h: Array, t: Array, turns: Ref) -> tuple[Any, ...]:
+        return b, listed_block(turns[b, t]), h, 0, 0
 
     inputs = [(x, own) for x in mine] + [(x, turn) for x in theirs]
     given = [(x, index) for x, index in inputs if x is not None]
     heads = next(x.shape[2] for x, _ in given if x.ndim == 5)
 
-    def run(turns, *refs) -> None:
+    def run(turns: Ref, *refs: Ref) -> None:
         rest = iter(refs)
         kernel(turns, *(None if x is None else next(rest) for x, _ in inputs), *rest)
 
@@ -360,7 +346,7 @@ def _call(
             return pl.BlockSpec((None, None, *x.shape[2:]), shared)
         return pl.BlockSpec((None, None, None, *x.shape[3:]), index)
 
-    return pl.pallas_call(
+    results: Sequence[Array] = pl.pallas_call(
         run,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -378,3 +364,4 @@ def _call(
         ),
         name=kernel.func.__name__.strip("_"),
     )(turns, *(x for x, _ in given))
+    return results

@@ -24,7 +24,7 @@ NEEDS_BENCH = "the peers are an extra: install srpo_jax[bench] to run this test"
 torch = pytest.importorskip("torch", reason=NEEDS_BENCH)
 pytest.importorskip("transformers", reason=NEEDS_BENCH)
 
-from benchmarks import peers  # noqa: E402
+from benchmarks import peers_torch  # noqa: E402
 
 SRPO, DPO = objectives.get("srpo"), objectives.get("dpo")
 HYPER = {"beta": 0.1, "alpha": 0.3}
@@ -82,7 +82,7 @@ def reference(scores):
 
 @pytest.fixture(autouse=True)
 def learning_rate(monkeypatch):
-    monkeypatch.setitem(peers.ADAMW, "lr", LEARNING_RATE)
+    monkeypatch.setitem(peers_torch.ADAMW, "lr", LEARNING_RATE)
 
 
 def by_pair(rows, values):
@@ -98,7 +98,9 @@ def our_losses(start, objective, reference, hyper):
     config = config_module.default()
     config.optimizer.update({"learning_rate": LEARNING_RATE, "warmup_steps": 0})
     config.optimizer.schedule = "constant"
-    steps = step.make(graphdef, trained, make_optimizer(config)[0], objective, hyper, mesh)
+    steps = step.TrainStep(graphdef, make_optimizer(config)[0], objective, hyper, mesh).compile(
+        trained
+    )
     batch = workload.trees_batch(WORK, objective.needs)
     pair = batch["rows"].pair
     for i, name in enumerate(objective.needs):
@@ -122,24 +124,24 @@ def test_torch_model_has_the_weights_in_their_places(start, weights):
         mask = jnp.tril(jnp.ones((1, 20, 20), bool))
         expected = here.logits(here(jnp.asarray(ids), jnp.arange(20)[None], mask))
         with torch.no_grad():
-            logits = peers.torch_model(given, config)(torch.from_numpy(ids)).logits
+            logits = peers_torch.torch_model(given, config)(torch.from_numpy(ids)).logits
         np.testing.assert_allclose(logits, expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("project_all", [True, False])
 def test_six_rows_give_the_scores_of_the_trees(weights, scores, project_all):
     pairs = WORK.sequences(SRPO.needs)
-    rows = peers.padded([sequence for pair in pairs for sequence in pair])
-    model = peers.torch_model(weights, CONFIG)
+    rows = peers_torch.padded([sequence for pair in pairs for sequence in pair])
+    model = peers_torch.torch_model(weights, CONFIG)
     with torch.no_grad():
-        there = peers.row_scores(model, rows, "float32", project_all).view(-1, 6)
+        there = peers_torch.row_scores(model, rows, "float32", project_all).view(-1, 6)
     np.testing.assert_allclose(there, scores, rtol=1e-4)
 
 
 def test_six_rows_take_our_steps(start, weights, reference):
     """Loss, gradient, clipping and AdamW: the losses of several steps are ours."""
     pairs = WORK.sequences(SRPO.needs)
-    peer = peers.torch_six_rows(weights, CONFIG, pairs, reference, **HYPER)
+    peer = peers_torch.torch_six_rows(weights, CONFIG, pairs, reference, **HYPER)
     expected = our_losses(start, SRPO, reference, HYPER)
     first, *later = [peer() for _ in range(STEPS)]
     np.testing.assert_allclose(first, expected[0], rtol=1e-4)
@@ -196,8 +198,8 @@ def test_trls_own_loop_takes_the_same_step(weights, checkpointing):
 def test_adapters_alone_are_trained(weights):
     pytest.importorskip("peft", reason=NEEDS_BENCH)
     config = dataclasses.replace(CONFIG, lora_rank=2, lora_targets=("query|value", "down"))
-    model = peers.torch_model(weights, config)
-    peers.adapt(model, config)
+    model = peers_torch.torch_model(weights, config)
+    peers_torch.adapt(model, config)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert len(trained) == CONFIG.layers * 3 * 2
     assert all(re.search(r"(q_proj|v_proj|down_proj)\.lora_", name) for name in trained)

@@ -1,0 +1,185 @@
+"""One layer of the decoder: attention and an MLP, with the norms that its config asks for.
+
+Shapes: B batch, S query tokens, C cache slots, D width, H query heads, K key/value heads, Hd head size,
+F MLP width.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.attention import TreeMask, attend, attend_cached
+from srpo_jax.models.cache import Cache, CacheView
+from srpo_jax.models.lora import Projection
+
+Array = jax.Array
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class View(NamedTuple):
+    """Positions [B, S] of the tokens, their rotary frequencies and whom they see, in one layer."""
+
+    positions: Array
+    frequencies: Array
+    mask: Array | TreeMask
+
+
+class Norm(nnx.Module):
+    """x / rms(x) * scale or, with "layer", (x - mean) / std * scale + bias; computed in float32.
+
+    Over the last axes of x, as many as `shape` has.
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        shape: tuple[int, ...],
+        axes: tuple[str | None, ...] = (None,),
+        kind: str | None = None,
+    ):
+        self.config = config
+        self.over = tuple(range(-len(shape), 0))
+        self.centred = (kind or config.norm) == "layer"
+        self.scale = nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32), axes=axes)
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if self.centred else None
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        if self.centred:
+            x32 = x32 - jnp.mean(x32, axis=self.over, keepdims=True)
+        square = jnp.mean(x32 * x32, axis=self.over, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(square + self.config.norm_eps)
+        x32 = x32 * (self.scale[...].astype(jnp.float32) + self.config.norm_offset)
+        if self.bias is not None:
+            x32 = x32 + self.bias[...].astype(jnp.float32)
+        return x32.astype(x.dtype)
+
+
+def rotary(x: Array, positions: Array, frequencies: Array, amplitude: float = 1.0) -> Array:
+    """Rotates [B, S, heads, Hd] by positions [B, S], times amplitude; the rest of Hd, if any, stays.
+
+    frequencies [n]: the first 2 n entries are rotated, the i-th with the (n + i)-th.
+    """
+    half = frequencies.shape[0]
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    if amplitude != 1.0:
+        cos, sin = amplitude * cos, amplitude * sin
+    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        self.config = config
+        width, head_dim = config.width, config.head_dim
+        project = functools.partial(Projection, config=config, rngs=rngs)
+        self.query = project(
+            "query", (width,), (config.heads, head_dim), ("embed", "heads", "head")
+        )
+        self.key = project(
+            "key", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head")
+        )
+        self.value = project(
+            "value", (width,), (config.kv_heads, head_dim), ("embed", "kv_heads", "head")
+        )
+        self.output = project(
+            "output", (config.heads, head_dim), (width,), ("heads", "head", "embed")
+        )
+
+        def norm(heads: int, axis: str) -> Norm | None:
+            if config.query_key_norm == "none":
+                return None
+            if config.query_key_norm == "head":
+                return Norm(config, (head_dim,), kind="rms")
+            return Norm(config, (heads, head_dim), (axis, "head"), "rms")
+
+        self.query_norm = norm(config.heads, "heads")
+        self.key_norm = norm(config.kv_heads, "kv_heads")
+
+    def __call__(
+        self,
+        x: Array,
+        view: View,
+        adapter: bool | Array,
+        cached: CacheView | None = None,
+    ) -> tuple[Array, Cache | None]:
+        """[B, S, D] -> the same, and the cache with the tokens in it, where there is one."""
+        query, key, value = (project(x, adapter) for project in (self.query, self.key, self.value))
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        turn = functools.partial(
+            rotary,
+            positions=view.positions,
+            frequencies=view.frequencies,
+            amplitude=self.config.amplitude,
+        )
+        query, key = turn(query), turn(key)
+        logits = {
+            "scale": self.config.attention_scale,
+            "softcap": self.config.attention_softcap,
+        }
+        if cached is not None:
+            cached = cached.write(key, value)
+        if cached is None or isinstance(view.mask, TreeMask):
+            attended = attend(query, key, value, view.mask, **logits)
+        else:
+            parts = cached.parts(view.mask.shape[-1])
+            attended = attend_cached(query, parts, view.mask, **logits)
+        return self.output(attended, adapter), None if cached is None else cached.own
+
+
+class MLP(nnx.Module):
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        project = functools.partial(Projection, config=config, rngs=rngs)
+        self.activation = config.activation
+        inner = functools.partial(
+            project, inputs=(config.width,), outputs=(config.mlp_width,), axes=("embed", "mlp")
+        )
+        self.gate = inner("gate") if config.gated else None
+        self.up = inner("up")
+        self.down = project("down", (config.mlp_width,), (config.width,), ("mlp", "embed"))
+
+    def __call__(self, x: Array, adapter: bool | Array) -> Array:
+        activate = ACTIVATIONS[self.activation]
+        if self.gate is None:
+            return self.down(activate(self.up(x, adapter)), adapter)
+        return self.down(activate(self.gate(x, adapter)) * self.up(x, adapter), adapter)
+
+
+class Block(nnx.Module):
+    """One layer: attention and an MLP, each with a residual and with norms where the config says."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        def norm(where: str) -> Norm | None:
+            return Norm(config, (config.width,)) if config.norms in (where, "both") else None
+
+        self.parallel = config.parallel
+        self.attention_norm, self.attention_post_norm = norm("before"), norm("after")
+        self.attention = Attention(config, rngs)
+        self.mlp_norm, self.mlp_post_norm = norm("before"), norm("after")
+        self.mlp = MLP(config, rngs)
+
+    def __call__(
+        self, x: Array, view: View, adapter: bool | Array, cached: CacheView | None = None
+    ) -> tuple[Array, Cache | None]:
+        """See `Attention`. adapter: as `Projection` takes it."""
+        attended, cache = self.attention(_apply(self.attention_norm, x), view, adapter, cached)
+        attended = _apply(self.attention_post_norm, attended)
+        mlp_input = x if self.parallel else x + attended
+        mlp = _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, mlp_input), adapter))
+        return x + attended + mlp, cache
+
+
+def _apply(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)

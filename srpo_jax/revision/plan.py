@@ -1,0 +1,123 @@
+"""What has to be prefilled for each revision, and behind which part of the cache.
+
+The cache of a batch has two parts, the same for all rows:
+
+    | direct prompt   | the rest of an improve prompt |
+      prefilled once    prefilled at each revision
+
+An improve prompt sees as much of the first part as it begins with. Each part is as wide as its longest
+row; the slots in between are not valid, so they are never seen, and a token's position does not depend on
+them. Where the improve prompt begins with the direct prompt and the answer (the chained template), y_0 is
+kept in the second part, and the first revision prefills only what follows it.
+
+Shapes: B rows, P slots of the first part, M of the second, C = P + M.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from srpo_jax.models.cache import Cache
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision import programs
+from srpo_jax.revision.programs import Rows, Start
+
+# The parts are as wide as a multiple of this, longer ones of more: see `_width`.
+ROUND = 4
+
+Tokens = Sequence[Sequence[int]]  # of each row
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Of a batch of prompts. first, second: slots of the cache's parts, P and M; new: of a completion.
+
+    chained: the first revision goes on behind the answer.
+    """
+
+    prompts: Sequence[Prompt]
+    new: int
+    first: int
+    second: int
+    chained: bool
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], n_revisions: int, new: int) -> "Plan":
+        first = _width(max(len(p.direct) for p in prompts))
+        # The second part has room for any completion shown.
+        second = _width(max(len(p.improve(())) - p.shared for p in prompts) + new)
+        chained = n_revisions > 0 and all(p.before == p.direct and p.after for p in prompts)
+        return cls(prompts, new, first, second, chained)
+
+    def direct(self) -> Rows[np.ndarray]:
+        """The direct prompts, which open the cache."""
+        none = np.zeros(len(self.prompts), np.int32)
+        tokens, counts = _padded([p.direct for p in self.prompts], self.first)
+        return Rows(tokens, counts, none, self._span(0, none), np.array(0, np.int32))
+
+    def keep(self, cache: Cache, answer: Cache) -> Cache:
+        """The cache with y_0 in it, if the first revision goes on behind it. answer: that of its decode."""
+        return programs.keep(cache, answer, self.first) if self.chained else cache
+
+    def improve(self, revision: int, shown: Tokens) -> Rows[np.ndarray]:
+        """The improve prompts of a revision (1 … N), as far as the cache lacks them."""
+        if self.chained and revision == 1:
+            return self._behind_answer(shown)
+        shared = np.array([p.shared for p in self.prompts], np.int32)
+        return self._behind(shown, shared, self._span(0, shared), self.first, self.second)
+
+    def _behind_answer(self, shown: Tokens) -> Rows[np.ndarray]:
+        # The last token of y_0 has been decoded, but is not in the cache.
+        answered = np.array([max(len(y) - 1, 0) for y in shown], np.int32)
+        begun = np.array([len(p.direct) for p in self.prompts], np.int32)
+        valid = self._span(0, begun) | self._span(self.first, answered)
+        return self._behind(shown, begun + answered, valid, self.first + self.new - 1)
+
+    def _behind(
+        self,
+        shown: Tokens,
+        known: np.ndarray,
+        valid: np.ndarray,
+        slot: int,
+        width: int | None = None,
+    ) -> Rows[np.ndarray]:
+        """What follows the first `known` [B] tokens; they lie in the valid slots [B, C]."""
+        improve = [p.improve(y) for p, y in zip(self.prompts, shown, strict=True)]
+        rest = [ids[start:] for ids, start in zip(improve, known, strict=True)]
+        tokens, counts = _padded(rest, width or max(map(len, rest)))
+        return Rows(tokens, counts, known, valid, np.array(slot, np.int32))
+
+    def _span(self, slot: int, counts: np.ndarray) -> np.ndarray:
+        """bool [B, C]: `counts` slots of each row from `slot` on."""
+        return _span(self.first + self.second, slot, counts)
+
+
+def start(rows: Rows[np.ndarray], keys: jax.Array, revision: int) -> Start[np.ndarray]:
+    """Where the completions of these rows, once they are prefilled, begin."""
+    valid = rows.valid | _span(rows.valid.shape[1], int(rows.slot), rows.counts)
+    positions = rows.positions + rows.counts
+    return Start(keys, np.array(revision, np.int32), positions, valid)
+
+
+def rounded(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _span(slots: int, slot: int, counts: np.ndarray) -> np.ndarray:
+    numbers = np.arange(slots)
+    return (numbers >= slot) & (numbers < slot + counts[:, None])
+
+
+def _padded(rows: Tokens, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [B, width], padded on the right, and the lengths int32 [B]."""
+    tokens = np.zeros((len(rows), width), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return tokens, np.array([len(row) for row in rows], np.int32)
+
+
+def _width(length: int) -> int:
+    """The next of 16 widths to each power of two: few programs, and little of them padding."""
+    return rounded(length, max(ROUND, 2 ** (length.bit_length() - 5)))
