@@ -85,7 +85,7 @@ def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> M
 
 
 def trees_batch(work: Workload, names: tuple[str, ...], rows: int = 1) -> dict[str, Any]:
-    """All pairs as prefix trees, packed into `rows` rows; a batch as data.pipeline.batches makes it."""
+    """All pairs as prefix trees, packed into `rows` rows; a batch as pipeline.batches makes it."""
     data = _data([prefix_tree.build(parts) for parts in work.sequences(names)], names)
     packing = data.packing(work.pairs, 0, parts=rows)
     layout = next(packing.once())

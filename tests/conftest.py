@@ -14,7 +14,25 @@ _given = os.environ.get("XLA_FLAGS", "")
 _new = [f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given]
 os.environ["XLA_FLAGS"] = " ".join([_given, *_new]).strip()
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# Shapes and dtypes in these modules' annotations are checked at every call of a test; see test_shapes.py.
+CHECKED = (
+    "srpo_jax.trees.prefix_tree",
+    "srpo_jax.trees.packing",
+    "srpo_jax.training.scoring",
+    "srpo_jax.objectives.losses",
+    "srpo_jax.objectives.table",
+    "srpo_jax.models.attention.attend",
+    "srpo_jax.models.attention.mask",
+)
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def checked_modules():
+    return CHECKED
 
 
 @pytest.fixture(scope="module")

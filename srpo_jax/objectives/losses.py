@@ -1,4 +1,4 @@
-"""The losses of `srpo_jax.objectives`: pure functions from the scores of pairs to a loss per pair.
+"""The losses of the table of objectives: pure functions from the scores of pairs to a loss per pair.
 
 A score is the log-probability of one completion under one prompt, summed over its tokens; its
 name says which: "w", "l" (chosen, rejected, under the direct prompt) and "w|l", "l|l", "w|w",
@@ -28,19 +28,22 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from srpo_jax.runtime.errors import UserError
 
-Scores = Mapping[str, Array]
-Metrics = dict[str, Array]
+# A value for each pair: [B], or a single one where a batch is mapped over.
+Values = Float[Array, "*B"]
+Scores = Mapping[str, Values]
+Metrics = dict[str, Values]
 
 DIRECT_SCORES = ("w", "l")
 IMPROVE_SCORES = ("w|l", "l|l", "w|w", "l|w")
 
 
 def srpo(
-    scores: Scores, reference: Scores, label_prob: Array, *, beta: float, alpha: float
-) -> tuple[Array, Metrics]:
+    scores: Scores, reference: Scores, label_prob: Values, *, beta: float, alpha: float
+) -> tuple[Values, Metrics]:
     """Self-improving robust preference optimisation (Choi et al., arXiv:2406.01660): the
     offline loss L_alpha, for soft labels.
 
@@ -78,11 +81,11 @@ def srpo(
 def dpo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     beta: float = 0.1,
     label_smoothing: float = 0.0,
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7).
 
         L = -p' log sigma(m) - (1 - p') log sigma(-m),    m = beta [g(w) - g(l)]
@@ -98,11 +101,11 @@ def dpo(
 def robust_dpo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     beta: float = 0.1,
     label_smoothing: float,
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """DPO unbiased under labels flipped at a known rate (Chowdhury et al., arXiv:2403.00409).
 
         L = [(1 - e) l(m) - e l(-m)] / (1 - 2e),    l(m) = -log sigma(m), m = beta [g(w) - g(l)]
@@ -119,12 +122,12 @@ def robust_dpo(
 def ipo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     lengths: Scores | None = None,
     beta: float,
     reduction: str = "sum",
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Identity preference optimisation (Azar et al., arXiv:2310.12036, equation 17; tau is beta).
 
         L = (g(w) - g(l) - (2p - 1) / (2 beta))^2
@@ -142,7 +145,7 @@ def ipo(
 
 def slic(
     scores: Scores, reference: Scores, label_prob: Array, *, beta: float
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Sequence likelihood calibration with a hinge, against a reference ("hinge-norm", Liu et al.,
     arXiv:2309.06657, section 3).
 
@@ -158,12 +161,12 @@ def slic(
 def rpo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     lengths: Scores | None = None,
     beta: float = 0.1,
     nll_weight: float = 1.0,
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """DPO plus the likelihood of the chosen completion (Pang et al., arXiv:2404.19733, equation 1).
 
         L = L_DPO - nll_weight [p log pi(w|x) / |w| + (1 - p) log pi(l|x) / |l|]
@@ -184,12 +187,12 @@ def rpo(
 def simpo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     lengths: Scores | None = None,
     beta: float,
     gamma: float,
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Simple preference optimisation, no reference (Meng et al., arXiv:2405.14734, equation 6).
 
         L = -p log sigma(m - gamma) - (1 - p) log sigma(-m - gamma),
@@ -206,11 +209,11 @@ def simpo(
 def orpo(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     lengths: Scores | None = None,
     odds_weight: float = 0.1,
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Odds-ratio preference optimisation, no reference (Hong et al., arXiv:2403.07691, equations 6
     and 7; lambda is odds_weight).
 
@@ -235,11 +238,11 @@ def orpo(
 def sft(
     scores: Scores,
     reference: Scores,
-    label_prob: Array,
+    label_prob: Values,
     *,
     lengths: Scores | None = None,
     reduction: str = "sum",
-) -> tuple[Array, Metrics]:
+) -> tuple[Values, Metrics]:
     """Supervised fine-tuning on the chosen completion: L = -log pi(w|x).
 
     reduction "mean" divides by |w| and needs `lengths`. Reads neither label nor reference.
@@ -252,32 +255,32 @@ def sft(
 # --- shared pieces --------------------------------------------------------------------------------
 
 
-def log_ratios(scores: Scores, reference: Scores) -> dict[str, Array]:
+def log_ratios(scores: Scores, reference: Scores) -> dict[str, Values]:
     """score name -> log pi - log ref, for the names that both have."""
     return {name: scores[name] - reference[name] for name in scores if name in reference}
 
 
-def accuracy(margin: Array, label_prob: Array) -> Array:
+def accuracy(margin: Values, label_prob: Values) -> Values:
     """1 where the margin's sign is the one that the label asks for, 0 where it is the other, 1/2
     where either is undecided (before the first step every margin is 0)."""
     return (1 + jnp.sign(margin) * jnp.sign(label_prob - 0.5)) / 2
 
 
-def _direct_margin(scores: Scores, reference: Scores, beta: float) -> Array:
+def _direct_margin(scores: Scores, reference: Scores, beta: float) -> Values:
     g = log_ratios(scores, reference)
     return beta * (g["w"] - g["l"])
 
 
-def _label_mean(loss: Callable[[Array], Array], margin: Array, label_prob: Array) -> Array:
+def _label_mean(loss: Callable[[Values], Values], margin: Values, label_prob: Values) -> Values:
     """The mean of loss(margin) over the two labels."""
     return label_prob * loss(margin) + (1 - label_prob) * loss(-margin)
 
 
-def _logistic_loss(margin: Array) -> Array:
+def _logistic_loss(margin: Values) -> Values:
     return -jax.nn.log_sigmoid(margin)
 
 
-def _per_token(values: Scores, lengths: Scores | None, objective: str) -> dict[str, Array]:
+def _per_token(values: Scores, lengths: Scores | None, objective: str) -> dict[str, Values]:
     """Every value divided by its completion's number of tokens."""
     if lengths is None or (missing := [name for name in values if name not in lengths]):
         name = "'w'" if lengths is None else repr(missing[0])
@@ -288,7 +291,7 @@ def _per_token(values: Scores, lengths: Scores | None, objective: str) -> dict[s
     return {name: value / lengths[name] for name, value in values.items()}
 
 
-def _log1mexp(x: Array) -> Array:
+def _log1mexp(x: Values) -> Values:
     """log(1 - exp(x)) for x < 0, exact near 0 and far below it, with finite gradients."""
     # A completion of probability exactly 1 has infinite odds: held at the nearest float below 1.
     x = jnp.minimum(x, -jnp.finfo(x.dtype).eps)

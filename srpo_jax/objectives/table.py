@@ -1,21 +1,25 @@
 """The objectives that a model can be trained on: their table, their metrics, checks of their input.
 
-An objective is a loss of `srpo_jax.losses` (read the equations there) and the names of the scores
+An objective is a loss of `objectives/losses.py` (read the equations there) and the names of the scores
 that it needs. Adding one is one function there and one line in `OBJECTIVES`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Real
 
 from srpo_jax.objectives import losses
-from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores
+from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores, Values
 from srpo_jax.runtime.errors import UserError
+
+# What a user may give: of any precision, and in numpy too.
+Given = Real[Array | np.ndarray, "*B"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,13 @@ class Objective:
     Attributes:
       name: the key in `OBJECTIVES`.
       needs: names of the scores read, of the policy and (if needs_reference) of the reference.
-      loss: a function of `srpo_jax.losses`.
+      loss: a function of `objectives/losses.py`.
       needs_reference: False where the loss reads no reference score.
     """
 
     name: str
     needs: tuple[str, ...]
-    loss: Callable[..., tuple[Array, Metrics]]
+    loss: Callable[..., tuple[Values, Metrics]]
     needs_reference: bool = True
 
     @property
@@ -54,13 +58,13 @@ class Objective:
 
     def __call__(
         self,
-        scores: Scores,
-        reference: Scores | None,
-        label_prob: Array,
+        scores: Mapping[str, Given],
+        reference: Mapping[str, Given] | None,
+        label_prob: Given,
         *,
-        lengths: Scores | None = None,
+        lengths: Mapping[str, Given] | None = None,
         **hyper: Any,
-    ) -> tuple[Array, Metrics]:
+    ) -> tuple[Values, Metrics]:
         """The loss of every pair, and what to log of it.
 
         Args:
@@ -90,7 +94,7 @@ class Objective:
         has_reference = self.needs_reference or bool(reference)
         reference = self._select(reference or {}, "reference score") if has_reference else {}
         label_prob = _float(label_prob)
-        lengths = {name: _float(length) for name, length in (lengths or {}).items()}
+        counts = {name: _float(length) for name, length in (lengths or {}).items()}
         given = {k: v for k, v in hyper.items() if k in self.hyperparameters and v is not None}
         if missing := [name for name in self.required if name not in given]:
             raise UserError(
@@ -98,14 +102,14 @@ class Objective:
                 + " and ".join(f"objective.{name}" for name in missing)
             )
         if "lengths" in self._keywords:
-            given["lengths"] = lengths
+            given["lengths"] = counts
         loss, metrics = self.loss(scores, reference, label_prob, **given)
-        common = {"loss": loss, **_policy_metrics(scores, reference, lengths)}
+        common = {"loss": loss, **_policy_metrics(scores, reference, counts)}
         if "margin" in metrics:
             common["accuracy"] = losses.accuracy(metrics["margin"], label_prob)
         return loss, common | metrics
 
-    def _select(self, scores: Scores, kind: str) -> dict[str, Array]:
+    def _select(self, scores: Mapping[str, Given], kind: str) -> dict[str, Values]:
         if missing := [name for name in self.needs if name not in scores]:
             raise UserError(
                 f"objective {self.name!r} needs the {kind} {missing[0]!r}, "
@@ -171,7 +175,7 @@ def _policy_metrics(scores: Scores, reference: Scores, lengths: Scores) -> Metri
     return metrics
 
 
-def _float(x: Array) -> Array:
+def _float(x: Given) -> Values:
     """x in float32, or in float64 if it is that already: bfloat16 scores are never summed as is."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

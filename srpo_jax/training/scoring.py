@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jaxtyping import Float, Float32, Int, Key
 
 from srpo_jax.models import attention
 from srpo_jax.models.decoder import Decoder
@@ -29,9 +31,9 @@ def score(
     names: tuple[str, ...],
     *,
     adapter: bool = True,
-    dropout: Array | None = None,
+    dropout: Key[Array, ""] | None = None,
     chunk: int | None = None,
-) -> dict[str, Array]:
+) -> dict[str, Float32[Array, " BP"]]:
     """The scores of the B * P places for pairs, {name: float32 [B * P]}, place after place, row after row.
 
     names in the order the trees were built with; an empty place scores 0. adapter=False scores under the
@@ -72,12 +74,12 @@ def scorer(
 
 
 def log_probabilities(
-    hidden: Array,
-    kernel: Array,
-    targets: Array,
+    hidden: Float[Array, "B T D"],
+    kernel: Float[Array, "V D"],
+    targets: Int[Array | np.ndarray, "B T"],
     chunk: int | None = None,
     softcap: float | None = None,
-) -> Array:
+) -> Float32[Array, "B T"]:
     """log p(targets [B, T] | hidden [B, T, D]), float32 [B, T]; kernel [V, D] in hidden's dtype.
 
     `chunk` entries of the vocabulary at a time (default: so many that LOGITS logits are alive), forward and

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 WINDOW = 1 << 16  # pairs that are dealt at once
 MAX_ROW = 1 << 14  # slots: a device takes several rows rather than one that is longer
@@ -50,8 +51,8 @@ class Packing:
 
     def __init__(
         self,
-        slots: np.ndarray,
-        targets: np.ndarray,
+        slots: Int[np.ndarray, " n"],
+        targets: Int[np.ndarray, " n"],
         batch_size: int,
         seed: int,
         *,
@@ -108,7 +109,7 @@ class Packing:
         pairs: np.ndarray = self._dealt[1][place]
         return pairs
 
-    def _deal(self, pairs: np.ndarray, window: int) -> np.ndarray:
+    def _deal(self, pairs: Int[np.ndarray, " n"], window: int) -> Int[np.ndarray, "batches b"]:
         """Pairs [k * batch_size] -> [k, batch_size]; packed: one of every length class in each batch."""
         if not self.packed:
             return pairs.reshape(-1, self.batch_size)
@@ -116,7 +117,7 @@ class Packing:
         classes = by_length.reshape(self.batch_size, -1)
         return np.random.default_rng((self.seed, window)).permuted(classes, axis=1).T
 
-    def _assigned(self, pairs: np.ndarray) -> list[list[int]]:
+    def _assigned(self, pairs: Int[np.ndarray, " b"]) -> list[list[int]]:
         if not self.packed:
             return [[int(pair)] for pair in pairs] + [[] for _ in range(self.rows - len(pairs))]
         rows = balanced(self.slots[pairs], self.rows)
@@ -163,7 +164,7 @@ class Packing:
         return shape
 
 
-def balanced(sizes: np.ndarray, rows: int) -> list[list[int]]:
+def balanced(sizes: Int[np.ndarray, " n"], rows: int) -> list[list[int]]:
     """Indices of sizes [n] in `rows` lists whose sums are close to each other.
 
     Longest first, each into the emptiest row (Graham's rule); with few trees a row, where that is coarse,

@@ -18,11 +18,12 @@ Sequences are numbered in the same order, so those that a target counts for are 
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
+from jaxtyping import Bool, Int32
 
-Ids = Sequence[int]
+Ids = Sequence[SupportsIndex] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +37,17 @@ class Tree:
     tokens scored per sequence.
     """
 
-    tokens: np.ndarray
-    positions: np.ndarray
-    end: np.ndarray
-    target_source: np.ndarray
-    target_token: np.ndarray
-    target_first: np.ndarray
-    target_last: np.ndarray
-    rank: np.ndarray
-    lengths: np.ndarray
+    tokens: Int32[np.ndarray, " S"]
+    positions: Int32[np.ndarray, " S"]
+    end: Int32[np.ndarray, " S"]
+    target_source: Int32[np.ndarray, " T"]
+    target_token: Int32[np.ndarray, " T"]
+    target_first: Int32[np.ndarray, " T"]
+    target_last: Int32[np.ndarray, " T"]
+    rank: Int32[np.ndarray, " n"]
+    lengths: Int32[np.ndarray, " n"]
 
-    def targets_of(self, sequence: int) -> np.ndarray:
+    def targets_of(self, sequence: int) -> Bool[np.ndarray, " T"]:
         """bool [T']: the targets that count for a sequence."""
         number = self.rank[sequence]
         counts: np.ndarray = (self.target_first <= number) & (number < self.target_last)
@@ -195,7 +196,7 @@ def _trie(sequences: Sequence[Sequence[Ids]]) -> _Token:
     return root
 
 
-def _intervals(target: _Target, rank: np.ndarray) -> list[tuple[int, int]]:
+def _intervals(target: _Target, rank: Int32[np.ndarray, " n"]) -> list[tuple[int, int]]:
     """The numbers of the sequences that a target counts for, as intervals [first, last).
 
     Nearly always one. A token may be completion in some of the sequences that pass it and prompt in others

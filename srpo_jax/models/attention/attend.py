@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from srpo_jax.models.attention import blockwise, pallas
 from srpo_jax.models.attention.logits import Logits
@@ -17,14 +18,14 @@ Array = jax.Array
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Array | TreeMask,
+    query: Float[Array, "B S H Hd"],
+    key: Float[Array, "B C K Hd"],
+    value: Float[Array, "B C K Hd"],
+    mask: Bool[Array, "B S C"] | TreeMask,
     *,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Array:
+) -> Float[Array, "B S H Hd"]:
     """Grouped-query attention, [B, S, H, Hd]; softmax and sums in float32, products in the inputs' dtype.
 
     query [B, S, H, Hd]; key, value [B, C, K, Hd], K a divisor of H. mask: bool [B, S, C], or a TreeMask
@@ -40,13 +41,13 @@ def attend(
 
 
 def attend_cached(
-    query: Array,
-    parts: Sequence[tuple[Array, Array]],
-    mask: Array,
+    query: Float[Array, "B S H Hd"],
+    parts: Sequence[tuple[Float[Array, "B K Hd _"], Float[Array, "B K _ Hd"]]],
+    mask: Bool[Array, "B S C"],
     *,
     scale: float | None = None,
     softcap: float | None = None,
-) -> Array:
+) -> Float[Array, "B S H Hd"]:
     """`attend` with a cache's keys [B, K, Hd, C] and values [B, K, C, Hd] under a bool mask [B, S, C].
 
     parts: of the cache; C counts the slots of all.

@@ -10,16 +10,19 @@ A row holds its trees depth first, so the slots that descend from a slot stand d
 """
 
 import dataclasses
+import typing
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Int
 
 from srpo_jax.runtime.errors import UserError
 
 Array = jax.Array
+Words = Int[Array | np.ndarray, "B S"]
 KINDS = ("auto", "dense", "blockwise", "pallas")
 # A row this short is one product; in longer ones the blocks skipped pay for the loop over the rest.
 DENSE_UP_TO = 256
@@ -41,6 +44,7 @@ class BlockLists(NamedTuple):
     query_count: Array
 
 
+@typing.no_type_check  # not in tests either: JAX builds it of whatever stands for arrays
 @flax.struct.dataclass
 class TreeMask:
     """The mask of rows that are attended to in blocks.
@@ -79,15 +83,19 @@ class Kept(NamedTuple):
     normaliser: Array
 
 
-def dense_mask(end: Array) -> Array:
+def dense_mask(end: Words) -> Bool[Array, "B S S"]:
     """bool [B, S, S] of end int32 [B, S], True where the row slot sees the column slot."""
     slots = jnp.arange(end.shape[-1])
     return (slots <= slots[:, None]) & (slots[:, None] < end[..., None, :])
 
 
 def tree_mask(
-    end: Array, positions: Array, *, kind: str = "auto", block: int | None = None
-) -> Array | TreeMask:
+    end: Words,
+    positions: Words,
+    *,
+    kind: str = "auto",
+    block: int | None = None,
+) -> Bool[Array, "B S S"] | TreeMask:
     """The mask that `attend` takes: to be made once, outside the layers.
 
     end, positions: int32 [B, S]. kind: one of KINDS; "auto" is pallas on TPUs, elsewhere dense for short
