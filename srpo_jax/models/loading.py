@@ -277,7 +277,10 @@ def create(
         raise UserError(
             f"config.model.attention=pallas needs TPUs, and these devices are of kind {platform}: use auto"
         )
-    make = lambda: Decoder(config, nnx.Rngs(seed))
+
+    def make() -> Decoder:
+        return Decoder(config, nnx.Rngs(seed))
+
     kind = trainable(config)
     graphdef, *abstract = nnx.split(nnx.eval_shape(make), kind, ...)
     if parameters is not None:

@@ -209,6 +209,16 @@ def test_load_names_what_is_wrong(tmp_path, mesh):
         loading.load("tiny", dtype="half")
     with pytest.raises(UserError, match=r"config\.json is missing: not the workdir"):
         loading.load(str(tmp_path))
+    for content, said in (
+        ({"foo": 1}, "holds neither the settings of a training run nor a model's"),
+        (
+            {"model": {"sauce": "tiny"}, "lora": {}, "train": {}},
+            r"config\.model\.sauce='tiny' is not",
+        ),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"config\.json.*{said}"):
+            loading.load(str(tmp_path))
     config_module.save(config_module.checked(settings()), tmp_path / "config.json")
     with pytest.raises(UserError, match="no checkpoint"):
         loading.load(str(tmp_path), mesh=mesh)
