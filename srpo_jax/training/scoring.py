@@ -46,20 +46,18 @@ def score(
     logp = log_probabilities(
         states, model.head_kernel(), rows.target_token, chunk, model.config.logit_softcap
     )
-    numbers = jnp.arange(len(names))
+    # The number, depth first, of each named sequence in the tree that a target belongs to: [B, T, n].
+    numbers = jnp.take_along_axis(rows.rank, rows.target_tree[..., None], axis=1)
     members = (rows.target_first[..., None] <= numbers) & (numbers < rows.target_last[..., None])
     places = rows.target_tree[..., None] == jnp.arange(rows.pair.shape[-1])
     # Sums over targets, in full float32: a product would round its inputs on a TPU.
     summed = jnp.einsum(
-        "btp,bti->bpi",
+        "btp,bti->ibp",
         jnp.where(places, logp[..., None], 0.0),
         members.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    named = jnp.take_along_axis(
-        summed, rows.rank, axis=-1
-    )  # from depth-first order to that of names
-    return {name: named[..., i].reshape(-1) for i, name in enumerate(names)}
+    return {name: summed[i].reshape(-1) for i, name in enumerate(names)}
 
 
 def scorer(
