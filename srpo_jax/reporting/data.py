@@ -20,7 +20,7 @@ Role = Literal["in distribution", "out of distribution"]
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval, fractions. Raises ValueError outside [0, 1]."""
+    """A mean with its interval, fractions. Raises ValueError outside [0, 1]."""
 
     mean: float
     low: float
@@ -124,7 +124,7 @@ class Report:
     samples: tuple[Sample, ...]
     facts: tuple[tuple[str, str], ...]
     command: str
-    interval: str = "95 % bootstrap interval over documents"
+    interval: str = "95 % score interval over documents"
 
     def __post_init__(self) -> None:
         if not self.curves:
