@@ -68,7 +68,7 @@ def test_tests_mirror_the_package():
     """tests/ROOM/test_MODULE.py, or test_MODULE_SUBJECT.py; the programs' tests are in tests/programs."""
     for path in (ROOT / "tests").glob("*/test_*.py"):
         room = path.parent.name
-        if room in ("benchmarks", "launch"):
+        if room in ("benchmarks", "launch", "tools"):
             tested = ROOT / room
         else:
             tested = PACKAGE if room == "programs" else PACKAGE / room
