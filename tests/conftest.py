@@ -17,6 +17,8 @@ os.environ["XLA_FLAGS"] = " ".join([_given, *_new]).strip()
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
+import tests.typecheck  # noqa: E402, F401 (the hook below looks it up)
+
 # Shapes and dtypes in these modules' annotations are checked at every call of a test; see test_shapes.py.
 CHECKED = (
     "srpo_jax.trees.prefix_tree",
@@ -27,7 +29,7 @@ CHECKED = (
     "srpo_jax.models.attention.attend",
     "srpo_jax.models.attention.mask",
 )
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, "tests.typecheck.public")
 
 
 @pytest.fixture(scope="session")
