@@ -35,6 +35,7 @@ from srpo_jax.runtime.errors import UserError
 # A value for each pair: [B], or a single one where a batch is mapped over.
 Values = Float[Array, "*B"]
 Scores = Mapping[str, Values]
+Number = float | int | Array  # a hyperparameter; an array where it is differentiated or swept
 Metrics = dict[str, Values]
 
 DIRECT_SCORES = ("w", "l")
@@ -42,7 +43,7 @@ IMPROVE_SCORES = ("w|l", "l|l", "w|w", "l|w")
 
 
 def srpo(
-    scores: Scores, reference: Scores, label_prob: Values, *, beta: float, alpha: float
+    scores: Scores, reference: Scores, label_prob: Values, *, beta: Number, alpha: Number
 ) -> tuple[Values, Metrics]:
     """Self-improving robust preference optimisation (Choi et al., arXiv:2406.01660): the
     offline loss L_alpha, for soft labels.
@@ -83,8 +84,8 @@ def dpo(
     reference: Scores,
     label_prob: Values,
     *,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: Number = 0.1,
+    label_smoothing: Number = 0.0,
 ) -> tuple[Values, Metrics]:
     """Direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7).
 
@@ -103,8 +104,8 @@ def robust_dpo(
     reference: Scores,
     label_prob: Values,
     *,
-    beta: float = 0.1,
-    label_smoothing: float,
+    beta: Number = 0.1,
+    label_smoothing: Number,
 ) -> tuple[Values, Metrics]:
     """DPO unbiased under labels flipped at a known rate (Chowdhury et al., arXiv:2403.00409).
 
@@ -125,7 +126,7 @@ def ipo(
     label_prob: Values,
     *,
     lengths: Scores | None = None,
-    beta: float,
+    beta: Number,
     reduction: str = "sum",
 ) -> tuple[Values, Metrics]:
     """Identity preference optimisation (Azar et al., arXiv:2310.12036, equation 17; tau is beta).
@@ -144,7 +145,7 @@ def ipo(
 
 
 def slic(
-    scores: Scores, reference: Scores, label_prob: Array, *, beta: float
+    scores: Scores, reference: Scores, label_prob: Array, *, beta: Number
 ) -> tuple[Values, Metrics]:
     """Sequence likelihood calibration with a hinge, against a reference ("hinge-norm", Liu et al.,
     arXiv:2309.06657, section 3).
@@ -164,8 +165,8 @@ def rpo(
     label_prob: Values,
     *,
     lengths: Scores | None = None,
-    beta: float = 0.1,
-    nll_weight: float = 1.0,
+    beta: Number = 0.1,
+    nll_weight: Number = 1.0,
 ) -> tuple[Values, Metrics]:
     """DPO plus the likelihood of the chosen completion (Pang et al., arXiv:2404.19733, equation 1).
 
@@ -190,8 +191,8 @@ def simpo(
     label_prob: Values,
     *,
     lengths: Scores | None = None,
-    beta: float,
-    gamma: float,
+    beta: Number,
+    gamma: Number,
 ) -> tuple[Values, Metrics]:
     """Simple preference optimisation, no reference (Meng et al., arXiv:2405.14734, equation 6).
 
@@ -212,7 +213,7 @@ def orpo(
     label_prob: Values,
     *,
     lengths: Scores | None = None,
-    odds_weight: float = 0.1,
+    odds_weight: Number = 0.1,
 ) -> tuple[Values, Metrics]:
     """Odds-ratio preference optimisation, no reference (Hong et al., arXiv:2403.07691, equations 6
     and 7; lambda is odds_weight).
@@ -266,7 +267,7 @@ def accuracy(margin: Values, label_prob: Values) -> Values:
     return (1 + jnp.sign(margin) * jnp.sign(label_prob - 0.5)) / 2
 
 
-def _direct_margin(scores: Scores, reference: Scores, beta: float) -> Values:
+def _direct_margin(scores: Scores, reference: Scores, beta: Number) -> Values:
     g = log_ratios(scores, reference)
     return beta * (g["w"] - g["l"])
 

@@ -298,5 +298,5 @@ def test_the_terminal_table_fits_80_columns_with_five_revisions():
 
 
 def test_a_report_needs_no_jax():
-    code = "import sys, srpo_jax.report; sys.exit('jax' in sys.modules)"
+    code = "import sys, srpo_jax.reporting.report; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -13,7 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from srpo_jax.errors import UserError
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 
 config = config_flags.DEFINE_config_file("config")
