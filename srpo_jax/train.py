@@ -97,6 +97,7 @@ def train(settings: Settings, workdir: Path) -> bool:
                 place=lambda batch: mesh_module.host_to_global(mesh, batch),
                 hooks=behind_steps(settings, checkpoints, log, progress, schedule),
                 stop=stop.requested,
+                save=hooks.save(checkpoints),
             )
     if last < total:
         status(f"stopped at step {last} of {total}; the same command goes on from there")
@@ -158,13 +159,12 @@ def behind_steps(
     progress: Progress,
     schedule: optax.Schedule,
 ) -> tuple[Hook, ...]:
-    """What happens behind the steps: stop on a loss that is no number, log, show, save."""
+    """What happens behind the steps: end on a loss that is no number, log, show."""
     metrics = hooks.write_metrics(log, schedule, settings.train.batch_size)
     return (
         Hook(hooks.require_finite(checkpoints)),
         Hook(metrics, every=settings.train.log_every),
         Hook(hooks.show(progress)),
-        Hook(hooks.save(checkpoints)),
     )
 
 

@@ -1,7 +1,8 @@
 """The loop over steps, and what hangs on it.
 
-A hook is called behind every n-th step, and behind the last one of a run: it logs, saves, stops or
-evaluates, so that the loop itself has no branch for any of them.
+A hook is called behind every n-th step, and behind the last one of a run: it logs, shows, checks or
+evaluates, so that the loop itself has no branch for any of them. Saving comes behind the hooks, when it is
+known whether the run goes on.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from srpo_jax.trees.prefix_tree import Rows
 class Done:
     """A step that has been taken.
 
-    number: from 1. last: nothing follows, because the run is complete or was asked to stop. state: what the
-    step left; the next step donates it, so a hook must not keep it. metrics: as floats. rows: this
-    process's share of the batch, numpy. seconds: wall time of the step.
+    number: from 1. last: nothing follows, because the run is complete or (known when it is saved) was asked
+    to stop. state: what the step left; the next step donates it, so a hook must not keep it. metrics: as
+    floats. rows: this process's share of the batch, numpy. seconds: wall time of the step.
     """
 
     number: int
@@ -59,12 +60,13 @@ def loop(
     place: Callable[[dict[str, Any]], Batch],
     hooks: Sequence[Hook],
     stop: Callable[[int], bool],
+    save: Callable[[Done], None],
 ) -> int:
     """Takes the steps of `numbers`, which is not empty; returns the last one taken.
 
     train: the step, which donates the state. place: brings a batch of this process onto the mesh. stop: is
-    asked behind each step, with its number, on every process; True ends the loop. The next batch is
-    prepared while the devices work.
+    asked behind the hooks of each step, with its number, on every process; True ends the loop. save: is
+    called behind each step. The next batch is prepared while the devices work.
     """
     upcoming = next(batches)
     batch = place(upcoming)
@@ -76,11 +78,13 @@ def loop(
             upcoming = next(batches)
             batch = place(upcoming)
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        last = stop(number) or number == numbers[-1]
-        done = Done(number, last, state, values, rows, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        done = Done(number, number == numbers[-1], state, values, rows, seconds)
         for hook in hooks:
-            if last or number % hook.every == 0:
+            if done.last or number % hook.every == 0:
                 hook.act(done)
-        if last:
+        done = dataclasses.replace(done, last=stop(number) or done.last)
+        save(done)
+        if done.last:
             break
     return number

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -120,7 +121,7 @@ def trained(tmp_path, name, one_device, **changes):
 def ours(path):
     model = loading.load(str(path), "float32")
     size = len(IDS[0])
-    mask = np.tril(np.ones((1, size, size), bool))
+    mask = jnp.tril(jnp.ones((1, size, size), bool))
     return np.asarray(model.logits(model(np.array(IDS, np.int32), np.arange(size)[None], mask)))
 
 

@@ -12,7 +12,7 @@ from srpo_jax.training.loop import Hook, loop
 
 def run(numbers, stop=lambda number: False, every=1):
     """The numbers at which a hook acted, the last step taken, batches drawn."""
-    drawn, acted, last = [], [], []
+    drawn, acted, saved = [], [], []
 
     def batches():
         number = numbers[0]
@@ -32,12 +32,18 @@ def run(numbers, stop=lambda number: False, every=1):
         assert (done.tokens, done.slots) == (3, 4)
         assert done.state == list(range(numbers[0], done.number + 1))
         acted.append(done.number)
-        last.append(done.last)
 
     ended = loop(
-        train, [], batches(), numbers, place=lambda x: x, hooks=[Hook(act, every)], stop=stop
+        train,
+        [],
+        batches(),
+        numbers,
+        place=lambda x: x,
+        hooks=[Hook(act, every)],
+        stop=stop,
+        save=lambda done: saved.append((done.number, done.last)),
     )
-    assert last == [False] * (len(last) - 1) + [True]
+    assert saved == [(number, number == ended) for number in range(numbers[0], ended + 1)]
     return acted, ended, drawn
 
 
@@ -57,9 +63,9 @@ def test_a_hook_acts_behind_every_nth_step_and_the_last(numbers, every, expected
     assert drawn == list(numbers)  # none beyond the last
 
 
-def test_a_run_that_is_asked_to_stop_ends_with_its_hooks():
-    acted, ended, drawn = run(range(1, 10), stop=lambda number: number == 3, every=5)
-    assert acted == [3]
+def test_a_run_that_is_asked_to_stop_is_saved_and_ends():
+    acted, ended, drawn = run(range(1, 10), stop=lambda number: number == 3, every=2)
+    assert acted == [2]
     assert ended == 3
     assert drawn == [1, 2, 3, 4]
 
