@@ -137,7 +137,7 @@ def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:
 
 def prepare_model(
     architecture: DecoderConfig, source: Source, mesh: Mesh, seed: int
-) -> tuple[nnx.GraphDef[Decoder], nnx.State, nnx.State]:
+) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any], nnx.State[Any, Any]]:
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
     return loading.create(architecture, parameters, mesh, seed)

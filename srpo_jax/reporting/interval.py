@@ -87,7 +87,8 @@ def _upper_ends(values: Floats) -> Floats:
     weights = 1.0 / (rest + kept[:, None] * values)
     inside = (weights * values).sum(axis=1) / weights.sum(axis=1)
     at_end = (n * mean + Z * Z) / (n + Z * Z)
-    return np.where(rejected == 0.0, at_end, np.maximum(mean, inside))
+    ends: Floats = np.where(rejected == 0.0, at_end, np.maximum(mean, inside))
+    return ends
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,10 @@ def report_data(data: PairTrees, packing: Packing) -> None:
 
 def report_model(trained: Any, frozen: Any, mesh: Mesh) -> None:
     """Sizes of what is trained and what is not, and the mesh."""
-    count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6
+
+    def count(tree: Any) -> float:
+        return float(sum(x.size for x in jax.tree.leaves(tree)) / 1e6)
+
     shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     status(
         f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}"

@@ -36,12 +36,12 @@ class Done:
     @property
     def tokens(self) -> int:
         """Slots that hold a token, over all processes."""
-        return int(np.count_nonzero(self.rows.end)) * jax.process_count()
+        return int(np.count_nonzero(self.rows.end) * jax.process_count())
 
     @property
     def slots(self) -> int:
         """Slots of the batch's rows, over all processes."""
-        return int(self.rows.tokens.size) * jax.process_count()
+        return int(self.rows.tokens.size * jax.process_count())
 
 
 class Hook(NamedTuple):

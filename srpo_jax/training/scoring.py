@@ -62,10 +62,10 @@ def score(
 
 def scorer(
     graphdef: nnx.GraphDef[Any], names: tuple[str, ...], *, adapter: bool
-) -> Callable[[nnx.State, Rows], dict[str, Array]]:
+) -> Callable[[nnx.State[Any, Any], Rows], dict[str, Array]]:
     """The pure function (parameters, rows) -> scores, to be jitted."""
 
-    def function(parameters: nnx.State, rows: Rows) -> dict[str, Array]:
+    def function(parameters: nnx.State[Any, Any], rows: Rows) -> dict[str, Array]:
         return score(nnx.merge(graphdef, parameters), rows, names, adapter=adapter)
 
     return function
@@ -103,7 +103,9 @@ def _log_probabilities(
 def _forward(
     hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], softcap: float | None
 ) -> tuple[Array, tuple[Array, ...]]:
-    def extend(carry: tuple[Array, Array, Array], part: tuple[Array, Array]):
+    def extend(
+        carry: tuple[Array, Array, Array], part: tuple[Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
         largest, total, chosen = carry
         weights, entries = part
         logits = _logits(hidden, weights, entries, softcap)
@@ -127,7 +129,7 @@ def _backward(
     """d log p(v) / d logits = one-hot(v) - softmax."""
     hidden, kernel, targets, normaliser = kept
 
-    def part(total: Array, part: tuple[Array, Array]):
+    def part(total: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
         weights, entries = part
         logits = _logits(hidden, weights, entries, softcap)
         softmax = jnp.exp(logits - normaliser[..., None, None])

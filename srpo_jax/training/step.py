@@ -19,28 +19,31 @@ from srpo_jax.trees.prefix_tree import Rows
 Array = jax.Array
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
+Gradient = Callable[..., tuple[nnx.State[Any, Any], Metrics]]
 
 
 class TrainState(NamedTuple):
     """What a step changes: the trained parameters and the optimiser's state."""
 
-    model: nnx.State
+    model: nnx.State[Any, Any]
     optimizer: Any
 
 
 class Master(NamedTuple):
     """The optimiser's state for bfloat16 parameters: float32 weights, in which small steps add up."""
 
-    weights: nnx.State
+    weights: nnx.State[Any, Any]
     inner: Any
 
 
 class Programs(NamedTuple):
     """The compiled, sharded programs of one run; see `TrainStep.compile`."""
 
-    init: Callable[[nnx.State], Any]
-    train: Callable[[TrainState, nnx.State, Batch], tuple[TrainState, Metrics]]
-    reference: Callable[[nnx.State, nnx.State, Rows], tuple[dict[str, Array], Array]]
+    init: Callable[[nnx.State[Any, Any]], Any]
+    train: Callable[[TrainState, nnx.State[Any, Any], Batch], tuple[TrainState, Metrics]]
+    reference: Callable[
+        [nnx.State[Any, Any], nnx.State[Any, Any], Rows], tuple[dict[str, Array], Array]
+    ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +68,12 @@ class TrainStep:
     seed: int = 0
 
     def loss(
-        self, model: nnx.State, frozen: nnx.State, batch: Batch, pairs: Array, key: Array
+        self,
+        model: nnx.State[Any, Any],
+        frozen: nnx.State[Any, Any],
+        batch: Batch,
+        pairs: Array,
+        key: Array,
     ) -> tuple[Array, Metrics]:
         """The sum of the losses of a batch's pairs, over `pairs`, and the same of each metric.
 
@@ -79,20 +87,23 @@ class TrainStep:
             scores, given["reference"], given["label_prob"], lengths=given["lengths"], **self.hyper
         )
         valid = given["rows"].pair >= 0
-        mean = lambda values: jnp.sum(jnp.where(valid, values, 0.0)) / pairs
+
+        def mean(values: Array) -> Array:
+            return jnp.sum(jnp.where(valid, values, 0.0)) / pairs
+
         return mean(losses), jax.tree.map(mean, metrics)
 
     def gradient(
-        self, model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
-    ) -> tuple[nnx.State, Metrics]:
+        self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], batch: Batch, key: Array
+    ) -> tuple[nnx.State[Any, Any], Metrics]:
         """d loss / d model, the mean over the batch's pairs, and the metrics' means."""
         with self._on_mesh():  # for the backward pass too
             return self._gradient(model, frozen, batch, key)
 
     def _gradient(
-        self, model: nnx.State, frozen: nnx.State, batch: Batch, key: Array
-    ) -> tuple[nnx.State, Metrics]:
-        part = jax.grad(self.loss, has_aux=True)
+        self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], batch: Batch, key: Array
+    ) -> tuple[nnx.State[Any, Any], Metrics]:
+        part: Gradient = jax.grad(self.loss, has_aux=True)
         pairs = jnp.sum(batch["rows"].pair >= 0)
         if self.accumulate == 1:
             return part(model, frozen, batch, pairs, key)
@@ -106,20 +117,22 @@ class TrainStep:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
         def add(total: Any, inputs: tuple[Batch, Array]) -> tuple[Any, None]:
-            found = part(model, frozen, inputs[0], pairs, inputs[1])
-            return jax.tree.map(jnp.add, total, found), None
+            more = part(model, frozen, inputs[0], pairs, inputs[1])
+            return jax.tree.map(jnp.add, total, more), None
 
         total, _ = jax.lax.scan(add, zeros, (parts, keys))
-        return jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
+        found: tuple[nnx.State[Any, Any], Metrics]
+        found = jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
+        return found
 
-    def init(self, model: nnx.State) -> Any:
+    def init(self, model: nnx.State[Any, Any]) -> Any:
         """The optimiser's state before the first step."""
         if not self._keeps_master(model):
             return self.optimizer.init(model)
         weights = _wide(model)
         return Master(weights, self.optimizer.init(weights))
 
-    def update(self, state: TrainState, gradients: nnx.State) -> TrainState:
+    def update(self, state: TrainState, gradients: nnx.State[Any, Any]) -> TrainState:
         """One step of the optimiser."""
         if not isinstance(state.optimizer, Master):
             updates, inner = self.optimizer.update(gradients, state.optimizer, state.model)
@@ -131,7 +144,7 @@ class TrainStep:
         return TrainState(model, Master(weights, inner))
 
     def train(
-        self, state: TrainState, frozen: nnx.State, batch: Batch
+        self, state: TrainState, frozen: nnx.State[Any, Any], batch: Batch
     ) -> tuple[TrainState, Metrics]:
         """Gradient and update. Metrics: float32 scalars, the objective's and grad_norm before clipping."""
         key = jax.random.fold_in(jax.random.key(self.seed), _count(state.optimizer))
@@ -140,7 +153,7 @@ class TrainStep:
         return self.update(state, gradients), metrics
 
     def reference(
-        self, model: nnx.State, frozen: nnx.State, rows: Rows
+        self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], rows: Rows
     ) -> tuple[dict[str, Array], Array]:
         """{score: float32 [B * P]} of the reference policy, which is the model without adapters, and
         which pair each belongs to, int32 [B * P]."""
@@ -149,7 +162,7 @@ class TrainStep:
             scores = scoring.score(policy, rows, self.objective.needs, adapter=False)
         return scores, rows.pair.reshape(-1)
 
-    def compile(self, trained: nnx.State) -> Programs:
+    def compile(self, trained: nnx.State[Any, Any]) -> Programs:
         """`init`, `train` (whose state is donated) and `reference` for parameters of these shapes.
 
         The optimiser's state is laid out like the parameters it belongs to; metrics and reference scores
@@ -163,7 +176,7 @@ class TrainStep:
             reference=jax.jit(self.reference, out_shardings=replicated),
         )
 
-    def _shardings(self, trained: nnx.State) -> TrainState:
+    def _shardings(self, trained: nnx.State[Any, Any]) -> TrainState:
         parameters = mesh_module.parameter_shardings(self.mesh, trained)
         replicated = mesh_module.replicated(self.mesh)
         inner = optax.tree.map_params(
@@ -176,7 +189,7 @@ class TrainStep:
         master = self._keeps_master(trained)
         return TrainState(parameters, Master(parameters, inner) if master else inner)
 
-    def _keeps_master(self, model: nnx.State) -> bool:
+    def _keeps_master(self, model: nnx.State[Any, Any]) -> bool:
         return self.master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(model))
 
     def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
@@ -189,4 +202,5 @@ def _wide(tree: Any) -> Any:
 
 def _count(optimizer_state: Any) -> Array:
     """How many updates there have been; every part of the optimiser that counts says the same."""
-    return optax.tree.get_all_with_path(optimizer_state, "count")[0][1]
+    count: Array = optax.tree.get_all_with_path(optimizer_state, "count")[0][1]
+    return count
