@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from srpo_jax.data import documents
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
 from srpo_jax.judges.minilm import Embedder
 from srpo_jax.runtime.errors import UserError
@@ -90,7 +90,7 @@ class EmbeddingJudge:
         return np.array([self._known[pair] for pair in pairs]).reshape(-1, len(FEATURES))
 
 
-def training_documents(for_weights: bool) -> list[Document]:
+def training_documents(for_weights: bool) -> list[Summarized]:
     """Documents of the train splits: a third is for the weights, the rest for the language.
 
     Were both learned from the same golds, the language would know those golds and the weights

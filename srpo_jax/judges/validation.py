@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Summarized
 from srpo_jax.judges.features import text_of
 from srpo_jax.judges.judge import Judge
 from srpo_jax.reporting.winrate import win_rate
@@ -29,7 +29,7 @@ class Check:
     count: int
 
 
-def other_gold(documents: Sequence[Document], index: int) -> str | None:
+def other_gold(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold of the next document that has another text and another gold."""
     document = documents[index]
     for step in range(1, len(documents)):
@@ -39,7 +39,7 @@ def other_gold(documents: Sequence[Document], index: int) -> str | None:
     return None
 
 
-def shuffled(documents: Sequence[Document], index: int) -> str | None:
+def shuffled(documents: Sequence[Summarized], index: int) -> str | None:
     """The words of the gold in another order, the same for the same document."""
     words = documents[index].gold.split()
     if len(set(words)) < 2:
@@ -50,20 +50,20 @@ def shuffled(documents: Sequence[Document], index: int) -> str | None:
     return " ".join(mixed)
 
 
-def half(documents: Sequence[Document], index: int) -> str | None:
+def half(documents: Sequence[Summarized], index: int) -> str | None:
     """The first half of the gold's words."""
     words = documents[index].gold.split()
     return " ".join(words[: len(words) // 2]) if len(words) > 1 else None
 
 
-def lead(documents: Sequence[Document], index: int) -> str | None:
+def lead(documents: Sequence[Summarized], index: int) -> str | None:
     """The text's own beginning, as many words as the gold has."""
     document = documents[index]
     words = text_of(document.prompt).split()[: len(document.gold.split())]
     return " ".join(words) if words != document.gold.split() else None
 
 
-DAMAGES: dict[str, Callable[[Sequence[Document], int], str | None]] = {
+DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
     "another document's gold": other_gold,
     "gold shuffled": shuffled,
     "gold cut in half": half,
@@ -71,7 +71,7 @@ DAMAGES: dict[str, Callable[[Sequence[Document], int], str | None]] = {
 }
 
 
-def validate(judge: Judge, documents: Sequence[Document]) -> list[Check]:
+def validate(judge: Judge, documents: Sequence[Summarized]) -> list[Check]:
     """One `Check` for each set of documents (the part of `Document.id` before "/") and damage.
 
     A damage that leaves a document's gold as it is, is not counted for that document. Use documents
