@@ -1,4 +1,4 @@
-"""What is compared with what: models, files of outputs, the best of several samples; and their opponents."""
+"""What is compared: models, files of outputs, the best of several samples; and what they meet."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

@@ -60,6 +60,17 @@ class Table:
     missing: dict[tuple[int, int], str]
 
 
+@dataclasses.dataclass(frozen=True)
+class JudgeEntry:
+    """What a judge says of itself, what it has cost, and its checks (`validation.Check`)."""
+
+    name: str
+    description: str
+    is_proxy: bool
+    cost: dict[str, float]
+    checks: tuple[dict[str, Any], ...]
+
+
 def samples_path(workdir: Path, model: str, documents: str) -> Path:
     return workdir / "samples" / f"{slug(model)}-{slug(documents)}.jsonl"
 
@@ -125,13 +136,27 @@ def read_table(workdir: Path, empty: Table, judged: str) -> Table:
     )
 
 
+def write_judge(workdir: Path, entry: JudgeEntry) -> None:
+    path = workdir / "verdicts" / slug(entry.name) / "judge.json"
+    _put(path, json.dumps(dataclasses.asdict(entry), indent=1))
+
+
+def read_judges(workdir: Path) -> list[JudgeEntry]:
+    """All that have judged in this workdir."""
+    found = []
+    for path in sorted((workdir / "verdicts").glob("*/judge.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        found.append(JudgeEntry(**{**said, "checks": tuple(said["checks"])}))
+    return found
+
+
 def digest(*texts: Any) -> str:
     """Of everything that a comparison's verdicts are about."""
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
 
 
 def _listed(values: np.ndarray) -> Any:
-    return np.where(np.isnan(values), None, values.astype(object)).tolist()
+    return [_listed(v) if v.ndim else None if np.isnan(v) else float(v) for v in values]
 
 
 def _documents_path(workdir: Path, name: str) -> Path:

@@ -5,11 +5,11 @@ alone reads and writes the workdir. What is on disk is never decoded again.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,9 +89,13 @@ def _prepare(
             records = samples.outputs(files, one.name, one.ids, one.all_ids)
             header = {"outputs": hashlib.sha256(json.dumps(records).encode()).hexdigest()}
             path = store.samples_path(workdir, name, one.name)
-            done = samples.resume(path, header, lambda found, r=records: found == r[: len(found)])
-            samples.append(path, records[len(done) :])
+            begun = functools.partial(_begins, records)
+            samples.append(path, records[len(samples.resume(path, header, begun)) :])
     return {source: digests.of(source) for source in sources}
+
+
+def _begins(records: list[Record], found: list[Record]) -> bool:
+    return found == records[: len(found)]
 
 
 def _write_model(
@@ -157,7 +161,7 @@ def write_records(
             part = range(first, min(first + size, total))
             made = make(part, progress)
             records = [begins[i] | record for i, record in zip(part, made, strict=True)]
-            distributed.from_main(lambda records=records: samples.append(path, records))
+            distributed.from_main(functools.partial(samples.append, path, records))
     if share := distributed.from_main(lambda: _cut_share(path)):
         status(f"{what}: {share:.0%} of the completions were cut off")
 
