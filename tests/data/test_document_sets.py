@@ -82,7 +82,7 @@ def test_recipes_read_the_public_schemas(name, suffix, tmp_path):
 @pytest.mark.parametrize(
     "record",
     [
-        {"info": {"id": "1", "subreddit": "AskReddit", "title": "A cat", "post": "It sat."}, "summary": {"text": "Sat"}},
+        {"info": {"subreddit": "AskReddit", "title": "A cat", "post": "It sat."}, "summary": {"text": "Sat"}},
         {"prompt": f"{POST}\nTL;DR:", "completion": " Sat"},
         {"prompt": f"{POST}\nTL;DR:", "label": "Sat"},
     ],
@@ -149,7 +149,9 @@ def test_what_says_the_same_twice_is_read_once_and_named(tmp_path, capsys):
 
 
 def test_a_missing_source_and_a_missing_field_are_named(tmp_path):
-    with pytest.raises(UserError, match="no documents at nowhere: set config.evaluate.documents"):
+    with pytest.raises(
+        UserError, match=r"no documents at nowhere: set config\.evaluate\.documents"
+    ):
         read("nowhere")
     path = write(tmp_path / "a.jsonl", [{"text": "a"}])
     with pytest.raises(UserError, match=r"there is no 'body' \(fields\): it has text"):

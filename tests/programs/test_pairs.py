@@ -30,7 +30,7 @@ DOCUMENTS.insert(2, LONG)
 def config(monkeypatch, compiled_once):
     # One device: eight virtual ones only make two cores busy.
     one = mesh_module.make(devices=jax.devices()[:1])
-    monkeypatch.setattr(pairs.mesh_module, "make", lambda **_: one)
+    monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS)
     monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: ShorterIsBetter())
     config = config_module.default()
@@ -91,3 +91,26 @@ def test_too_few_documents_is_an_error(config, tmp_path):
     config.pairs.count = 100
     with pytest.raises(UserError, match="fewer than the 100"):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+
+
+def test_pairs_without_a_verdict_are_left_out_and_counted(config, tmp_path, monkeypatch, capsys):
+    class Silent(ShorterIsBetter):
+        def probabilities(self, prompts, a, b):
+            said = super().probabilities(prompts, a, b)
+            said[0] = np.nan
+            return said
+
+    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: Silent())
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+    assert ", 1 without a verdict; " in capsys.readouterr().out
+    assert len(records.read_pairs(tmp_path / "pairs.jsonl")) < 6
+
+
+def test_documents_of_a_file_with_other_names(config, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"article": "one text"}\n{"article": "another"}\n')
+    config.pairs.documents = str(tmp_path / "a.jsonl")
+    config.pairs.fields = ("prompt=article",)
+    config.pairs.count = 2
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+    written = records.read_pairs(tmp_path / "pairs.jsonl")
+    assert [pair.prompt for pair in written] == ["one text", "another"]
