@@ -14,7 +14,8 @@ from srpo_jax.data.records import Message
 from srpo_jax.runtime.errors import UserError
 
 POST = "SUBREDDIT: AskReddit\nTITLE: A cat\nPOST: It sat."
-# recipe -> (two records as the hub has them, (id, prompt, gold) of the first)
+INFO = {"id": "1", "subreddit": "AskReddit", "title": "A cat", "post": "It sat."}
+# recipe -> (a record as the hub has it, the document's id, prompt and gold)
 SCHEMAS = {
     "tldr": (
         {
@@ -82,7 +83,7 @@ def test_recipes_read_the_public_schemas(name, suffix, tmp_path):
 @pytest.mark.parametrize(
     "record",
     [
-        {"info": {"subreddit": "AskReddit", "title": "A cat", "post": "It sat."}, "summary": {"text": "Sat"}},
+        {"info": INFO, "summary": {"text": "Sat"}},
         {"prompt": f"{POST}\nTL;DR:", "completion": " Sat"},
         {"prompt": f"{POST}\nTL;DR:", "label": "Sat"},
     ],
