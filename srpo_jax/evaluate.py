@@ -4,20 +4,17 @@ distribution.
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR
 
 DIR is the workdir of a training run; its model and the one it started from are evaluated. DIR/report/
-receives report.html, win_rate.png, table.md and results.json, DIR/samples/ what was written. The same
-command goes on where an interrupted one stopped.
+receives report.html, win_rate.png, table.md, results.json and results.parquet, DIR/samples/ what was
+written. The same command goes on where an interrupted one stopped.
 """
 
 import json
-import platform
 import sys
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
-import psutil
 from ml_collections import ConfigDict
 
 from srpo_jax import config as config_module
@@ -29,8 +26,12 @@ from srpo_jax.judges import Judge, validation
 from srpo_jax.models import Decoder, loading
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.reporting import report
-from srpo_jax.reporting.winrate import win_rate
+from srpo_jax.reporting import provenance, report
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.evidence import Documents, Evidence, JudgeCheck, JudgeRecord, Texts
+from srpo_jax.reporting.table import print_table
+from srpo_jax.reporting.verdicts import GOLD, Key, VerdictTable
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
@@ -46,7 +47,7 @@ def evaluate(
     *,
     title: str,
     facts: Sequence[tuple[str, str]] = (),
-) -> report.Report:
+) -> Report:
     """Evaluates models on config.evaluate.documents and writes the report to workdir/report.
 
     methods: name in the report -> source of the weights (see models.loading), "start" for the policy
@@ -64,36 +65,35 @@ def evaluate(
         for method, source in methods.items()
     }
     judge = judges.load(config.judge, workdir)
-    judged = {method: _judge(judge, method, chosen, texts) for method, texts in written.items()}
-    checks = _check(judge, settings)
-    result = report.Report(
+    verdicts = [
+        table for method, texts in written.items() for table in _judge(judge, method, chosen, texts)
+    ]
+    evidence = Evidence(
         title=title,
-        judge_name=judge.name,
-        judge_description=judge.description,
-        judge_is_proxy=config.judge.name == "embedding",
-        gold_words={n: _words(d.gold for d in docs) for n, (docs, _) in chosen.items()},
-        document_counts={name: len(docs) for name, (docs, _) in chosen.items()},
-        checks=checks,
-        curves=tuple(
-            _curve(method, name, name == settings.documents[0], written[method][name], p)
-            for name in settings.documents
-            for method, p in ((m, judged[m][name]) for m in methods)
-        ),
-        samples=tuple(
-            _sample(name, document, i, written, judged)
+        sets=tuple(
+            _documents(config, name, name == settings.documents[0], docs)
             for name, (docs, _) in chosen.items()
-            for i, document in enumerate(docs[: settings.samples])
         ),
-        facts=(*facts, *_facts(config, written)),
+        texts=tuple(texts for of in written.values() for texts in of.values()),
+        tables=tuple(verdicts),
+        judges=(
+            JudgeRecord(
+                name=judge.name,
+                description=judge.description,
+                is_proxy=config.judge.name == "embedding",
+                checks=_check(judge, settings),
+            ),
+        ),
+        facts=(*facts, *_facts(config)),
         command=" ".join(["python -m", _module(), *sys.argv[1:]]),
     )
+    result = assemble(evidence)
     report.write(result, workdir / "report")
-    report.print_table(result)
+    print_table(result)
     status(f"report: {workdir / 'report' / 'report.html'}")
     return result
 
 
-Texts = list[list[str]]  # [document][revision]
 Chosen = Mapping[str, tuple[list[Document], list[Prompt]]]
 
 
@@ -157,7 +157,12 @@ def _revisions(
                 out.flush()
         share = np.mean([record["cut"] for record in done])
         status(f"{method} on {name}: {share:.0%} cut off at {sampling.max_new_tokens} tokens")
-        results[name] = [record["revisions"] for record in done]
+        results[name] = Texts(
+            model=method,
+            documents=name,
+            revisions=tuple(tuple(record["revisions"]) for record in done),
+            cut=tuple(tuple(record["cut"]) for record in done),
+        )
     if model is not None:
         status(f"{method}: {spent}")
     return results
@@ -180,22 +185,22 @@ def _read(path: Path, settings: dict, docs: list[Document]) -> list[dict]:
 
 def _judge(
     judge: Judge, method: str, chosen: Chosen, texts: dict[str, Texts]
-) -> dict[str, np.ndarray]:
-    """P(revision k of document i better than its gold), {document set: float64 [N, K + 1]}."""
-    judged = {}
+) -> list[VerdictTable]:
+    """Every revision of every document against its gold, a table for each set."""
+    tables = []
     for name, (docs, _) in chosen.items():
-        columns = range(len(texts[name][0]))
+        columns, written = range(texts[name].count), texts[name].revisions
         prompts, golds = [d.prompt for d in docs], [d.gold for d in docs]
         with Progress(f"judge {method} on {name}", len(columns), unit="revisions") as progress:
             parts = []
             for k in columns:
-                parts.append(judge.probabilities(prompts, [ys[k] for ys in texts[name]], golds))
+                parts.append(judge.probabilities(prompts, [ys[k] for ys in written], golds))
                 progress.advance()
-        judged[name] = np.stack(parts, axis=1)
-    return judged
+        tables.append(VerdictTable(Key(name, method, judge.name, GOLD), np.stack(parts, axis=1)))
+    return tables
 
 
-def _check(judge: Judge, settings: ConfigDict) -> tuple[report.JudgeCheck, ...]:
+def _check(judge: Judge, settings: ConfigDict) -> tuple[JudgeCheck, ...]:
     """How the judge itself does on validation documents, which nothing here was fitted to."""
     if not settings.judge_check:
         return ()
@@ -206,65 +211,31 @@ def _check(judge: Judge, settings: ConfigDict) -> tuple[report.JudgeCheck, ...]:
     ]
     status(f"checking the judge on {len(held_out)} validation documents")
     return tuple(
-        report.JudgeCheck(c.damage, c.documents, c.rate, c.low, c.high, c.count)
+        JudgeCheck(c.damage, c.documents, c.rate, c.low, c.high, c.count)
         for c in validation.validate(judge, held_out)
     )
 
 
-def _curve(
-    method: str, name: str, inside: bool, texts: Texts, probabilities: np.ndarray
-) -> report.Curve:
-    revisions = range(probabilities.shape[1])
-    return report.Curve(
-        method=method,
-        documents=name,
+def _documents(config: ConfigDict, name: str, inside: bool, docs: Sequence[Document]) -> Documents:
+    return Documents(
+        name=name,
         role="in distribution" if inside else "out of distribution",
-        win_rates=tuple(report.Interval(*win_rate(probabilities[:, k])) for k in revisions),
-        mean_words=tuple(_words(ys[k] for ys in texts) for k in revisions),
-        unchanged=tuple(
-            float(np.mean([k > 0 and ys[k] == ys[k - 1] for ys in texts])) for k in revisions
-        ),
+        ids=tuple(document.id for document in docs),
+        prompts=tuple(document.prompt for document in docs),
+        golds=tuple(document.gold for document in docs),
+        template=config.data.template,
     )
 
 
-def _sample(
-    name: str,
-    document: Document,
-    i: int,
-    written: Mapping[str, dict[str, Texts]],
-    judged: Mapping[str, dict[str, np.ndarray]],
-) -> report.Sample:
-    return report.Sample(
-        documents=name,
-        prompt=document.prompt,
-        gold=document.gold,
-        revisions={method: tuple(texts[name][i]) for method, texts in written.items()},
-        probabilities={m: tuple(map(float, p[name][i])) for m, p in judged.items()},
-    )
-
-
-def _facts(config: ConfigDict, written: Mapping[str, dict[str, Texts]]) -> list[tuple[str, str]]:
+def _facts(config: ConfigDict) -> list[tuple[str, str]]:
     """Machine, versions and settings, as the report shows them."""
-    memory = psutil.virtual_memory().total / 2**30
-    packages = ("jax", "flax", "optax", "orbax-checkpoint")
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
     return [
-        (
-            "machine",
-            f"{jax.device_count()} {jax.devices()[0].device_kind} device(s), "
-            f"{psutil.cpu_count()} cores, {memory:.0f} GiB, {platform.machine()}",
-        ),
-        (
-            "versions",
-            ", ".join(f"{p} {version(p)}" for p in packages)
-            + f", Python {platform.python_version()}",
-        ),
+        *provenance.facts(devices),
         ("model", f"{config.model.source}, {config.model.dtype}"),
         ("decoding", ", ".join(f"{k} {v}" for k, v in config.sampling.items())),
+        ("seed", str(config.seed)),
     ]
-
-
-def _words(texts) -> float:
-    return float(np.mean([len(text.split()) for text in texts]))
 
 
 def _module() -> str:

@@ -52,21 +52,23 @@ def config(monkeypatch, compiled_once):
 
 def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
     report = evaluate.evaluate(config, tmp_path, {"start": "tiny"}, title="test")
-    assert [(c.documents, c.role) for c in report.curves] == [
+    assert [(each.name, each.role) for each in report.sets] == [
         ("wikipedia", "in distribution"),
         ("aclsum", "out of distribution"),
     ]
+    assert [curve.key.documents for curve in report.curves] == ["wikipedia", "aclsum"]
     for curve in report.curves:
-        lines = (tmp_path / "samples" / f"start-{curve.documents}.jsonl").read_text().splitlines()
+        name = curve.key.documents
+        lines = (tmp_path / "samples" / f"start-{name}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines[1:]]
-        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[curve.documents]]
+        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[name]]
         for k in range(3):
             wins = [
                 len(r["revisions"][k]) > len(d.gold)
-                for r, d in zip(records, DOCUMENTS[curve.documents], strict=True)
+                for r, d in zip(records, DOCUMENTS[name], strict=True)
             ]
-            assert curve.win_rates[k].mean == pytest.approx(np.mean(wins))
-    assert len(report.samples) == 4
+            assert curve.cells[k].rate.mean == pytest.approx(np.mean(wins))
+    assert [len(each.revisions) for each in report.evidence.texts] == [5, 5]
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
 
 
