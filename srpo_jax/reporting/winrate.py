@@ -1,74 +1,111 @@
-"""Win rates with bootstrap intervals."""
+"""Win rates and their paired differences, with 95 % intervals over the choice of documents.
+
+A probability is that of beating the opponent as judged: 1/2 for a tie, NaN for a verdict that is
+missing. Above 1/2 it counts as a win, below as a loss, and only 1/2 itself as a tie. The intervals are
+`interval.score_interval`'s: Wilson's where all verdicts are 0 or 1.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from srpo_jax.reporting.interval import Floats, score_interval
 from srpo_jax.runtime.errors import UserError
 
-_LEVELS = (2.5, 97.5)
-_CHUNK = 1 << 22  # numbers drawn at once: 32 MB
+
+@dataclass(frozen=True)
+class Rate:
+    """A win rate: fractions and counts. n = wins + ties + losses; `missing` verdicts are left out.
+
+    With n = 0 the mean is NaN and the interval [0, 1].
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    wins: int
+    ties: int
+    losses: int
+    missing: int
 
 
-def win_rate(
-    probabilities: np.ndarray | Sequence[float], resamples: int = 1000, seed: int = 0
-) -> tuple[float, float, float]:
-    """The mean of `probabilities` [N] and its 95 % bootstrap percentile interval (low, high).
-
-    A probability is that of beating the opponent as judged (1/2 for a tie), one a prompt. The
-    interval is over the choice of prompts. The same arguments give the same numbers.
+def win_rate(probabilities: npt.ArrayLike) -> tuple[float, float, float]:
+    """The mean of `probabilities` [N], one a prompt, and its 95 % interval (low, high).
 
     Raises:
         UserError: `probabilities` is empty, not one-dimensional, or has NaN or a value outside
-            [0, 1]; or `resamples` is below 1.
+            [0, 1].
     """
-    values = _checked(probabilities, "probabilities")
-    return _bootstrap(values, resamples, seed)
+    values = checked(probabilities, "probabilities")
+    return (float(values.mean()), *score_interval(values))
 
 
-def difference(
-    a: np.ndarray | Sequence[float],
-    b: np.ndarray | Sequence[float],
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """Mean of a - b and its 95 % bootstrap interval; `a`, `b` [N] belong to the same prompts.
+def rate(probabilities: npt.ArrayLike) -> Rate:
+    """The win rate of `probabilities` [N], one a document, NaN where the verdict is missing.
 
-    Prompts are resampled with both their values: what makes a prompt easy for both cancels.
+    Raises:
+        UserError: `probabilities` is empty, not one-dimensional, or has a value outside [0, 1].
+    """
+    values = checked(probabilities, "probabilities", missing=True)
+    known = values[~np.isnan(values)]
+    low, high = score_interval(known)
+    wins, ties, losses = counts(known - 0.5)
+    return Rate(
+        mean=float(known.mean()) if len(known) else float("nan"),
+        low=low,
+        high=high,
+        n=len(known),
+        wins=wins,
+        ties=ties,
+        losses=losses,
+        missing=len(values) - len(known),
+    )
+
+
+def difference(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float]:
+    """Mean of a - b and its 95 % interval; `a`, `b` [N] belong to the same prompts.
+
+    The interval is of the differences, one a prompt: what makes a prompt easy for both cancels. They
+    lie in [-1, 1], and the score interval is that of (a - b + 1) / 2, on their scale.
 
     Raises:
         UserError: as `win_rate`, or the lengths differ.
     """
-    first, second = _checked(a, "a"), _checked(b, "b")
-    if first.shape != second.shape:
-        raise UserError(
-            f"a paired difference needs as many values in a ({len(first)}) as in b ({len(second)})"
-        )
-    return _bootstrap(first - second, resamples, seed)
+    first, second = checked(a, "a"), checked(b, "b")
+    require_pairs(first, second)
+    low, high = score_interval((first - second + 1.0) / 2.0)
+    return float((first - second).mean()), 2.0 * low - 1.0, 2.0 * high - 1.0
 
 
-def _checked(probabilities: np.ndarray | Sequence[float], name: str) -> np.ndarray:
+def counts(margins: Floats) -> tuple[int, int, int]:
+    """How many of `margins` [N] are above, at and below 0: wins, ties, losses."""
+    return int((margins > 0).sum()), int((margins == 0).sum()), int((margins < 0).sum())
+
+
+def checked(probabilities: npt.ArrayLike, name: str, missing: bool = False) -> Floats:
+    """`probabilities` as a row [N] of float64; NaN passes if `missing`.
+
+    Raises:
+        UserError: empty, not one-dimensional, or a value is not in [0, 1].
+    """
     values = np.asarray(probabilities, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise UserError(f"{name} must be one non-empty row of numbers, got shape {values.shape}")
     # Written so that NaN counts as bad.
-    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    fine = (values >= 0) & (values <= 1)
+    bad = np.flatnonzero(~(fine | np.isnan(values) if missing else fine))
     if bad.size:
         raise UserError(f"{name}[{bad[0]}] is {values[bad[0]]}, not a probability in [0, 1]")
     return values
 
 
-def _bootstrap(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float, float]:
-    if resamples < 1:
-        raise UserError(f"resamples is {resamples}: at least 1 is needed")
-    generator = np.random.default_rng(seed)
-    count = len(values)
-    rows = max(1, _CHUNK // count)
-    means = [
-        values[generator.integers(count, size=(min(rows, resamples - start), count))].mean(axis=1)
-        for start in range(0, resamples, rows)
-    ]
-    low, high = np.percentile(np.concatenate(means), _LEVELS)
-    return float(values.mean()), float(low), float(high)
+def require_pairs(a: Floats, b: Floats) -> None:
+    """Raises UserError unless `a` and `b` have as many values."""
+    if a.shape != b.shape:
+        raise UserError(
+            f"a paired difference needs as many values in a ({len(a)}) as in b ({len(b)})"
+        )
