@@ -8,6 +8,7 @@ becomes label_prob. The same command goes on where an interrupted one stopped.
 
 import dataclasses
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,17 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     pairs = [
         Pair(x.prompt, *((a, b) if p >= 0.5 else (b, a)), float(max(p, 1 - p)))
         for (x, a, b), p in zip(usable, probabilities, strict=True)
+        if not math.isnan(p)
     ]
+    if not pairs:
+        raise UserError(f"pairs: {judge.name} has a verdict on none of {len(usable)} documents")
     write_pairs(output, pairs)
     part.unlink()
+    missing = len(usable) - len(pairs)
+    unjudged = f", {missing} without a verdict" if missing else ""
     status(
         f"pairs: {len(pairs)} written to {output}, labelled by {judge.name}; "
-        f"{len(chosen) - len(pairs)} documents left out (completions equal or empty); "
+        f"{len(chosen) - len(usable)} documents left out (completions equal or empty){unjudged}; "
         f"{sum(record['cut'] for record in records)} of {2 * len(records)} completions were cut off at "
         f"{settings.sampling.max_new_tokens} tokens"
     )
