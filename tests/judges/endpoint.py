@@ -11,7 +11,7 @@ Body = dict[str, Any]
 
 
 class Endpoint:
-    """`answer` gets the request's body and returns a text, a message, or a reply made by `reply` or `raw`."""
+    """`answer` gets a request's body and returns a text, a message, or what `reply` or `raw` made."""
 
     def __init__(self, answer: Callable[[Body], Any] = lambda body: "tie") -> None:
         self.asked: list[Body] = []
@@ -68,7 +68,7 @@ def question(body: Body) -> str:
 
 
 def reply(
-    said: str | None | Body = None,
+    said: str | Body | None = None,
     *,
     finish: str = "stop",
     usage: bool = True,

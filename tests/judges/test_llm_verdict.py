@@ -30,7 +30,13 @@ def read(said, template=SUMMARY, mode="text", mass=0.1, **more):
         *("A", "A.", "**A**", "a", " a\n", "(A)", "[[A]]", '"A"', "`A`", "A)", "Summary A", "<A>"),
         *("Answer: A", "answer: a", "**Answer:** A", "Answer: **A**", "The answer is A."),
         *("My verdict is **A**.", "Verdict: Summary A", "Preferred: A", "Final answer: A"),
-        *("Summary A is better", "Summary A is better.", "I prefer A.", "A is better", "**A** is better."),
+        *(
+            "Summary A is better",
+            "Summary A is better.",
+            "I prefer A.",
+            "A is better",
+            "**A** is better.",
+        ),
         *("I would choose Summary **A**.", "The better summary is A", "The better one is A."),
         "<think>B is short, but A is right.</think>\nA",
         "<think>\nA or B?\n</think>\n\n**A**",
@@ -57,7 +63,13 @@ def test_what_models_write(said):
     [
         *[("B", 0.0), ("b.", 0.0), ("The better summary is B, as it is short.", 0.0)],
         *[("A better summary is B", 0.0), ("Answer: B", 0.0)],
-        *[("tie", 0.5), ("Tie.", 0.5), ("**Tie**", 0.5), ("It's a tie.", 0.5), ("Answer: a tie", 0.5)],
+        *[
+            ("tie", 0.5),
+            ("Tie.", 0.5),
+            ("**Tie**", 0.5),
+            ("It's a tie.", 0.5),
+            ("Answer: a tie", 0.5),
+        ],
         *[('{"verdict": "tie"}', 0.5), ("TIE", 0.5), ("Answer: tie", 0.5)],
     ],
 )
@@ -68,9 +80,29 @@ def test_the_other_verdicts(said, score):
 @pytest.mark.parametrize(
     "said",
     [
-        *("", None, "Both are good.", "Summary A is as good as Summary B.", "A or B", "Answer: A or B"),
-        *("Answer: A/B", "A and B are equal", "A better summary would be shorter.", "I cannot say."),
-        *("Summary A is worse.", "Not A.", "[[A]] [[B]]", "A\nB", "C", "AB", "Answer: A\nAnswer: B"),
+        *(
+            "",
+            None,
+            "Both are good.",
+            "Summary A is as good as Summary B.",
+            "A or B",
+            "Answer: A or B",
+        ),
+        *(
+            "Answer: A/B",
+            "A and B are equal",
+            "A better summary would be shorter.",
+            "I cannot say.",
+        ),
+        *(
+            "Summary A is worse.",
+            "Not A.",
+            "[[A]] [[B]]",
+            "A\nB",
+            "C",
+            "AB",
+            "Answer: A\nAnswer: B",
+        ),
         *('{"verdict": "neither"}', '{"verdict": "A"} {"verdict": "B"}', "Summary A isn't better"),
         "<think>A is better",  # thinking that has no end
     ],
@@ -102,10 +134,13 @@ def test_reasoning_that_is_kept_apart():
         ('{"choices": []}', "broken answer"),
         ('{"choices": null}', "broken answer"),
         ('{"choices": [{"message": null}]}', "broken answer"),
-        ('[]', "broken answer"),
+        ("[]", "broken answer"),
         ("null", "broken answer"),
         ('{"choices": [{"message": {"content": null, "refusal": "I will not."}}]}', "refused"),
-        ('{"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}', "filtered"),
+        (
+            '{"choices": [{"finish_reason": "content_filter", "message": {"content": ""}}]}',
+            "filtered",
+        ),
     ],
 )
 def test_replies_without_an_answer(text, reason):
@@ -134,7 +169,9 @@ def test_log_probabilities_of_the_labels():
     assert soft("B", [token("B", A=0.2, B=0.4, tie=0.4)]) == pytest.approx(0.4)
     assert soft("A", [token("A", A=0.5, B=0.25, C=0.25)], LETTERS) == pytest.approx(0.625)
     # Of what is no label nothing is taken; a label in other clothes is one.
-    assert soft(" a", [token(" a", **{" a": 0.3, "A": 0.3, " B": 0.2, "The": 0.2})]) == pytest.approx(0.75)
+    assert soft(
+        " a", [token(" a", **{" a": 0.3, "A": 0.3, " B": 0.2, "The": 0.2})]
+    ) == pytest.approx(0.75)
     assert soft("A", [token("A", A=0.9)]) == 1.0
 
 
@@ -151,7 +188,9 @@ def test_log_probabilities_where_the_verdict_stands():
 def test_log_probabilities_of_a_single_token():
     """With max_tokens=1 the answer is always cut off, and may be another word."""
     assert soft("A", [token("A", A=0.6, B=0.2)], finish="length") == pytest.approx(0.75)
-    assert soft("The", [token("The", The=0.5, A=0.3, B=0.1)], finish="length") == pytest.approx(0.75)
+    assert soft("The", [token("The", The=0.5, A=0.3, B=0.1)], finish="length") == pytest.approx(
+        0.75
+    )
     assert soft("The", [token("The", The=0.95, A=0.03)], finish="length") == "cut off"
     assert soft("Both A and", [token("Both", Both=0.5, A=0.4), token(" A", **{" A": 1.0})]) != 1.0
 
