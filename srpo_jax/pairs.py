@@ -59,7 +59,7 @@ def _label(
     if not usable:
         raise UserError(f"pairs: all {len(chosen)} documents got two equal or empty completions")
     xs, a, b = (list(column) for column in zip(*usable, strict=True))
-    probabilities = judge.probabilities([x.text for x in xs], a, b)
+    probabilities = judge.probabilities([x.prompt for x in xs], a, b)
     pairs = [
         Pair(x.prompt, *((a, b) if p >= 0.5 else (b, a)), float(max(p, 1 - p)))
         for (x, a, b), p in zip(usable, probabilities, strict=True)

@@ -15,7 +15,10 @@ _SOME = Check(bool, "one at least")
 
 def _is_named(entry: str) -> bool:
     name, equals, source = entry.partition("=")
-    return bool(re.fullmatch(r"\w[\w.+ -]*", name) and equals and source) and name != "gold"
+    return bool(re.fullmatch(r"\w[\w.+ -]*", name) and equals and source) and name not in (
+        "gold",
+        "own y_0",
+    )
 
 
 def _is_opponent(entry: str) -> bool:

@@ -8,9 +8,8 @@ from srpo_jax import config as config_module
 from srpo_jax.config import Settings
 from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.models import loading
+from srpo_jax.reporting.verdicts import GOLD, OWN
 from srpo_jax.runtime.errors import UserError
-
-GOLD, OWN = "gold", "own y_0"
 
 
 @dataclasses.dataclass(frozen=True)

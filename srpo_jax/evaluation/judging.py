@@ -3,17 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.data import documents as documents_module
-from srpo_jax.data.documents import BUILT_IN, Document
+from srpo_jax.data.documents import BUILT_IN
 from srpo_jax.evaluation import store
-from srpo_jax.evaluation.contestants import GOLD, OWN
-from srpo_jax.evaluation.store import Chosen, JudgeEntry, Table
+from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges import Judge, validation
+from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
+from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
 from srpo_jax.revision.samples import Written
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
@@ -34,11 +34,9 @@ class Match:
         """Of everything that verdicts on it are about."""
         return store.digest([document.text for document in self.chosen.documents], self.a, self.b)
 
-    def named(self, judge: str) -> Table:
-        """Its table without verdicts."""
-        shape = len(self.a), len(self.a[0])
-        empty = np.full(shape, np.nan)
-        return Table(self.chosen.name, self.model, judge, self.opponent, empty, None, {})
+    def key(self, judge: str) -> Key:
+        """The name of its table."""
+        return Key(self.chosen.name, self.model, judge, self.opponent)
 
 
 def matches(
@@ -85,20 +83,21 @@ def judge(
     for one in judges:
         for match in found:
             store.write_table(workdir, _table(one, match), match.digest)
-        cost = one.cost() if hasattr(one, "cost") else {}
-        entry = JudgeEntry(
+        checks = _check(one, settings, found)
+        record = JudgeRecord(
             name=one.name,
             description=one.description,
-            is_proxy=bool(getattr(one, "is_proxy", False)),
-            cost=dict(cost),
-            checks=tuple(map(dataclasses.asdict, _check(one, settings, found))),
+            is_proxy=one.is_proxy,
+            prompt=getattr(one, "prompt", ""),
+            cost=dict(one.cost()),
+            checks=tuple(JudgeCheck(**dataclasses.asdict(check)) for check in checks),
         )
-        store.write_judge(workdir, entry)
+        store.write_judge(workdir, record)
 
 
 def verdicts(
     workdir: Path, found: Sequence[Match], first: Sequence[str] = ()
-) -> tuple[list[JudgeEntry], list[Table]]:
+) -> tuple[list[JudgeRecord], list[VerdictTable]]:
     """Judges and their tables, of all judges that have judged these texts; those named in `first` first.
 
     Says which others have judged something else. Raises UserError where there is none.
@@ -107,7 +106,7 @@ def verdicts(
     reasons = []
     for entry in sorted(store.read_judges(workdir), key=lambda e: (e.name not in first, e.name)):
         try:
-            tables += [store.read_table(workdir, m.named(entry.name), m.digest) for m in found]
+            tables += [store.read_table(workdir, m.key(entry.name), m.digest) for m in found]
         except UserError as error:
             reasons.append(f"the judge {entry.name!r} is left out: {error}")
             continue
@@ -121,47 +120,31 @@ def verdicts(
     return entries, tables
 
 
-def _table(judge: Judge, match: Match) -> Table:
+def _table(judge: Judge, match: Match) -> VerdictTable:
     """A judge's verdicts on one comparison, revision after revision."""
-    documents = match.chosen.documents
-    table = match.named(judge.name)
-    orders = np.full((2, *table.probabilities.shape), np.nan)
-    ordered, missing = False, {}
+    documents, ks = match.chosen.documents, range(len(match.a[0]))
     golds = [i for i in range(len(documents)) if match.b[i][0] is not None]
+    probabilities = np.full((len(documents), len(ks)), np.nan)
+    orders = np.full((2, *probabilities.shape), np.nan)
+    ordered, missing = False, []
     what = f"judge {match.model} against {match.opponent} on {match.chosen.name}"
-    with Progress(what, len(match.a[0]), unit="revisions") as progress:
-        for k in range(len(match.a[0])):
-            said = _said(
-                judge,
-                [documents[i] for i in golds],
+    with Progress(what, len(ks), unit="revisions") as progress:
+        for k in ks:
+            said = judge.judge(
+                [documents[i].prompt for i in golds],
                 [match.a[i][k] for i in golds],
                 [match.b[i][k] or "" for i in golds],
             )
-            table.probabilities[golds, k] = said.probabilities
+            probabilities[golds, k] = said.probabilities
             if said.orders is not None:
                 ordered, orders[:, golds, k] = True, said.orders
-            for i in range(len(documents)):
-                if np.isnan(table.probabilities[i, k]):
-                    place = golds.index(i) if i in golds else -1
-                    reason = said.missing.get(place, "no verdict") if place >= 0 else "no gold"
-                    missing[i, k] = reason
+            reasons = {golds[place]: reason for place, reason in said.missing.items()}
+            for i in np.flatnonzero(np.isnan(probabilities[:, k])):
+                usual = "no verdict" if i in golds else "no gold"
+                missing.append(Missing(int(i), k, reasons.get(int(i), usual)))
             progress.advance()
-    return dataclasses.replace(table, orders=orders if ordered else None, missing=missing)
-
-
-def _said(judge: Judge, documents: Sequence[Document], a: list[str], b: list[str]) -> Any:
-    """The judge's Verdicts; of one that gives probabilities only, those."""
-    prompts = [document.text for document in documents]
-    if hasattr(judge, "judge"):
-        return judge.judge(prompts, a, b)
-    return _Said(judge.probabilities(prompts, a, b))
-
-
-@dataclasses.dataclass
-class _Said:
-    probabilities: np.ndarray
-    orders: np.ndarray | None = None
-    missing: dict[int, str] = dataclasses.field(default_factory=dict)
+    key = match.key(judge.name)
+    return VerdictTable(key, probabilities, orders if ordered else None, tuple(missing))
 
 
 def _check(

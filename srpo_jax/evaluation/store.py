@@ -20,6 +20,8 @@ import numpy as np
 from srpo_jax.data import document_sets
 from srpo_jax.data.document_sets import DocumentSet
 from srpo_jax.data.documents import Document
+from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
+from srpo_jax.reporting.verdicts import Key, Missing, VerdictTable
 from srpo_jax.revision import samples
 from srpo_jax.revision.samples import Written, slug
 from srpo_jax.runtime.errors import UserError
@@ -40,35 +42,6 @@ class Chosen:
     @property
     def ids(self) -> tuple[str, ...]:
         return tuple(document.id for document in self.documents)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Table:
-    """What a judge said of a model's revisions against one opponent.
-
-    probabilities: float64 [documents, K + 1], P(revision better), NaN where there is no verdict. orders:
-    float64 [2, documents, K + 1], as said with the revision shown first, then the opponent; or None.
-    missing: why, for each NaN.
-    """
-
-    documents: str
-    model: str
-    judge: str
-    opponent: str
-    probabilities: np.ndarray
-    orders: np.ndarray | None
-    missing: dict[tuple[int, int], str]
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeEntry:
-    """What a judge says of itself, what it has cost, and its checks (`validation.Check`)."""
-
-    name: str
-    description: str
-    is_proxy: bool
-    cost: dict[str, float]
-    checks: tuple[dict[str, Any], ...]
 
 
 def samples_path(workdir: Path, model: str, documents: str) -> Path:
@@ -105,48 +78,47 @@ def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) 
     ]
 
 
-def write_table(workdir: Path, table: Table, judged: str) -> None:
+def write_table(workdir: Path, table: VerdictTable, judged: str) -> None:
     """judged: the digest of what the verdicts are about; see `digest`."""
     value = {
         "judged": judged,
         "probabilities": _listed(table.probabilities),
         "orders": None if table.orders is None else _listed(table.orders),
-        "missing": [[i, k, reason] for (i, k), reason in table.missing.items()],
+        "missing": [dataclasses.astuple(one) for one in table.missing],
     }
-    _put(_table_path(workdir, table), json.dumps(value))
+    _put(_table_path(workdir, table.key), json.dumps(value))
 
 
-def read_table(workdir: Path, empty: Table, judged: str) -> Table:
-    """The verdicts for a comparison that is named, with shapes left empty, by `empty`.
-
-    Raises UserError where there are none, or they are about other texts.
-    """
-    path = _table_path(workdir, empty)
+def read_table(workdir: Path, key: Key, judged: str) -> VerdictTable:
+    """The verdicts of a comparison; UserError where there are none, or they are about other texts."""
+    path = _table_path(workdir, key)
     if not path.is_file():
         raise UserError(f"{path} is missing: judge first, with --stage=judge")
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if value["judged"] != judged:
         raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
     orders = value["orders"]
-    return dataclasses.replace(
-        empty,
-        probabilities=np.array(value["probabilities"], np.float64),
-        orders=None if orders is None else np.array(orders, np.float64),
-        missing={(i, k): reason for i, k, reason in value["missing"]},
+    return VerdictTable(
+        key,
+        np.array(value["probabilities"], np.float64),
+        None if orders is None else np.array(orders, np.float64),
+        tuple(Missing(*one) for one in value["missing"]),
     )
 
 
-def write_judge(workdir: Path, entry: JudgeEntry) -> None:
-    path = workdir / "verdicts" / slug(entry.name) / "judge.json"
-    _put(path, json.dumps(dataclasses.asdict(entry), indent=1))
+def write_judge(workdir: Path, judge: JudgeRecord) -> None:
+    """Beside its verdicts."""
+    path = workdir / "verdicts" / slug(judge.name) / "judge.json"
+    _put(path, json.dumps(dataclasses.asdict(judge), indent=1))
 
 
-def read_judges(workdir: Path) -> list[JudgeEntry]:
+def read_judges(workdir: Path) -> list[JudgeRecord]:
     """All that have judged in this workdir."""
     found = []
     for path in sorted((workdir / "verdicts").glob("*/judge.json")):
         said = json.loads(path.read_text(encoding="utf-8"))
-        found.append(JudgeEntry(**{**said, "checks": tuple(said["checks"])}))
+        said["checks"] = tuple(JudgeCheck(**check) for check in said["checks"])
+        found.append(JudgeRecord(**said))
     return found
 
 
@@ -163,9 +135,9 @@ def _documents_path(workdir: Path, name: str) -> Path:
     return workdir / "documents" / f"{slug(name)}.jsonl"
 
 
-def _table_path(workdir: Path, table: Table) -> Path:
-    name = f"{slug(table.documents)}-{slug(table.model)}-vs-{slug(table.opponent)}.json"
-    return workdir / "verdicts" / slug(table.judge) / name
+def _table_path(workdir: Path, key: Key) -> Path:
+    name = f"{slug(key.documents)}-{slug(key.model)}-vs-{slug(key.opponent)}.json"
+    return workdir / "verdicts" / slug(key.judge) / name
 
 
 def _put(path: Path, text: str) -> None:

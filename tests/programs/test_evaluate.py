@@ -12,15 +12,20 @@ from srpo_jax import evaluate, revision
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation import store, writing
+from srpo_jax.judges import Verdicts
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
 
 class LongerThanGold:
-    name, description = "length", "prefers the longer completion"
+    name, description, is_proxy = "length", "prefers the longer completion", False
 
-    def probabilities(self, prompts, a, b):
-        return np.array([float(len(x) > len(y)) for x, y in zip(a, b, strict=True)])
+    def judge(self, prompts, a, b):
+        margins = [np.sign(len(x) - len(y)) for x, y in zip(a, b, strict=True)]
+        return Verdicts(0.5 + 0.5 * np.array(margins, np.float64))
+
+    def cost(self):
+        return {}
 
 
 DOCUMENTS = {
@@ -35,7 +40,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
-    monkeypatch.setattr(evaluate.judges, "load", lambda settings, folder: LongerThanGold())
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda settings, folder: (LongerThanGold(),))
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -57,21 +62,23 @@ def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
     report = evaluate.evaluate(
         config_module.checked(config), tmp_path, {"start": "tiny"}, title="test"
     )
-    assert [(c.documents, c.role) for c in report.curves] == [
+    assert [(each.name, each.role) for each in report.sets] == [
         ("wikipedia", "in distribution"),
         ("aclsum", "out of distribution"),
     ]
+    assert [curve.key.documents for curve in report.curves] == ["wikipedia", "aclsum"]
     for curve in report.curves:
-        lines = (tmp_path / "samples" / f"start-{curve.documents}.jsonl").read_text().splitlines()
+        name = curve.key.documents
+        lines = (tmp_path / "samples" / f"start-{name}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines[1:]]
-        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[curve.documents]]
+        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[name]]
         for k in range(3):
             wins = [
-                len(r["revisions"][k]) > len(d.gold)
-                for r, d in zip(records, DOCUMENTS[curve.documents], strict=True)
+                0.5 + 0.5 * np.sign(len(r["revisions"][k]) - len(d.gold))
+                for r, d in zip(records, DOCUMENTS[name], strict=True)
             ]
-            assert curve.win_rates[k].mean == pytest.approx(np.mean(wins))
-    assert len(report.samples) == 4
+            assert curve.cells[k].rate.mean == pytest.approx(np.mean(wins))
+    assert [len(each.revisions) for each in report.evidence.texts] == [5, 5]
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
 
 
@@ -157,7 +164,7 @@ def test_models_outputs_and_the_best_of_several_meet_each_other(config, tmp_path
     config.evaluate.best_of = ("a",)
     report = run(config, tmp_path / "run")
     best = "a, best of k+1 by mean log-probability"
-    assert [c.method for c in report.curves if c.documents == "aclsum"] == ["a", best, "gpt"]
+    assert report.evidence.models == ("a", best, "gpt")
     path = tmp_path / "run" / "samples" / f"{store.slug(best)}-wikipedia.jsonl"
     for record in map(json.loads, path.read_text().splitlines()[1:]):
         for k, chosen in enumerate(record["revisions"]):

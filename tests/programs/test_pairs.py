@@ -62,6 +62,19 @@ def test_pairs_are_labelled_by_the_judge_and_long_documents_passed_over(config, 
     assert re.search(r"1[0-2] of 12 completions were cut off at 8 tokens", said)
 
 
+def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypatch, capsys):
+    class Unsure(ShorterIsBetter):
+        def probabilities(self, prompts, a, b):
+            return np.where(np.arange(len(a)) == 0, np.nan, super().probabilities(prompts, a, b))
+
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "all.jsonl")
+    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: Unsure())
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+    every, written = (records.read_pairs(tmp_path / f"{name}.jsonl") for name in ("all", "pairs"))
+    assert written == every[1:]
+    assert ", 1 without a verdict; " in capsys.readouterr().out
+
+
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "whole.jsonl")
     calls, real = [], revision.revise_ids
