@@ -4,9 +4,9 @@
 
 DIR is the workdir of a training run, whose model and the one it started from are evaluated, or any folder
 where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ receive what was asked and
-written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md,
-results.json and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same command
-goes on where an interrupted one stopped, on any number of hosts.
+written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
+and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
+command goes on where an interrupted one stopped, on any number of hosts.
 """
 
 import dataclasses

@@ -15,10 +15,8 @@ _SOME = Check(bool, "one at least")
 
 def _is_named(entry: str) -> bool:
     name, equals, source = entry.partition("=")
-    return bool(re.fullmatch(r"\w[\w.+ -]*", name) and equals and source) and name not in (
-        "gold",
-        "own y_0",
-    )
+    known = name not in ("gold", "own y_0")  # what a report calls opponents that are no models
+    return bool(re.fullmatch(r"\w[\w.+ -]*", name) and equals and source) and known
 
 
 def _is_opponent(entry: str) -> bool:

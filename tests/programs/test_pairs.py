@@ -106,19 +106,6 @@ def test_too_few_documents_is_an_error(config, tmp_path):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
 
 
-def test_pairs_without_a_verdict_are_left_out_and_counted(config, tmp_path, monkeypatch, capsys):
-    class Silent(ShorterIsBetter):
-        def probabilities(self, prompts, a, b):
-            said = super().probabilities(prompts, a, b)
-            said[0] = np.nan
-            return said
-
-    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: Silent())
-    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
-    assert ", 1 without a verdict; " in capsys.readouterr().out
-    assert len(records.read_pairs(tmp_path / "pairs.jsonl")) < 6
-
-
 def test_documents_of_a_file_with_other_names(config, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"article": "one text"}\n{"article": "another"}\n')
     config.pairs.documents = str(tmp_path / "a.jsonl")
