@@ -88,7 +88,7 @@ def judge(
             name=one.name,
             description=one.description,
             is_proxy=one.is_proxy,
-            prompt=getattr(one, "prompt", ""),
+            prompt=getattr(getattr(one, "template", None), "text", ""),
             cost=dict(one.cost()),
             checks=tuple(JudgeCheck(**dataclasses.asdict(check)) for check in checks),
         )
