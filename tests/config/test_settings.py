@@ -257,6 +257,7 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("evaluate.best_top_p", 0.0, r"in \(0, 1\]"),
         ("evaluate.samples", -1, "0 or more"),
         ("evaluate.judge_check", -1, "0 or more"),
+        ("judge.label_mass", 1.0, r"in \[0, 1\)"),
         ("judge.name", "oracle", "'embedding' or 'llm'"),
         ("judge.concurrency", 0, "at least 1"),
         ("judge.verdict", "guess", "'auto', 'logprobs', 'json' or 'text'"),
