@@ -85,6 +85,7 @@ def evaluate(
             _sample(name, document, i, written, judged)
             for name, (docs, _) in chosen.items()
             for i, document in enumerate(docs[: own.samples])
+            if not any(np.isnan(judged[method][name][i]).any() for method in methods)
         ),
         facts=(*facts, *_facts(settings, written)),
         command=" ".join(["python -m", _module(), *sys.argv[1:]]),
@@ -202,6 +203,8 @@ def _judge(
                 parts.append(judge.probabilities(prompts, [ys[k] for ys in texts[name]], golds))
                 progress.advance()
         judged[name] = np.stack(parts, axis=1)
+        if missing := int(np.isnan(judged[name]).sum()):
+            status(f"{method} on {name}: {missing} of {judged[name].size} verdicts are missing")
     return judged
 
 
@@ -214,7 +217,9 @@ def _check(judge: Judge, settings: EvaluateSettings) -> tuple[report.JudgeCheck,
         for name in settings.documents
         for document in documents_module.load(name, "validation")[: settings.judge_check]
     ]
-    status(f"checking the judge on {len(held_out)} validation documents")
+    cost = validation.cost(judge, held_out)
+    price = f": {cost}" if cost.requests else ""
+    status(f"checking the judge on {len(held_out)} validation documents{price}")
     return tuple(
         report.JudgeCheck(c.damage, c.documents, c.rate, c.low, c.high, c.count)
         for c in validation.validate(judge, held_out)
@@ -229,7 +234,9 @@ def _curve(
         method=method,
         documents=name,
         role="in distribution" if inside else "out of distribution",
-        win_rates=tuple(report.Interval(*win_rate(probabilities[:, k])) for k in revisions),
+        win_rates=tuple(
+            report.Interval(*win_rate(said[~np.isnan(said)])) for said in probabilities.T
+        ),
         mean_words=tuple(_words(ys[k] for ys in texts) for k in revisions),
         unchanged=tuple(
             float(np.mean([k > 0 and ys[k] == ys[k - 1] for ys in texts])) for k in revisions
