@@ -143,6 +143,8 @@ def _table(judge: Judge, match: Match) -> VerdictTable:
                 usual = "no verdict" if i in golds else "no gold"
                 missing.append(Missing(int(i), k, reasons.get(int(i), usual)))
             progress.advance()
+    if missing:
+        status(f"{what}: {len(missing)} of {probabilities.size} verdicts are missing")
     key = match.key(judge.name)
     return VerdictTable(key, probabilities, orders if ordered else None, tuple(missing))
 
@@ -163,5 +165,7 @@ def _check(
         for name in built_in
         for document in documents_module.load(name, "validation")[: settings.judge_check]
     ]
-    status(f"checking the judge on {len(held_out)} validation documents")
+    cost = validation.cost(judge, held_out)
+    price = f": {cost}" if cost.requests else ""
+    status(f"checking the judge on {len(held_out)} validation documents{price}")
     return validation.validate(judge, held_out)

@@ -34,14 +34,14 @@ class JudgeSettings:
     )
     verdict: str = setting(
         "auto",
-        "llm: where the verdict is read: the labels' log-probabilities, structured output or the text; "
+        "llm: where the verdict is read: the labels' log probabilities, structured output or the text; "
         "auto is the first of these that the endpoint gives",
         one_of(*VERDICTS),
     )
     system: bool = setting(True, "llm: instructions as a system message; else before the question")
     label_mass: float = setting(
         0.1,
-        "llm: least probability of all labels together for a verdict by log-probabilities",
+        "llm: least probability of all labels together for a verdict by log probabilities",
         FRACTION,
     )
     # Where.
@@ -63,7 +63,7 @@ class JudgeSettings:
     top_p: float | None = setting(
         None, "llm: None is not sent", Check(lambda p: 0 < p <= 1, "in (0, 1]")
     )
-    top_logprobs: int = setting(5, "llm: tokens whose log-probability is asked for", at_least(1))
+    top_logprobs: int = setting(5, "llm: tokens whose log probability is asked for", at_least(1))
     reasoning_effort: str = setting("", "llm: empty is not sent")
     parameters: tuple[str, ...] = setting((), "llm: further parameters of a request, NAME=JSON")
     drop: tuple[str, ...] = setting(
