@@ -16,7 +16,7 @@ from srpo_jax.reporting.winrate import win_rate
 
 @dataclass(frozen=True)
 class Check:
-    """How often (`rate`, with a 95 % bootstrap interval) the gold was preferred to `damage`.
+    """How often (`rate`, with a 95 % interval) the gold was preferred to `damage`.
 
     Over `count` documents of the set named `documents`; a tie (probability 1/2) counts as half.
     """

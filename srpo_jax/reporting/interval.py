@@ -49,18 +49,24 @@ from srpo_jax.runtime.errors import UserError
 Floats = npt.NDArray[np.float64]
 
 Z = NormalDist().inv_cdf(0.975)
-_HALVINGS = 64
+_HALVINGS = 50
 
 
 def score_interval(values: Floats) -> tuple[float, float]:
     """(low, high) of the mean of `values` [N], numbers in [0, 1]; (0, 1) if there are none."""
     if values.size == 0:
         return 0.0, 1.0
-    return 1.0 - _upper_end(1.0 - values), _upper_end(values)
+    low, high = score_intervals(values[None])
+    return float(low[0]), float(high[0])
 
 
-def _upper_end(values: Floats) -> float:
-    """The greatest mean p that the score test does not reject.
+def score_intervals(values: Floats) -> tuple[Floats, Floats]:
+    """`score_interval` of each row of `values` [R, N], N >= 1: the lows [R] and the highs [R]."""
+    return 1.0 - _upper_ends(1.0 - values), _upper_ends(values)
+
+
+def _upper_ends(values: Floats) -> Floats:
+    """The greatest mean p that the score test does not reject, for each row of `values` [R, N].
 
     Given a mean p > m, the likeliest weights are w_i = 1 / (n (1 + k (x_i - p))) for a multiplier
     k < 0 (Owen's empirical likelihood). Their mean is p, from which follows k v(p) = m - p, and the
@@ -69,19 +75,19 @@ def _upper_end(values: Floats) -> float:
     to -1: halving finds t. At t = -1 the end 1 begins to have a weight of its own; from there on
     k = -1 / (1 - p), and the equation is solved by p = (n m + z^2) / (n + z^2).
     """
-    n, mean = len(values), float(values.mean())
-    rest = 1.0 - values
+    n, mean, rest = values.shape[1], values.mean(axis=1), 1.0 - values
     # u = 1 + t in (0, 1]; 1 + t x = rest + u x is exact where x is close to 1.
-    rejected, kept = 0.0, 1.0
+    rejected, kept = np.zeros(len(values)), np.ones(len(values))
     for _ in range(_HALVINGS):
         u = (rejected + kept) / 2
-        spread = rest + u * values
-        statistic = n * (float((1.0 / spread).mean()) * float(spread.mean()) - 1.0)
-        rejected, kept = (u, kept) if statistic > Z * Z else (rejected, u)
-    if rejected == 0.0:
-        return (n * mean + Z * Z) / (n + Z * Z)
-    weights = 1.0 / (rest + kept * values)
-    return max(mean, float((weights * values).sum() / weights.sum()))
+        divisors = rest + u[:, None] * values
+        statistic = n * ((1.0 / divisors).mean(axis=1) * divisors.mean(axis=1) - 1.0)
+        outside = statistic > Z * Z
+        rejected, kept = np.where(outside, u, rejected), np.where(outside, kept, u)
+    weights = 1.0 / (rest + kept[:, None] * values)
+    inside = (weights * values).sum(axis=1) / weights.sum(axis=1)
+    at_end = (n * mean + Z * Z) / (n + Z * Z)
+    return np.where(rejected == 0.0, at_end, np.maximum(mean, inside))
 
 
 @dataclass(frozen=True)
