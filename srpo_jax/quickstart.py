@@ -26,11 +26,11 @@ from srpo_jax.train import train
 
 def main(settings: Settings, workdir: Path) -> int:
     distributed.initialize()
-    distributed.require_one_process("srpo_jax.quickstart")
     began = time.monotonic()
     runs = method_settings(settings, workdir)
     # Those may change: they are applied to the models already trained.
-    claim(workdir, settings, {}, may_change=("evaluate.", "judge.", "mesh."))
+    may_change = ("evaluate.", "judge.", "mesh.")
+    distributed.from_main(lambda: claim(workdir, settings, {}, may_change=may_change))
 
     status("\n1. Pairs: two completions a document, compared by the judge")
     make_pairs(settings, workdir, workdir / "pairs.jsonl")

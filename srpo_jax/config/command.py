@@ -96,7 +96,7 @@ def settings(sections: Sequence[str]) -> str:
 
 def _columns(flag: str, sentence: str) -> list[str]:
     """The sentence beside the flag, or below it where that is too long."""
-    beside = textwrap.wrap(sentence, WIDTH - COLUMN)
+    beside = textwrap.wrap(sentence, WIDTH - COLUMN, break_on_hyphens=False)
     if len(flag) > COLUMN - 2:
         return [flag, *(" " * COLUMN + line for line in beside)]
     return [flag.ljust(COLUMN) + beside[0], *(" " * COLUMN + line for line in beside[1:])]

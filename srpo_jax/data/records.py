@@ -67,20 +67,14 @@ def read_pairs(
     """
     if format not in FORMATS:
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
-    names = _mapping(fields)
+    names = mapping(fields)
     pairs, unusable = [], []
     for where, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
                 raise Malformed(f"a pair is a JSON object, not {type(record).__name__}")
-            renamed = dict(record)
-            for ours, theirs in names.items():
-                if theirs not in record:
-                    raise Malformed(
-                        f"there is no {theirs!r} (config.data.fields): it has {_known(record)}"
-                    )
-                renamed[ours] = record[theirs]
-            pair = dataclasses.replace(FORMATS[format](renamed), line=line)
+            given = renamed(record, names)
+            pair = dataclasses.replace(FORMATS[format](given), line=line)
             _check(pair, rejected)
         except Malformed as error:
             raise UserError(f"{where}: {error}") from error
@@ -119,7 +113,7 @@ def _pairs(record: Record) -> Pair:
     whole conversations, the prompt is what they have in common and is not needed.
     """
     if record.get("messages") is not None and record.get("chosen") is None:
-        said = _conversation(record["messages"], "messages")
+        said = conversation(record["messages"], "messages")
         if len(said) < 2 or said[-1].role != "assistant":
             raise Malformed("'messages' does not end with what the assistant says to somebody")
         return Pair(said[:-1], said[-1].content, every_turn=True)
@@ -132,12 +126,12 @@ def _pairs(record: Record) -> Pair:
     prompt: Any = record.get("prompt")
     chosen = record.get(answer)
     if isinstance(prompt, list | tuple):
-        prompt = _conversation(prompt, "prompt")
+        prompt = conversation(prompt, "prompt")
     rejected = record.get("rejected")
     if isinstance(chosen, list | tuple):
-        before, chosen = _answer(chosen, answer)
+        before, chosen = last_answer(chosen, answer)
         if rejected is not None:
-            other, rejected = _answer(rejected, "rejected")
+            other, rejected = last_answer(rejected, "rejected")
             if other != before:
                 raise Unusable("chosen and rejected answer different prompts")
         prompt = before or prompt
@@ -153,15 +147,16 @@ def _pairs(record: Record) -> Pair:
     return Pair(prompt, chosen, rejected or "", float(label_prob))
 
 
-def _answer(value: Any, name: str) -> tuple[tuple[Message, ...], str]:
+def last_answer(value: Any, name: str) -> tuple[tuple[Message, ...], str]:
     """A conversation that ends with the assistant: what is before, and its last words."""
-    messages = _conversation(value, name)
+    messages = conversation(value, name)
     if not messages or messages[-1].role != "assistant":
         raise Malformed(f"{name!r} does not end with what the assistant says")
     return messages[:-1], messages[-1].content
 
 
-def _conversation(value: Any, name: str) -> tuple[Message, ...]:
+def conversation(value: Any, name: str) -> tuple[Message, ...]:
+    """Messages from a list of {"role", "content"}."""
     if not isinstance(value, list | tuple):
         raise Malformed(f"{name!r} is not a list of messages")
     made = []
@@ -180,15 +175,20 @@ def _summarize(record: Record) -> Pair:
     """OpenAI's comparisons of summaries: info.post, summaries[2].text, choice."""
     try:
         info, (first, second), choice = record["info"], record["summaries"], record["choice"]
-        post = info.get("post") or info.get("article")
+        prompt = reddit_post(info)
         texts = first["text"], second["text"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"info, summaries (two) and choice are expected ({error!r})") from error
     if choice not in (0, 1):
         raise Malformed(f"'choice' is {choice!r}, not 0 or 1")
-    head = [f"{name}: {info[key]}" for name, key in _REDDIT if info.get(key)]
-    prompt = "\n".join([*head, f"POST: {post}" if head else str(post)])
     return Pair(prompt, texts[choice], texts[1 - choice])
+
+
+def reddit_post(info: Record) -> str:
+    """A post of TL;DR with its subreddit and title, or an article of CNN/DM, as one text."""
+    post = info.get("post") or info.get("article")
+    head = [f"{name}: {info[key]}" for name, key in _REDDIT if info.get(key)]
+    return "\n".join([*head, f"POST: {post}" if head else str(post)])
 
 
 _REDDIT = (("SUBREDDIT", "subreddit"), ("TITLE", "title"))
@@ -237,21 +237,39 @@ def _check(pair: Pair, rejected: bool) -> None:
             raise Malformed("'rejected' is missing or not a text, or is empty")
         if not text.strip():
             raise Malformed(f"{name!r} is empty")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise Malformed(f"{name!r} holds half of a character (a lone surrogate)")
+        check_characters(name, text)
 
 
-def _mapping(fields: Sequence[str]) -> dict[str, str]:
+def check_characters(name: str, text: str) -> None:
+    """Malformed for a text that no tokenizer takes."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise Malformed(f"{name!r} holds half of a character (a lone surrogate)")
+
+
+def renamed(
+    record: Record, names: Mapping[str, str], setting: str = "config.data.fields"
+) -> dict[str, Any]:
+    """The record with our names for some of its fields; Malformed where it lacks one."""
+    given = dict(record)
+    for ours, theirs in names.items():
+        if theirs not in record:
+            raise Malformed(f"there is no {theirs!r} ({setting}): it has {known(record)}")
+        given[ours] = record[theirs]
+    return given
+
+
+def mapping(fields: Sequence[str], section: str = "config.data") -> dict[str, str]:
+    """{our name: theirs} of "ours=theirs"."""
     names = {}
     for entry in fields:
         ours, equals, theirs = entry.partition("=")
         if not (ours and equals and theirs):
             raise UserError(
-                f"config.data.fields: {entry!r} is not 'ours=theirs', e.g. 'prompt=document'"
+                f"{section}.fields: {entry!r} is not 'ours=theirs', e.g. 'prompt=document'"
             )
         names[ours] = theirs
     return names
 
 
-def _known(record: Record) -> str:
+def known(record: Record) -> str:
     return ", ".join(sorted(map(str, record)))

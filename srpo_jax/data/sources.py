@@ -14,25 +14,28 @@ from srpo_jax.runtime.errors import UserError
 Located = tuple[str, int, Any]
 
 
-def read(source: str | Path, split: str = "train") -> Iterator[Located]:
+def read(
+    source: str | Path, split: str = "train", setting: str = "config.data", what: str = "pairs"
+) -> Iterator[Located]:
     """The records of a source, one after the other.
 
     FILE.jsonl (or .json, .jsonl.gz), FILE.parquet, FILE.array_record (a JSON object each), a directory
     written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs `datasets` and a network),
-    tfds:NAME (built already). split: of the last three.
+    tfds:NAME (built already). split: of the last three. setting: the section that names the source, and
+    what: what it is read for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)
     if name.startswith("hub:"):
-        yield from _hub(name, split)
+        yield from _hub(name, split, setting)
     elif name.startswith("tfds:"):
         yield from _tfds(name, split)
     elif not name or not Path(name).exists():
         raise UserError(
-            f"no pairs at {name or 'an empty path'}: set config.data.pairs to a JSON lines file"
+            f"no {what} at {name or 'an empty path'}: set {setting}.{what} to a JSON lines file"
         )
     elif Path(name).is_dir():
-        yield from _saved(Path(name), split)
+        yield from _saved(Path(name), split, setting)
     elif name.endswith(".parquet"):
         yield from _parquet(Path(name))
     elif name.endswith(".array_record"):
@@ -92,7 +95,7 @@ def _array_record(path: Path) -> Iterator[Located]:
         yield f"{path}:{number}", number, _parse(record, f"{path}:{number}")
 
 
-def _saved(directory: Path, split: str) -> Iterator[Located]:
+def _saved(directory: Path, split: str, setting: str) -> Iterator[Located]:
     datasets = _package("datasets", "datasets", directory)
     try:
         found = datasets.load_from_disk(str(directory))
@@ -100,10 +103,10 @@ def _saved(directory: Path, split: str) -> Iterator[Located]:
         raise UserError(
             f"{directory} was not written by datasets' save_to_disk ({error})"
         ) from error
-    yield from _chosen(found, split, str(directory), datasets)
+    yield from _chosen(found, split, setting, str(directory), datasets)
 
 
-def _hub(name: str, split: str) -> Iterator[Located]:
+def _hub(name: str, split: str, setting: str) -> Iterator[Located]:
     datasets = _package("datasets", "datasets", name)
     path, _, config = name.removeprefix("hub:").partition(":")
     try:
@@ -111,14 +114,14 @@ def _hub(name: str, split: str) -> Iterator[Located]:
     except Exception as error:  # whatever a network and a foreign repository can do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{name} cannot be loaded: {reason}") from error
-    yield from _chosen(found, split, name, datasets)
+    yield from _chosen(found, split, setting, name, datasets)
 
 
-def _chosen(found: Any, split: str, name: str, datasets: Any) -> Iterator[Located]:
+def _chosen(found: Any, split: str, setting: str, name: str, datasets: Any) -> Iterator[Located]:
     if isinstance(found, datasets.DatasetDict):
         if split not in found:
             raise UserError(
-                f"{name} has no split {split!r} (config.data.split): it has {', '.join(found)}"
+                f"{name} has no split {split!r} ({setting}.split): it has {', '.join(found)}"
             )
         found = found[split]
     for number, record in enumerate(found, 1):

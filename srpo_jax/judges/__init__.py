@@ -4,8 +4,19 @@ May import: reporting.winrate (the statistics of their own check), models, data,
 programs.
 """
 
-from srpo_jax.judges.judge import Judge
-from srpo_jax.judges.loading import load
+from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
+from srpo_jax.judges.loading import load, load_all
 from srpo_jax.judges.settings import JudgeSettings
 
-__all__ = ["Judge", "JudgeSettings", "load"]
+__all__ = [
+    "Estimate",
+    "Judge",
+    "JudgeSettings",
+    "Prompt",
+    "Verdicts",
+    "estimate",
+    "load",
+    "load_all",
+    "readable",
+    "total",
+]

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from srpo_jax.data import documents
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
+from srpo_jax.judges.judge import Prompt, Verdicts, preference, readable, require_equal
 from srpo_jax.judges.minilm import Embedder
-from srpo_jax.runtime.errors import UserError
 
 FEATURES = ("similarity", *features.NAMES)
 
@@ -55,6 +55,7 @@ class EmbeddingJudge:
     """
 
     name = "embedding"
+    is_proxy = True
     description = (
         "a local proxy, not validated by people: MiniLM similarity to the document, with terms for "
         "copying, grounding, fluency, repetition and length"
@@ -66,18 +67,21 @@ class EmbeddingJudge:
         self._language = features.learn_language(training_documents(for_weights=False))
         self._known: dict[tuple[str, str], np.ndarray] = {}
 
+    def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
+        """On N prompts and N completions each; the order means nothing to it."""
+        require_equal(prompts, a, b)
+        xs = [readable(prompt) for prompt in prompts]
+        return Verdicts(preference((self.features(xs, a) - self.features(xs, b)) @ self._weights))
+
     def probabilities(
-        self, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]
+        self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]
     ) -> np.ndarray:
         """P(a better than b | prompt), float64 [N], for N prompts and N completions each."""
-        if not len(prompts) == len(a) == len(b):
-            raise UserError(
-                f"a judge needs as many prompts ({len(prompts)}) as completions a ({len(a)}) "
-                f"and completions b ({len(b)})"
-            )
-        margin = (self.features(prompts, a) - self.features(prompts, b)) @ self._weights
-        preferred: np.ndarray = 1 / (1 + np.exp(-margin))
-        return preferred
+        return self.judge(prompts, a, b).probabilities
+
+    def cost(self) -> dict[str, float]:
+        """Nothing is paid."""
+        return {}
 
     def features(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
         """Features [N, len(FEATURES)] float64 of N completions, unweighted."""
@@ -90,7 +94,7 @@ class EmbeddingJudge:
         return np.array([self._known[pair] for pair in pairs]).reshape(-1, len(FEATURES))
 
 
-def training_documents(for_weights: bool) -> list[Document]:
+def training_documents(for_weights: bool) -> list[Summarized]:
     """Documents of the train splits: a third is for the weights, the rest for the language.
 
     Were both learned from the same golds, the language would know those golds and the weights

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Summarized
 
 NAMES = (
     "fluency",
@@ -117,7 +117,7 @@ def _kind(word: str) -> str:
     return f"<-{next((ending for ending in _SUFFIXES if word.endswith(ending)), '')}>"
 
 
-def learn_language(documents: Iterable[Document]) -> Language:
+def learn_language(documents: Iterable[Summarized]) -> Language:
     """The language of the golds and of the sentences of `documents`."""
     texts: dict[str, None] = {}  # a dict and not a set: the order must not change
     for document in documents:

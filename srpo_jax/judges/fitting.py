@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srpo_jax.data import documents
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
 from srpo_jax.judges.embedding import FEATURES, EmbeddingJudge, training_documents
 from srpo_jax.judges.validation import DAMAGES, Check, other_gold, validate
@@ -34,18 +34,18 @@ _CERTAINTY = {"first sentence": 0.9, "middle sentence": 0.9, "gold dressed up": 
 _PREAMBLES = ("Summary:\n\n**{}**", "Here is a summary of the text: {}", "# Summary\n{}")
 
 
-def looped(documents: Sequence[Document], index: int) -> str | None:
+def looped(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold three times over."""
     return ", ".join([documents[index].gold.rstrip(".")] * 3)
 
 
-def rambling(documents: Sequence[Document], index: int) -> str | None:
+def rambling(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold, and then the second and third sentence of the text."""
     more = features.sentences_of(features.text_of(documents[index].prompt))[1:3]
     return f"{documents[index].gold.rstrip('.')}. {' '.join(more)}" if more else None
 
 
-def filler(documents: Sequence[Document], index: int) -> str | None:
+def filler(documents: Sequence[Summarized], index: int) -> str | None:
     """A phrase that fits every text, with one word of this one, its first words, or none."""
     generator = random.Random(documents[index].id)
     words = features.words_of(features.text_of(documents[index].prompt))
@@ -54,25 +54,25 @@ def filler(documents: Sequence[Document], index: int) -> str | None:
     return f"{generator.choice(_OPENINGS)} {generator.choice(['this topic', word, name])}"
 
 
-def dressed_up(documents: Sequence[Document], index: int) -> str | None:
+def dressed_up(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold with an announcement or a heading."""
     return random.Random(documents[index].id).choice(_PREAMBLES).format(documents[index].gold)
 
 
-def nothing(documents: Sequence[Document], index: int) -> str | None:
+def nothing(documents: Sequence[Summarized], index: int) -> str | None:
     return ""
 
 
-def first_sentence(documents: Sequence[Document], index: int) -> str | None:
+def first_sentence(documents: Sequence[Summarized], index: int) -> str | None:
     return features.sentences_of(features.text_of(documents[index].prompt))[0]
 
 
-def middle_sentence(documents: Sequence[Document], index: int) -> str | None:
+def middle_sentence(documents: Sequence[Summarized], index: int) -> str | None:
     sentences = features.sentences_of(features.text_of(documents[index].prompt))
     return sentences[len(sentences) // 2] if len(sentences) > 2 else None
 
 
-def wrong_word(documents: Sequence[Document], index: int) -> str | None:
+def wrong_word(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold with one of its longer words replaced by one of another document's gold."""
     generator = random.Random(documents[index].id)
     words = documents[index].gold.split()
@@ -84,7 +84,7 @@ def wrong_word(documents: Sequence[Document], index: int) -> str | None:
     return " ".join(words)
 
 
-FIT_DAMAGES: dict[str, Callable[[Sequence[Document], int], str | None]] = {
+FIT_DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
     **DAMAGES,
     "gold in a loop": looped,
     "gold, then rambling": rambling,
@@ -97,7 +97,7 @@ FIT_DAMAGES: dict[str, Callable[[Sequence[Document], int], str | None]] = {
 }
 
 
-def differences(judge: EmbeddingJudge, members: Sequence[Document]) -> dict[str, np.ndarray]:
+def differences(judge: EmbeddingJudge, members: Sequence[Summarized]) -> dict[str, np.ndarray]:
     """For each damage, features of the gold less those of the damaged text, [n, len(FEATURES)]."""
     found = {}
     for damage, apply in FIT_DAMAGES.items():
@@ -144,7 +144,7 @@ def log_loss(rows: np.ndarray, weights: np.ndarray) -> float:
 
 def training_differences(judge: EmbeddingJudge) -> dict[str, dict[str, np.ndarray]]:
     """`differences` on the documents the weights are fitted to, by set of documents."""
-    sets: dict[str, list[Document]] = {}
+    sets: dict[str, list[Summarized]] = {}
     for document in training_documents(for_weights=True):
         sets.setdefault(document.id.split("/")[0], []).append(document)
     return {name: differences(judge, members[:_FIT_DOCUMENTS]) for name, members in sets.items()}

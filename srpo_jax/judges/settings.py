@@ -2,7 +2,11 @@
 
 import dataclasses
 
-from srpo_jax.runtime.settings import at_least, check, one_of, setting
+from srpo_jax.runtime.settings import FRACTION, POSITIVE, Check, at_least, check, one_of, setting
+
+VERDICTS = ("auto", "logprobs", "json", "text")
+_PARAMETERS = ("max_tokens", "max_completion_tokens")
+_SHARE = Check(lambda value: 0 <= value <= 1, "in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,16 +14,73 @@ class JudgeSettings:
     """The judge: a local proxy, or a language model behind an OpenAI-compatible endpoint."""
 
     name: str = setting("embedding", "the local proxy, or an endpoint", one_of("embedding", "llm"))
+    label: str = setting("", "its name in reports; empty is `name`")
+    others: tuple[str, ...] = setting(
+        (), "further judges: names as above, or JSON files with settings of this section"
+    )
+    cache: str = setting(
+        "judge_cache.sqlite",
+        "llm: file of the answers already paid for, in the workdir; empty for none",
+    )
+    missing: str = setting(
+        "exclude", "what a pair without verdict counts as", one_of("exclude", "tie")
+    )
+    missing_share: float = setting(
+        0.05, "llm: the run ends when a larger share of the pairs has no verdict", _SHARE
+    )
+    # What is asked.
+    template: str = setting(
+        "summary", "llm: what the model is asked: summary, chat, or a file of your own"
+    )
+    verdict: str = setting(
+        "auto",
+        "llm: where the verdict is read: the labels' log probabilities, structured output or the text; "
+        "auto is the first of these that the endpoint gives",
+        one_of(*VERDICTS),
+    )
+    system: bool = setting(True, "llm: instructions as a system message; else before the question")
+    label_mass: float = setting(
+        0.1,
+        "llm: least probability of all labels together for a verdict by log probabilities",
+        FRACTION,
+    )
+    # Where.
     base_url: str = setting("", "llm: where it listens; empty is the client's default")
     model: str = setting("", "llm: its model's name")
     api_key_env: str = setting(
         "OPENAI_API_KEY", "llm: environment variable that holds the key; empty for none"
     )
-    concurrency: int = setting(8, "llm: requests under way at once", at_least(1))
-    cache: str = setting(
-        "judge_cache.sqlite",
-        "llm: file of the verdicts already paid for, in the workdir; empty for none",
+    headers: tuple[str, ...] = setting(
+        (), "llm: further headers, NAME=VALUE; in VALUE, $VARIABLE is one of the environment"
     )
+    # Parameters of a request.
+    temperature: float = setting(0.0, "llm: of the answer", at_least(0))
+    seed: int = setting(0, "llm: of the answer", at_least(0))
+    max_tokens: int = setting(4096, "llm: longest answer in tokens, thinking included", at_least(1))
+    max_tokens_name: str = setting(
+        "max_tokens", "llm: what the endpoint calls it", one_of(*_PARAMETERS)
+    )
+    top_p: float | None = setting(
+        None, "llm: None is not sent", Check(lambda p: 0 < p <= 1, "in (0, 1]")
+    )
+    top_logprobs: int = setting(5, "llm: tokens whose log probability is asked for", at_least(1))
+    reasoning_effort: str = setting("", "llm: empty is not sent")
+    parameters: tuple[str, ...] = setting((), "llm: further parameters of a request, NAME=JSON")
+    drop: tuple[str, ...] = setting(
+        (),
+        "llm: parameters that are not sent, where the endpoint refuses them: temperature, seed …",
+    )
+    # How.
+    concurrency: int = setting(8, "llm: requests under way at once", at_least(1))
+    requests_per_minute: float = setting(0.0, "llm: at most; 0 is no limit", at_least(0))
+    timeout: float = setting(60.0, "llm: seconds until a request counts as lost", POSITIVE)
+    retries: int = setting(6, "llm: times that a passing failure is tried again", at_least(0))
+    backoff: float = setting(
+        1.0, "llm: seconds before the first of them, doubled before each next", at_least(0)
+    )
+    # What it costs.
+    prompt_price: float = setting(0.0, "llm: of a million tokens", at_least(0))
+    completion_price: float = setting(0.0, "llm: of a million tokens", at_least(0))
 
     def __post_init__(self) -> None:
         check(self, "config.judge")

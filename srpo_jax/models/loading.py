@@ -2,7 +2,7 @@
 
 A source is "tiny" (random weights, bytes as tokens: for tests), "smollm2-135m-instruct" (read from
 the package index), a GGUF file, a directory as Hugging Face keeps models, or the workdir of a run, whose
-newest checkpoint is then meant.
+newest checkpoint is then meant; WORKDIR@STEP means another.
 """
 
 import dataclasses
@@ -65,7 +65,7 @@ def open_source(name: str) -> Source:
         return _open_smollm2()
     if name.endswith(".gguf"):
         return _open_gguf(Path(name))
-    directory = Path(name)
+    directory, step = split_step(name)
     if not directory.is_dir():
         raise UserError(
             f"the model source {name!r} (config.model.source, --source) is neither 'tiny', "
@@ -75,9 +75,17 @@ def open_source(name: str) -> Source:
         raise UserError(
             f"{directory}/config.json is missing: not the workdir of a run, nor a model's directory"
         )
-    if "model_type" in huggingface.read_json(directory / "config.json"):
-        return _open_huggingface(directory)
-    return _open_workdir(directory)
+    if is_run(directory):
+        return _open_workdir(directory, step)
+    return _open_huggingface(directory)
+
+
+def split_step(name: str) -> tuple[Path, int | None]:
+    """WORKDIR@STEP in two; step None where none is given, or a directory has this whole name."""
+    folder, at, step = name.rpartition("@")
+    if not at or not step.isdecimal() or Path(name).is_dir():
+        return Path(name), None
+    return Path(folder), int(step)
 
 
 @functools.cache  # its tokenizer takes a second to build
@@ -117,7 +125,7 @@ def _shapes(state: nnx.State[Any, Any]) -> dict[str, tuple[int, ...]]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What the settings of a run say about the model in its checkpoints."""
 
     seed: int
@@ -126,7 +134,7 @@ class _Run:
     frozen: tuple[str, ...]
 
 
-def _read_run(workdir: Path) -> _Run:
+def read_run(workdir: Path) -> Run:
     """From the config.json of a run, whatever other settings there are in it."""
     path = workdir / "config.json"
     said = huggingface.read_json(path)
@@ -134,7 +142,7 @@ def _read_run(workdir: Path) -> _Run:
     if not (isinstance(model, dict) and isinstance(lora, dict) and isinstance(train, dict)):
         raise UserError(f"{path} holds neither the settings of a training run nor a model's")
     try:
-        return _Run(
+        return Run(
             seed=said.get("seed", 0),
             model=build(ModelSettings, model, "config.model"),
             lora=build(LoraSettings, lora, "config.lora"),
@@ -144,19 +152,17 @@ def _read_run(workdir: Path) -> _Run:
         raise UserError(f"{path}: {error}") from error
 
 
-def _open_workdir(workdir: Path) -> Source:
-    run = _read_run(workdir)
+def _open_workdir(workdir: Path, step: int | None) -> Source:
+    run = read_run(workdir)
     base = open_source(run.model.source)
     check_tokenizer(workdir, base.tokenizer)
-    return Source(base.config, base.tokenizer, lambda: _trained(workdir, run), base.files)
+    return Source(base.config, base.tokenizer, lambda: _trained(workdir, run, step), base.files)
 
 
-def _trained(workdir: Path, run: _Run) -> Parameters:
-    """The parameters of a run's newest checkpoint, adapters merged."""
+def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
+    """The parameters of a run's newest or wanted checkpoint, adapters merged."""
     directory = workdir / CHECKPOINTS
-    step = latest(workdir)
-    if step is None:
-        raise UserError(f"{workdir}: no checkpoint in it yet")
+    step = checkpoint(workdir, wanted)
     config = decoder_config(run.model, run.lora, run.frozen)
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     changed, rest = map(_shapes, nnx.state(model, trainable(config), ...))
@@ -346,17 +352,32 @@ def _place(
     return weights.place(array, dtype, sharding)
 
 
-def identity(source: str) -> str:
-    """What tells one state of a source from another: for a workdir, its newest checkpoint's step."""
-    workdir = Path(source)
-    if not (workdir / "config.json").is_file():
-        return source
-    return f"{source}@{latest(workdir)}"
-
-
-def latest(workdir: Path) -> int | None:
-    """The step of a run's newest checkpoint; None without one."""
+def checkpoint(workdir: Path, wanted: int | None = None) -> int:
+    """The step of a run's newest or wanted checkpoint; UserError where there is none."""
     if not (workdir / CHECKPOINTS).is_dir():
-        return None
+        raise UserError(f"{workdir}: no checkpoint in it yet")
     with Checkpoints(workdir / CHECKPOINTS, read_only=True) as checkpoints:
-        return checkpoints.latest()
+        found = checkpoints.latest() if wanted is None else wanted
+        steps = checkpoints.steps()
+    if found is None:
+        raise UserError(f"{workdir}: no checkpoint in it yet")
+    if found not in steps:
+        held = ", ".join(map(str, sorted(steps))) or "none"
+        raise UserError(f"{workdir}: there is no checkpoint of step {found}; it has {held}")
+    return found
+
+
+def pinned(source: str) -> str:
+    """The source, with the checkpoint that is newest now: WORKDIR@STEP for the workdir of a run.
+
+    Called by all processes. Raises UserError where the source is not there, or has no such checkpoint.
+    """
+    open_source(source)
+    directory, step = split_step(source)
+    return f"{directory}@{checkpoint(directory, step)}" if is_run(directory) else source
+
+
+def is_run(directory: Path) -> bool:
+    """Whether it is the workdir of a run, not a model's directory."""
+    path = directory / "config.json"
+    return path.is_file() and "model_type" not in huggingface.read_json(path)

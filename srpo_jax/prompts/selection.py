@@ -1,6 +1,7 @@
 """Which documents are put to the models, with their prompts."""
 
-from srpo_jax.data import documents
+from collections.abc import Hashable, Mapping, Sequence
+
 from srpo_jax.data.documents import Document
 from srpo_jax.prompts.renderer import Prompt, Renderer
 from srpo_jax.runtime.errors import UserError
@@ -8,30 +9,44 @@ from srpo_jax.runtime.metrics import status
 
 
 def select(
-    name: str, split: str, count: int, max_tokens: int, renderer: Renderer
-) -> tuple[list[Document], list[Prompt]]:
-    """The first `count` documents whose direct prompt has at most max_tokens tokens.
+    documents: Sequence[Document],
+    count: int,
+    max_tokens: int,
+    renderers: Mapping[str, Renderer],
+    name: str,
+) -> tuple[list[Document], dict[str, list[Prompt]]]:
+    """The first `count` documents whose direct prompt has at most max_tokens tokens for every model.
 
-    Says how many longer ones were passed over. Raises UserError when there are too few.
+    renderers: of each model; without any, no document is too long. name: of the set, for messages. Returns
+    the documents and each model's prompts. Says how many longer ones were passed over. Raises UserError
+    when there are too few.
     """
+    # Models that read alike share a renderer's work.
+    alike: dict[Hashable, Renderer] = {r.fingerprint: r for r in renderers.values()}
     chosen: list[Document] = []
-    prompts: list[Prompt] = []
+    prompts: dict[Hashable, list[Prompt]] = {key: [] for key in alike}
     longer = 0
-    for document in documents.load(name, split):
+    for document in documents:
         if len(chosen) == count:
             break
-        prompt = renderer.prompt(document.prompt)
-        if len(prompt.direct) > max_tokens:
+        rendered = {key: _prompt(r, document, name) for key, r in alike.items()}
+        if any(len(prompt.direct) > max_tokens for prompt in rendered.values()):
             longer += 1
             continue
         chosen.append(document)
-        prompts.append(prompt)
+        for key, prompt in rendered.items():
+            prompts[key].append(prompt)
     if len(chosen) < count:
         raise UserError(
-            f"{name} has {len(chosen)} {split} documents of at most {max_tokens} prompt tokens, fewer "
+            f"{name} has {len(chosen)} documents of at most {max_tokens} prompt tokens, fewer "
             f"than the {count} asked for: lower the count or raise max_prompt_tokens"
         )
-    status(
-        f"{name} ({split}): {count} documents, {longer} longer than {max_tokens} tokens passed over"
-    )
-    return chosen, prompts
+    status(f"{name}: {count} documents, {longer} longer than {max_tokens} tokens passed over")
+    return chosen, {model: prompts[r.fingerprint] for model, r in renderers.items()}
+
+
+def _prompt(renderer: Renderer, document: Document, name: str) -> Prompt:
+    try:
+        return renderer.prompt(document.prompt)
+    except UserError as error:
+        raise UserError(f"document {document.id!r} of {name}: {error}") from error

@@ -1,5 +1,6 @@
-"""Win rates with their intervals, and what shows them: data, figure, table, page.
+"""Win rates with their statistics, and what shows them.
 
-May import: runtime.errors. Imported by: judges (the win rates of their own check), the programs. No
-model, no mesh.
+Evidence (documents, texts, verdicts) is assembled into a report; a report is written as figure, tables,
+page, JSON and Parquet. May import: runtime.errors. Imported by: judges (the win rates of their own
+check), the programs. No model, no mesh.
 """

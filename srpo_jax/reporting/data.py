@@ -1,229 +1,222 @@
-"""What a report contains: plain frozen records, and their way to JSON and back.
+"""What a report contains: the evidence, and the numbers derived from it. Plain frozen records.
 
-Shares, rates and probabilities are fractions in [0, 1]; lengths are words. A curve's tuples are
-indexed by the number of revisions k = 0 … N. `documents` names a set of documents ("Wikipedia"),
-the same way in every record of a report.
+Shares, rates and probabilities are fractions in [0, 1], differences in [-1, 1]; lengths are words. A
+tuple by revision has an entry for k = 0 … K.
 """
 
-import dataclasses
-import json
-import math
-import types
-import typing
-from dataclasses import dataclass
-from typing import Any, Literal
+from __future__ import annotations
 
-from srpo_jax.runtime.errors import UserError
+from dataclasses import dataclass, field
 
-Role = Literal["in distribution", "out of distribution"]
+from srpo_jax.reporting.evidence import Documents, Evidence
+from srpo_jax.reporting.verdicts import GOLD, OWN, Key
+
+SIGNIFICANT = 0.05  # of a p-value after Holm's correction
+MANY_MISSING = 0.05  # share of verdicts that a reader must be told of
+MANY_CUT = 0.05  # share of completions cut off, likewise
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its interval, fractions. Raises ValueError outside [0, 1]."""
+    """A mean with its interval, fractions. Raises ValueError outside [0, 1] or out of order."""
 
     mean: float
     low: float
     high: float
 
     def __post_init__(self) -> None:
-        _require_fractions("interval", (self.mean, self.low, self.high))
+        if not all(0.0 <= value <= 1.0 for value in (self.mean, self.low, self.high)):
+            raise ValueError(f"an interval must lie in [0, 1], got {self}")  # NaN fails, too
+        if self.low > self.high:
+            raise ValueError(f"an interval's low end lies above its high end: {self}")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One revision in one comparison. The three numbers are None where nothing was judged.
+
+    count: verdicts that the rate is over; wins, ties and losses are those above, at and below 1/2, and
+    `missing` the documents without a verdict.
+    controlled: the length-controlled rate, also None where lengths cannot be compared.
+    spread: the standard deviation of the rate over bootstrap resamples, as the paper gives it.
+    """
+
+    count: int
+    wins: int
+    ties: int
+    losses: int
+    missing: int
+    rate: Interval | None
+    controlled: Interval | None = None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One method on one set of documents; entry k of each tuple is for k revisions.
+    """A model's win rates by revision in one comparison."""
 
-    `unchanged` is the share of documents whose revision k equals revision k - 1 (0 for k = 0).
-    Raises ValueError where the tuples are empty, differ in length or hold impossible values.
-    """
-
-    method: str
-    documents: str
-    role: Role
-    win_rates: tuple[Interval, ...]
-    mean_words: tuple[float, ...]
-    unchanged: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        lengths = {len(self.win_rates), len(self.mean_words), len(self.unchanged)}
-        if len(lengths) != 1 or lengths == {0}:
-            raise ValueError(
-                f"curve {self.method!r} on {self.documents!r} needs win_rates, mean_words and "
-                f"unchanged of one length >= 1, got lengths {sorted(lengths)}"
-            )
-        if self.role not in typing.get_args(Role):
-            raise ValueError(f"role must be one of {typing.get_args(Role)}, got {self.role!r}")
-        _require_fractions("unchanged", self.unchanged)
-        _require_lengths("mean_words", self.mean_words)
+    key: Key
+    cells: tuple[Cell, ...]
 
     @property
-    def change(self) -> float:
-        """Win rate at the last revision less that at none, a fraction in [-1, 1]."""
-        return self.win_rates[-1].mean - self.win_rates[0].mean
+    def last(self) -> Interval | None:
+        """The win rate of the last revision that has one."""
+        return next((cell.rate for cell in reversed(self.cells) if cell.rate), None)
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One document, its human-written gold, and what each method made of it.
+class Difference:
+    """Win rate of `model` at `revision` less that of `baseline`, over documents both were judged on.
 
-    `revisions[method][k]` is revision k; `probabilities[method][k]` is the judged
-    P(revision k better than gold). Raises ValueError where the two do not match.
+    p: of the sign test on the same pairs; adjusted: after Holm's correction over the report's
+    differences under the same judge and opponent.
     """
 
     documents: str
-    prompt: str
-    gold: str
-    revisions: dict[str, tuple[str, ...]]
-    probabilities: dict[str, tuple[float, ...]]
-
-    def __post_init__(self) -> None:
-        texts = {method: len(entries) for method, entries in self.revisions.items()}
-        judged = {method: len(entries) for method, entries in self.probabilities.items()}
-        if texts != judged:
-            raise ValueError(
-                f"a sample needs one probability per revision, got {judged} for {texts}"
-            )
-        for probabilities in self.probabilities.values():
-            _require_fractions("probabilities", probabilities)
-
-
-@dataclass(frozen=True)
-class JudgeCheck:
-    """How often the judge prefers the gold to a damaged text, on `count` held-out documents."""
-
-    damage: str
-    documents: str
-    rate: float
+    judge: str
+    opponent: str
+    model: str
+    revision: int
+    baseline: str
+    baseline_revision: int
+    mean: float
     low: float
     high: float
     count: int
+    p: float
+    adjusted: float
 
-    def __post_init__(self) -> None:
-        _require_fractions("judge check", (self.rate, self.low, self.high))
+    @property
+    def significant(self) -> bool:
+        """Whether it is told from zero at SIGNIFICANT, the other tests allowed for."""
+        return self.adjusted < SIGNIFICANT
+
+    @property
+    def by_revision(self) -> bool:
+        """Whether it compares a model with its own y_0, not with another model."""
+        return self.model == self.baseline
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything that is written at the end of an evaluation.
+class Style:
+    """How one model's texts on one set look, by revision.
 
-    `gold_words` (mean words of the gold completions) and `document_counts` (documents judged)
-    have an entry for each document set. `interval` says what the win rates' intervals are.
-    `facts` are (label, value) lines: machine, versions, settings, timings. `command` repeats the
-    run. Raises ValueError where curves are absent, given twice, or of an undescribed set.
+    unchanged: share equal to the revision before; repetition: mean share of word trigrams seen before in
+    the same text; cut: share that ended at the token limit, () where it is not known.
     """
 
-    title: str
-    judge_name: str
-    judge_description: str
-    judge_is_proxy: bool
-    gold_words: dict[str, float]
-    document_counts: dict[str, int]
-    checks: tuple[JudgeCheck, ...]
+    model: str
+    documents: str
+    mean_words: tuple[float, ...]
+    unchanged: tuple[float, ...]
+    repetition: tuple[float, ...]
+    cut: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Position:
+    """Whether a judge's two orders agree, over `count` pairs of different texts.
+
+    agreement: share of pairs on which both orders prefer the same text, None where there is no pair;
+    chance: the share that looking at nothing but the position gives; first: how often it prefers what
+    is shown first, None where it prefers nothing. `warning` is a sentence where it is not shown to
+    judge, else "".
+    """
+
+    judge: str
+    count: int
+    agreement: Interval | None
+    chance: float
+    first: Interval | None
+    warning: str
+
+
+@dataclass(frozen=True)
+class Concord:
+    """Two judges on the same `count` pairs of different texts: share of equal verdicts, Cohen's kappa.
+
+    kappa is None where it is not defined: both always say the same.
+    """
+
+    first: str
+    second: str
+    count: int
+    share: Interval
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A judge's missing verdicts: how many of those `asked` for, and why."""
+
+    judge: str
+    asked: int
+    missing: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float:
+        """Missing over asked."""
+        return self.missing / self.asked if self.asked else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything that is written at the end of an evaluation; `assemble.assemble` makes it.
+
+    `notes` say how the numbers were made, by name: interval, controlled, spread, test, missing.
+    """
+
+    evidence: Evidence
     curves: tuple[Curve, ...]
-    samples: tuple[Sample, ...]
-    facts: tuple[tuple[str, str], ...]
-    command: str
-    interval: str = "95 % score interval over documents"
-
-    def __post_init__(self) -> None:
-        if not self.curves:
-            raise ValueError("a report needs at least one curve")
-        keys = [(curve.method, curve.documents) for curve in self.curves]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
-        if twice:
-            raise ValueError(f"curves given twice (method, documents): {twice}")
-        for documents in self.documents:
-            if documents not in self.gold_words or documents not in self.document_counts:
-                raise ValueError(f"gold_words and document_counts need an entry for {documents!r}")
-            if len({curve.role for curve in self.on(documents)}) > 1:
-                raise ValueError(f"the curves on {documents!r} disagree on its role")
-        _require_lengths("gold_words", tuple(self.gold_words.values()))
+    differences: tuple[Difference, ...]
+    styles: tuple[Style, ...]
+    positions: tuple[Position, ...]
+    concords: tuple[Concord, ...]
+    absences: tuple[Absence, ...]
+    notes: dict[str, str]
 
     @property
-    def documents(self) -> tuple[str, ...]:
-        """The document sets that have curves, in their order of appearance."""
-        return tuple(dict.fromkeys(curve.documents for curve in self.curves))
-
-    def on(self, documents: str) -> tuple[Curve, ...]:
-        """The curves on one set of documents."""
-        return tuple(curve for curve in self.curves if curve.documents == documents)
-
-    def revisions(self, documents: str) -> range:
-        """The numbers of revisions 0 … N that some curve on these documents reaches."""
-        return range(max(len(curve.win_rates) for curve in self.on(documents)))
+    def views(self) -> tuple[tuple[str, str], ...]:
+        """The (judge, opponent) pairs that have curves; the first is what the summary shows."""
+        return tuple(dict.fromkeys((each.key.judge, each.key.opponent) for each in self.curves))
 
     @property
-    def proxy_warning(self) -> str:
-        """The sentence a reader must see where the judge is a proxy, else the empty string."""
-        if not self.judge_is_proxy:
-            return ""
-        return (
-            f"{self.judge_name} is a proxy: it stands in for human readers, has not been validated "
-            "against them, and its win rates compare the methods here and nothing else."
-        )
+    def sets(self) -> tuple[Documents, ...]:
+        """The document sets, in distribution first."""
+        return tuple(sorted(self.evidence.sets, key=lambda each: each.role != "in distribution"))
 
-
-def to_json(report: Report) -> str:
-    """The report as JSON text; `from_json` restores an equal report."""
-    text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False, allow_nan=False)
-    return text + "\n"
-
-
-def from_json(text: str) -> Report:
-    """Restores what `to_json` wrote. Raises UserError where the text is not a report."""
-    try:
-        return typing.cast(Report, _decode(json.loads(text), Report, "report"))
-    except ValueError as error:  # json.JSONDecodeError is one too
-        raise UserError(
-            f"this is not a report's results.json ({error}); write it again with srpo_jax.evaluate"
-        ) from error
-
-
-def _decode(value: Any, kind: Any, where: str) -> Any:
-    """JSON value -> `kind`: a dataclass, tuple[X, …], dict[str, X], Literal, or a scalar."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _decode_record(_checked(value, dict, where), kind, where)
-    if origin is tuple:
-        items = _checked(value, list, where)
-        kinds = (arguments[0],) * len(items) if arguments[-1] is Ellipsis else arguments
-        if len(items) != len(kinds):
-            raise ValueError(f"{where} needs {len(kinds)} entries, got {len(items)}")
+    def on(self, documents: str, view: tuple[str, str]) -> tuple[Curve, ...]:
+        """The curves of one (judge, opponent) on one set."""
         return tuple(
-            _decode(item, each, f"{where}[{i}]")
-            for i, (item, each) in enumerate(zip(items, kinds, strict=True))
+            each
+            for each in self.curves
+            if each.key.documents == documents and (each.key.judge, each.key.opponent) == view
         )
-    if origin is dict:
-        entries = _checked(value, dict, where).items()
-        return {key: _decode(item, arguments[1], f"{where}.{key}") for key, item in entries}
-    if origin is Literal:
-        return _checked(value, str, where)  # the record itself checks which
-    if kind is float:
-        return float(_checked(value, int | float, where))
-    return _checked(value, kind, where)
+
+    def compared(self, documents: str, view: tuple[str, str]) -> tuple[Difference, ...]:
+        """The differences of one (judge, opponent) on one set."""
+        return tuple(
+            each
+            for each in self.differences
+            if each.documents == documents and (each.judge, each.opponent) == view
+        )
+
+    def gain(self, curve: Curve) -> Difference | None:
+        """The difference of a curve's last revision from no revision."""
+        wanted = (curve.key.model, len(curve.cells) - 1, curve.key.model, 0)
+        for each in self.compared(curve.key.documents, (curve.key.judge, curve.key.opponent)):
+            if (each.model, each.revision, each.baseline, each.baseline_revision) == wanted:
+                return each
+        return None
+
+    def styled(self, documents: str) -> tuple[Style, ...]:
+        """The styles of all models on one set."""
+        return tuple(each for each in self.styles if each.documents == documents)
 
 
-def _decode_record(value: dict[str, Any], kind: type, where: str) -> Any:
-    kinds = typing.get_type_hints(kind)
-    if set(value) != set(kinds):
-        missing, unknown = sorted(set(kinds) - set(value)), sorted(set(value) - set(kinds))
-        raise ValueError(f"{where} lacks the keys {missing} and has the unknown keys {unknown}")
-    return kind(**{key: _decode(value[key], kinds[key], f"{where}.{key}") for key in kinds})
-
-
-def _checked(value: Any, kind: type | types.UnionType, where: str) -> Any:
-    # JSON's true is a Python int, but a report's numbers are never booleans.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise ValueError(f"{where} is {value!r:.60}, which is no {getattr(kind, '__name__', kind)}")
-    return value
-
-
-def _require_fractions(name: str, values: tuple[float, ...]) -> None:
-    if not all(0.0 <= value <= 1.0 for value in values):  # NaN fails the comparison
-        raise ValueError(f"{name} must lie in [0, 1], got {values}")
-
-
-def _require_lengths(name: str, values: tuple[float, ...]) -> None:
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise ValueError(f"{name} must be finite and not negative, got {values}")
+def opponent_phrase(opponent: str) -> str:
+    """An opponent in a sentence: "the human gold", "its own y_0" or the model's name."""
+    return {GOLD: "the human gold", OWN: "its own completion before revision"}.get(
+        opponent, opponent
+    )

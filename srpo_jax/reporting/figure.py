@@ -1,4 +1,4 @@
-"""The picture: win rate against the human gold by number of revisions."""
+"""The picture: win rate by number of revisions, a panel for each set of documents."""
 
 import io
 import math
@@ -12,12 +12,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from srpo_jax.reporting.data import Curve, Report
+from srpo_jax.reporting.data import Curve, Report, opponent_phrase
+from srpo_jax.reporting.evidence import Documents
+from srpo_jax.reporting.wording import short
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn wherever it appears: a label, a colour (#rrggbb) and a marker."""
+    """How a model is drawn wherever it appears: a label, a colour (#rrggbb) and a marker."""
 
     label: str
     colour: str
@@ -39,7 +41,6 @@ _SPARE = (("#332288", "P"), ("#882255", "p"), ("#117733", "h"), ("#4a8fb8", "*")
 _WIDTH = 9.0  # inches; shown 900 pixels wide, a font size of 10 is 14 pixels
 _PIXELS_PER_INCH = 200
 _TITLE_WIDTH = 100  # characters
-_DODGE = 0.08  # revisions between the points of neighbouring methods
 _LABEL_HEIGHT = 14.0  # points kept between the baselines of two direct labels
 _STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -55,57 +56,90 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def looks(report: Report) -> dict[str, Look]:
-    """The look of each method of a report; known methods look the same in every report."""
-    methods = dict.fromkeys(curve.method for curve in report.curves)
-    methods |= dict.fromkeys(method for sample in report.samples for method in sample.revisions)
-    unknown = [method for method in methods if method.lower() not in _LOOKS]
-    spare = {method: Look(method, *_SPARE[i % len(_SPARE)]) for i, method in enumerate(unknown)}
-    return {method: spare.get(method) or _LOOKS[method.lower()] for method in methods}
+def looks(models: Sequence[str]) -> dict[str, Look]:
+    """The look of each model; known ones look the same in every report."""
+    unknown = [model for model in models if model.lower() not in _LOOKS]
+    spare = {model: Look(model, *_SPARE[i % len(_SPARE)]) for i, model in enumerate(unknown)}
+    return {model: spare.get(model) or _LOOKS[model.lower()] for model in models}
 
 
-def draw(report: Report) -> bytes:
-    """The win-rate picture as PNG: one panel per document set, 1,800 pixels wide for two."""
-    panels = report.documents
+def draw(report: Report, view: tuple[str, str]) -> bytes:
+    """The picture of one (judge, opponent) as PNG: a panel per document set, 1,800 pixels for two."""
+    panels = _panels(report, view)
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     with rc_context(_STYLE):
-        figure = Figure(
-            figsize=(_WIDTH if columns == 2 else 0.65 * _WIDTH, 0.8 + 3.4 * rows),
-            dpi=_PIXELS_PER_INCH,
-            facecolor="white",
-            layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08),  # inches
-        )
-        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-        axes: list[Axes] = list(grid.flat)
+        figure = _figure(_WIDTH if columns == 2 else 0.65 * _WIDTH, 0.8 + 3.4 * rows)
+        axes = list(figure.subplots(rows, columns, sharey=True, squeeze=False).flat)
         for spare in axes[len(panels) :]:
             spare.remove()
-        styles = looks(report)
-        bottom, top = _limits(report.curves)
-        for i, (documents, panel) in enumerate(zip(panels, axes, strict=False)):
-            _draw_panel(panel, report, documents, styles)
-            panel.set_ylim(bottom, top)
-            panel.tick_params(labelleft=True)
-            if i % columns == 0:
-                panel.set_ylabel("win rate (%)")
-        kind = " (a proxy)" if report.judge_is_proxy else ""
-        title = f"Win rate against the human gold, judged by {report.judge_name}{kind}"
+        judge = next(each for each in report.evidence.judges if each.name == view[0])
+        kind = " (a proxy)" if judge.is_proxy else ""
+        title = f"Win rate against {opponent_phrase(view[1])}, judged by {judge.name}{kind}"
         width = _TITLE_WIDTH if columns == 2 else int(0.58 * _TITLE_WIDTH)
         figure.suptitle(textwrap.fill(title, width), fontsize=11.5, fontweight="bold")
-        caption = f"Bars: {report.interval}. Dashed: a draw with the human gold."
-        figure.supxlabel(caption, fontsize=8.5, color="#555555")
-        figure.draw_without_rendering()  # settles the panels' height, which label spacing needs
-        for documents, panel in zip(panels, axes, strict=False):
-            _label_lines(panel, report.on(documents), styles)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        caption = f"Shaded: {report.notes['interval']}. Dashed: a draw."
+        figure.supxlabel(textwrap.fill(caption, width + 30), fontsize=8.5, color="#555555")
+        _draw_panels(figure, report, view, list(zip(panels, axes, strict=False)))
+        return _png(figure)
+
+
+def draw_apart(report: Report, view: tuple[str, str]) -> dict[str, bytes]:
+    """The same panels as PNGs of their own, by document set, on one scale: for narrow screens."""
+    pictures = {}
+    for documents in _panels(report, view):
+        with rc_context(_STYLE):
+            figure = _figure(_WIDTH / 2, 3.3)
+            _draw_panels(figure, report, view, [(documents, figure.subplots())])
+            pictures[documents.name] = _png(figure)
+    return pictures
+
+
+def _panels(report: Report, view: tuple[str, str]) -> list[Documents]:
+    return [each for each in report.sets if report.on(each.name, view)]
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(
+        figsize=(width, height),
+        dpi=_PIXELS_PER_INCH,
+        facecolor="white",
+        layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08),  # inches
+    )
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw_panel(panel: Axes, report: Report, documents: str, styles: dict[str, Look]) -> None:
-    curves, last = report.on(documents), report.revisions(documents)[-1]
+def _draw_panels(
+    figure: Figure,
+    report: Report,
+    view: tuple[str, str],
+    panels: Sequence[tuple[Documents, Axes]],
+) -> None:
+    styles = looks(report.evidence.models)
+    shown = [curve for curve in report.curves if (curve.key.judge, curve.key.opponent) == view]
+    bottom, top = _limits(shown)
+    for i, (documents, panel) in enumerate(panels):
+        _draw_panel(panel, documents, report.on(documents.name, view), styles)
+        panel.set_ylim(bottom, top)
+        panel.tick_params(labelleft=True)
+        if i % 2 == 0:
+            panel.set_ylabel("win rate (%)")
+    figure.draw_without_rendering()  # settles the panels' height, which label spacing needs
+    for documents, panel in panels:
+        _label_lines(panel, report.on(documents.name, view), styles)
+
+
+def _draw_panel(
+    panel: Axes, documents: Documents, curves: Sequence[Curve], styles: dict[str, Look]
+) -> None:
+    last = max(len(curve.cells) for curve in curves) - 1
     panel.set_title(
-        f"{documents}: {curves[0].role}, {report.document_counts[documents]:,} documents",
+        f"{short(documents.name, 24)}: {documents.role}, n = {len(documents.ids):,}",
         fontsize=10.5,
         loc="left",
         pad=10,
@@ -113,45 +147,52 @@ def _draw_panel(panel: Axes, report: Report, documents: str, styles: dict[str, L
     panel.axhline(50, color="#444444", linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     panel.grid(axis="y", color="#e6e6e6", linewidth=0.7, zorder=0)
     panel.set_axisbelow(True)
-    for i, curve in enumerate(curves):
-        look = styles[curve.method]
-        shift = _DODGE * (i - (len(curves) - 1) / 2)
-        x = [k + shift for k in range(len(curve.win_rates))]
-        lows = [100 * rate.low for rate in curve.win_rates]
-        highs = [100 * rate.high for rate in curve.win_rates]
-        # SRPO is what the picture is about: on top, and a little heavier.
-        leading = look.label == "SRPO"
-        panel.vlines(x, lows, highs, color=look.colour, linewidth=1.3, alpha=0.55, zorder=2)
-        panel.plot(
-            x,
-            [100 * rate.mean for rate in curve.win_rates],
-            color=look.colour,
-            marker=look.marker,
-            markersize=6,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
-            linewidth=2.4 if leading else 1.7,
-            zorder=4 if leading else 3,
-        )
+    for curve in curves:
+        _draw_curve(panel, curve, styles[curve.key.model])
     panel.set_xlabel("number of revisions")
     panel.set_xticks(range(0, last + 1, math.ceil((last + 1) / 12)))
     panel.set_xlim(-0.3, last + 0.3)
     panel.tick_params(length=3)
 
 
+def _draw_curve(panel: Axes, curve: Curve, look: Look) -> None:
+    """A line through the revisions that were judged, its interval shaded."""
+    points = [(k, cell.rate) for k, cell in enumerate(curve.cells) if cell.rate]
+    x = [k for k, _ in points]
+    lows, highs = [100 * rate.low for _, rate in points], [100 * rate.high for _, rate in points]
+    # SRPO is what the picture is about: on top, and a little heavier.
+    leading = look.label == "SRPO"
+    if len(points) > 1:
+        panel.fill_between(x, lows, highs, color=look.colour, alpha=0.13, linewidth=0, zorder=2)
+    else:  # a band of one point has no width
+        panel.vlines(x, lows, highs, color=look.colour, linewidth=1.3, alpha=0.55, zorder=2)
+    panel.plot(
+        x,
+        [100 * rate.mean for _, rate in points],
+        color=look.colour,
+        marker=look.marker,
+        markersize=6,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        linewidth=2.4 if leading else 1.7,
+        zorder=4 if leading else 3,
+    )
+
+
 def _label_lines(panel: Axes, curves: Sequence[Curve], styles: dict[str, Look]) -> None:
     """Names each line at its right end, with its last win rate, labels pushed apart."""
-    ends = sorted(curves, key=lambda curve: curve.win_rates[-1].mean)
+    found = [(curve.last.mean, curve) for curve in curves if curve.last]
+    ends = sorted(found, key=lambda end: end[0])
     bottom, top = panel.get_ylim()
     height_points = panel.get_window_extent().height * 72 / _PIXELS_PER_INCH
     gap = _LABEL_HEIGHT * (top - bottom) / height_points
-    heights = spread([100 * curve.win_rates[-1].mean for curve in ends], gap)
-    for curve, height in zip(ends, heights, strict=True):
-        look = styles[curve.method]
+    heights = spread([100 * mean for mean, _ in ends], gap)
+    for (mean, curve), height in zip(ends, heights, strict=True):
+        look = styles[curve.key.model]
         panel.text(
             1.01,
             height,
-            f"{look.label} {100 * curve.win_rates[-1].mean:.0f} %",
+            f"{short(look.label, 22)} {100 * mean:.0f} %",
             transform=panel.get_yaxis_transform(),
             color=look.colour,
             fontsize=10,
@@ -180,9 +221,9 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 
 def _limits(curves: Sequence[Curve]) -> tuple[float, float]:
     """Limits of the y axis in %, all intervals and the 50 % line inside with some air."""
-    rates = [rate for curve in curves for rate in curve.win_rates]
-    low = min(50.0, *(100 * rate.low for rate in rates))
-    high = max(50.0, *(100 * rate.high for rate in rates))
+    rates = [cell.rate for curve in curves for cell in curve.cells if cell.rate]
+    low = min([50.0, *(100 * rate.low for rate in rates)])
+    high = max([50.0, *(100 * rate.high for rate in rates)])
     # At least 20 points in view: noise of a point or two should look like noise.
     air = max(0.06 * (high - low), (20 - (high - low)) / 2)
     return max(-1.0, low - air), min(101.0, high + air)

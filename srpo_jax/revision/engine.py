@@ -82,15 +82,13 @@ class Engine:
         settings = {"sampling": sampling, "stops": self.stops}
         placed = self._placed(start)
         tokens, own = programs.decode(self.model, cache, logits, placed, **settings)
-        decoded = np.asarray(tokens)
+        decoded = mesh_module.gathered(tokens)
         self.spent.decode += time.perf_counter() - began
         return [[int(t) for t in row[: np.sum(row != self.stops[0])]] for row in decoded], own
 
     def _placed(self, record: Record) -> Record:
-        """Rows over the devices of the mesh, if there is one."""
+        """Rows over the devices of the mesh, if there is one; every process has them all."""
         if self.model.mesh is None:
             return record
-        by_row = mesh_module.batch_sharding(self.model.mesh)
-        place = lambda x: jax.device_put(x, by_row) if x.ndim else x
-        placed: Record = jax.tree.map(place, record)
+        placed: Record = mesh_module.place_rows(self.model.mesh, record)
         return placed

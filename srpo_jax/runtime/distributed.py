@@ -8,19 +8,26 @@ Environment variables (set by launch/local.sh, or by hand on machines nothing el
 - SRPO_DISTRIBUTED=cluster: what mode "auto" means here (set by launch/tpu_vm.sh).
 """
 
+import json
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import jax
+from jax._src.distributed import global_state  # the coordinator's client; nothing public gives it
 from jax.experimental import multihost_utils
 
 from srpo_jax.runtime.errors import UserError
 
 MODES = ("auto", "cluster", "none")
+
+T = TypeVar("T")
+_PATIENCE_MS = 20_000  # of one question to the coordinator, which is asked again
+_asked = 0  # how often `from_main` has been called
 
 _VARIABLES = ("SRPO_COORDINATOR", "SRPO_PROCESSES", "SRPO_PROCESS_ID")
 
@@ -55,13 +62,43 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
         _meet()
 
 
-def require_one_process(program: str) -> None:
-    """UserError where several processes run a program that is made for one."""
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{program} runs in one process, on all devices of its host: start it without "
-            "launch/local.sh, or on one worker"
-        )
+def from_main(work: Callable[[], T]) -> T:
+    """What `work` returns in process 0, which alone calls it; all processes call this, in the same order.
+
+    T: anything JSON holds. The others wait at the coordinator, however long it takes, and no device is
+    busy with it. What fails there fails everywhere: a UserError with its own sentence.
+    """
+    if jax.process_count() == 1:
+        return work()
+    global _asked
+    _asked += 1
+    key = f"srpo_jax/from_main/{_asked}"
+    # Collectives over devices have time limits of their own; hours of a judge's work are no failure.
+    client: Any = global_state.client
+    if jax.process_index() != 0:
+        failed, value = json.loads(_wait(client, key))
+        if failed:
+            raise UserError(value)
+        return cast(T, value)
+    try:
+        value = work()
+    except UserError as error:
+        client.key_value_set(key, json.dumps([True, str(error)]))
+        raise
+    except BaseException as error:
+        client.key_value_set(key, json.dumps([True, f"process 0 failed: {error!r}"]))
+        raise
+    client.key_value_set(key, json.dumps([False, value]))
+    return value
+
+
+def _wait(client: Any, key: str) -> str:
+    while True:
+        try:
+            return cast(str, client.blocking_key_value_get(key, _PATIENCE_MS))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise UserError(f"process 0 is gone: {_reason(error)}") from error
 
 
 class StopSignal:

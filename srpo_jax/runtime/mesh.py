@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from srpo_jax.runtime.errors import UserError
@@ -213,6 +214,33 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
         return placed
 
     return jax.tree.map(place, tree)
+
+
+def place_rows(mesh: Mesh, tree: Any) -> Any:
+    """Arrays that every process has whole, their leading dimension split over the batch axes.
+
+    Each process hands over the rows of its own devices. Scalars stay as they are; random keys may be among
+    the arrays.
+    """
+    by_row = batch_sharding(mesh)
+
+    def place(x: Any) -> Any:
+        if not x.ndim:
+            return x
+        if jax.process_count() == 1:
+            return jax.device_put(x, by_row)
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(np.asarray(jax.random.key_data(x))))
+        return jax.make_array_from_callback(x.shape, by_row, lambda index: x[index])
+
+    return jax.tree.map(place, tree)
+
+
+def gathered(array: jax.Array) -> np.ndarray:
+    """The whole array on every process. Called by all of them."""
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def _complete(sizes: dict[str, int], devices: int) -> tuple[int, ...]:

@@ -102,9 +102,9 @@ def check(section: object, name: str, *, ranges: bool = True) -> None:
 def build(kind: type[T], values: Mapping[str, Any], name: str) -> T:
     """A section, or a dataclass of sections, from a mapping as JSON or a ConfigDict holds it.
 
-    Lists become tuples and whole numbers floats where the field says so; what is not given keeps its
-    default. name: of the mapping, "config.train". Raises UserError for an unknown key and for what
-    `check` refuses.
+    Lists become tuples, whole numbers floats and, in `tuple[str | DATACLASS, ...]`, mappings records, where
+    the field says so; what is not given keeps its default. name: of the mapping, "config.train". Raises
+    UserError for an unknown key and for what `check` refuses.
     """
     fields = kinds(kind)
     given: dict[str, Any] = {}
@@ -115,22 +115,30 @@ def build(kind: type[T], values: Mapping[str, Any], name: str) -> T:
         elif inner is None or dataclasses.is_dataclass(inner):
             raise UserError(f"{name}.{key}={value!r} is not a setting")
         else:
-            given[key] = _converted(value, inner)
+            given[key] = _converted(value, inner, f"{name}.{key}")
     return kind(**given)
 
 
 def without_none(kind: Any) -> Any:
     """float of `float | None`; another type as it is."""
-    if isinstance(kind, types.UnionType):
+    if isinstance(kind, types.UnionType) and types.NoneType in typing.get_args(kind):
         (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
     return kind
 
 
-def _converted(value: Any, kind: Any) -> Any:
+def _record(kind: Any) -> Any:
+    """The dataclass of `str | DATACLASS`; None of another type."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+    return next((part for part in parts if dataclasses.is_dataclass(part)), None)
+
+
+def _converted(value: Any, kind: Any, name: str) -> Any:
     kind = without_none(kind)
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         entry = typing.get_args(kind)[0]
-        return tuple(_converted(part, entry) for part in value)
+        return tuple(_converted(part, entry, name) for part in value)
+    if isinstance(value, Mapping) and _record(kind):
+        return build(_record(kind), value, name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     return value
@@ -160,7 +168,8 @@ _WORDS: dict[Any, tuple[str, str]] = {
 def _words(kind: Any) -> str:
     plain = without_none(kind)
     if typing.get_origin(plain) is tuple:
-        words = f"a tuple of {_WORDS[typing.get_args(plain)[0]][1]}"
+        entry = typing.get_args(plain)[0]
+        words = f"a tuple of {'texts and dictionaries' if _record(entry) else _WORDS[entry][1]}"
     else:
         words = _WORDS[plain][0]
     return words if plain is kind else f"{words}, or None"

@@ -8,6 +8,7 @@ import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings, command
+from srpo_jax.data.document_sets import DocumentSet
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build, described
 
@@ -23,19 +24,50 @@ DEFAULTS = {
     "data.split": "train",
     "data.template": "chat",
     "data.workers": 0,
+    "evaluate.against": ("gold",),
+    "evaluate.best_by": "mean",
+    "evaluate.best_of": (),
+    "evaluate.best_temperature": 1.0,
+    "evaluate.best_top_p": 1.0,
     "evaluate.count": 64,
     "evaluate.documents": ("wikipedia", "aclsum"),
     "evaluate.judge_check": 200,
     "evaluate.max_prompt_tokens": 384,
+    "evaluate.models": (),
+    "evaluate.outputs": (),
     "evaluate.revisions": 3,
     "evaluate.samples": 8,
     "evaluate.split": "test",
     "judge.api_key_env": "OPENAI_API_KEY",
+    "judge.backoff": 1.0,
     "judge.base_url": "",
     "judge.cache": "judge_cache.sqlite",
+    "judge.completion_price": 0.0,
     "judge.concurrency": 8,
+    "judge.drop": (),
+    "judge.headers": (),
+    "judge.label": "",
+    "judge.label_mass": 0.1,
+    "judge.max_tokens": 4096,
+    "judge.max_tokens_name": "max_tokens",
+    "judge.missing": "exclude",
+    "judge.missing_share": 0.05,
     "judge.model": "",
     "judge.name": "embedding",
+    "judge.others": (),
+    "judge.parameters": (),
+    "judge.prompt_price": 0.0,
+    "judge.reasoning_effort": "",
+    "judge.requests_per_minute": 0.0,
+    "judge.retries": 6,
+    "judge.seed": 0,
+    "judge.system": True,
+    "judge.temperature": 0.0,
+    "judge.template": "summary",
+    "judge.timeout": 60.0,
+    "judge.top_logprobs": 5,
+    "judge.top_p": None,
+    "judge.verdict": "auto",
     "lora.alpha": 32.0,
     "lora.dropout": 0.0,
     "lora.rank": 0,
@@ -66,6 +98,8 @@ DEFAULTS = {
     "optimizer.weight_decay": 0.0,
     "pairs.count": 200,
     "pairs.documents": "wikipedia",
+    "pairs.fields": (),
+    "pairs.format": "",
     "pairs.max_prompt_tokens": 256,
     "pairs.split": "train",
     "pairs.temperature": 1.0,
@@ -135,6 +169,23 @@ def test_settings_come_back_from_the_dictionary_as_they_went_in():
     assert config_module.checked(again) == settings
 
 
+def test_a_tuple_holds_names_and_dictionaries(tmp_path):
+    entries = ("tldr", {"source": "news.jsonl", "fields": ["gold=head"], "role": "out"})
+    settings = config_module.checked(changed(**{"evaluate.documents": entries}))
+    news = DocumentSet("news.jsonl", fields=("gold=head",), role="out")
+    assert settings.evaluate.documents == ("tldr", news)
+    config_module.save(settings, tmp_path / "config.json")
+    assert config_module.read(tmp_path / "config.json") == settings
+    for entry, said in (
+        ({"source": "a", "role": "far"}, r"documents\.role='far' must be '', 'in' or 'out'"),
+        ({"sauce": "a"}, r"documents\.sauce='a' is not a setting"),
+        ({"name": "a"}, "a set of documents has no source"),
+        (3, "must be a tuple of texts and dictionaries"),
+    ):
+        with pytest.raises(UserError, match=said):
+            config_module.checked(changed(**{"evaluate.documents": (entry,)}))
+
+
 def test_settings_are_frozen_and_checked_wherever_they_are_made():
     settings = Settings()
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -187,6 +238,7 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("sampling.temperature", -1.0, r"0 \(greedy\) or positive"),
         ("sampling.top_p", 0.0, r"in \(0, 1\]"),
         ("sampling.batch_size", 0, "at least 1"),
+        ("pairs.format", "csv", "'', 'documents', .* or 'dialogue'"),
         ("pairs.split", "dev", "'train', 'validation' or 'test'"),
         ("pairs.count", 0, "at least 1"),
         ("pairs.max_prompt_tokens", 0, "at least 1"),
@@ -197,10 +249,32 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("evaluate.count", 0, "at least 1"),
         ("evaluate.max_prompt_tokens", 0, "at least 1"),
         ("evaluate.revisions", -1, "0 or more"),
+        ("evaluate.models", ("a",), "each NAME=SOURCE"),
+        ("evaluate.outputs", ("gold=a.jsonl",), "each NAME=SOURCE"),
+        ("evaluate.against", ("gpt",), "each gold, own or baseline:NAME"),
+        ("evaluate.best_by", "max", "'mean' or 'sum'"),
+        ("evaluate.best_temperature", 0.0, "positive"),
+        ("evaluate.best_top_p", 0.0, r"in \(0, 1\]"),
         ("evaluate.samples", -1, "0 or more"),
         ("evaluate.judge_check", -1, "0 or more"),
         ("judge.name", "oracle", "'embedding' or 'llm'"),
         ("judge.concurrency", 0, "at least 1"),
+        ("judge.verdict", "guess", "'auto', 'logprobs', 'json' or 'text'"),
+        ("judge.missing", "loss", "'exclude' or 'tie'"),
+        ("judge.missing_share", 1.5, "in \\[0, 1\\]"),
+        ("judge.timeout", 0.0, "positive"),
+        ("judge.label_mass", 1.0, "in \\[0, 1\\)"),
+        ("judge.temperature", -0.1, "0 or more"),
+        ("judge.seed", -1, "0 or more"),
+        ("judge.max_tokens", 0, "at least 1"),
+        ("judge.max_tokens_name", "tokens", "'max_tokens' or 'max_completion_tokens'"),
+        ("judge.top_logprobs", 0, "at least 1"),
+        ("judge.requests_per_minute", -1.0, "0 or more"),
+        ("judge.retries", -1, "0 or more"),
+        ("judge.backoff", -1.0, "0 or more"),
+        ("judge.prompt_price", -1.0, "0 or more"),
+        ("judge.completion_price", -1.0, "0 or more"),
+        ("judge.top_p", 0.0, "in \\(0, 1\\]"),
         ("quickstart.methods", ("srpo", "ppo"), "each 'srpo', 'dpo', .* or 'sft'"),
         ("quickstart.beta", (0.1, 0.0), "each positive"),
         ("quickstart.learning_rate", (0.1, -1.0), "each 0 or more"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from srpo_jax.data.documents import Document
-from srpo_jax.judges import validation
+from srpo_jax.judges import Estimate, validation
 from srpo_jax.judges.validation import validate
 
 
@@ -61,6 +61,27 @@ def test_validate_counts_by_set_and_damage():
     assert half.low == pytest.approx(0.566, abs=1e-3)  # Wilson: five of five
     assert checks["first", "gold shuffled"].rate == 0.5
     assert checks["second", "another document's gold"].count == 3
+
+
+def test_documents_without_a_verdict_are_not_counted():
+    class Unsure(Longer):
+        def probabilities(self, prompts, a, b):
+            return np.where(np.arange(len(a)) == 1, np.nan, super().probabilities(prompts, a, b))
+
+    golds = [document(f"first/{i}", f"gold number {i}", f"Words of {i}.") for i in range(5)]
+    assert {check.count for check in validate(Unsure(), golds)} == {4}
+
+
+def test_the_check_says_its_cost_before():
+    golds = [document(f"first/{i}", f"gold number {i}", f"Words of {i}.") for i in range(5)]
+
+    class Asks(Longer):
+        def estimate(self, prompts, a, b):
+            return Estimate(requests=2 * len(prompts), prompt_tokens=10, how="by guess")
+
+    assert validation.cost(Longer(), golds) == Estimate()
+    cost = validation.cost(Asks(), golds)
+    assert (cost.requests, cost.prompt_tokens, cost.how) == (40, 40, "by guess")
 
 
 @pytest.mark.parametrize("apply", validation.DAMAGES.values())

@@ -1,6 +1,7 @@
 """Evaluation on a tiny model: the numbers in the report are those of what was written."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,14 +11,21 @@ from srpo_jax import config as config_module
 from srpo_jax import evaluate, revision
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
+from srpo_jax.evaluation import store, writing
+from srpo_jax.judges import Verdicts
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
 
 
 class LongerThanGold:
-    name, description = "length", "prefers the longer completion"
+    name, description, is_proxy = "length", "prefers the longer completion", False
 
-    def probabilities(self, prompts, a, b):
-        return np.array([float(len(x) > len(y)) for x, y in zip(a, b, strict=True)])
+    def judge(self, prompts, a, b):
+        margins = [np.sign(len(x) - len(y)) for x, y in zip(a, b, strict=True)]
+        return Verdicts(0.5 + 0.5 * np.array(margins, np.float64))
+
+    def cost(self):
+        return {}
 
 
 DOCUMENTS = {
@@ -30,9 +38,9 @@ DOCUMENTS = {
 def config(monkeypatch, compiled_once):
     # One device: eight virtual ones only make two cores busy.
     one = mesh_module.make(devices=jax.devices()[:1])
-    monkeypatch.setattr(evaluate.mesh_module, "make", lambda **_: one)
+    monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
-    monkeypatch.setattr(evaluate.judges, "load", lambda settings, folder: LongerThanGold())
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda settings, folder: (LongerThanGold(),))
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -46,7 +54,7 @@ def config(monkeypatch, compiled_once):
         "evaluate.judge_check": 0,
     }
     config_module.update(config, changes, "test")
-    monkeypatch.setattr(evaluate, "CHUNK", 1)
+    monkeypatch.setattr(writing, "CHUNK", 1)
     return config
 
 
@@ -54,21 +62,23 @@ def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
     report = evaluate.evaluate(
         config_module.checked(config), tmp_path, {"start": "tiny"}, title="test"
     )
-    assert [(c.documents, c.role) for c in report.curves] == [
+    assert [(each.name, each.role) for each in report.sets] == [
         ("wikipedia", "in distribution"),
         ("aclsum", "out of distribution"),
     ]
+    assert [curve.key.documents for curve in report.curves] == ["wikipedia", "aclsum"]
     for curve in report.curves:
-        lines = (tmp_path / "samples" / f"start-{curve.documents}.jsonl").read_text().splitlines()
+        name = curve.key.documents
+        lines = (tmp_path / "samples" / f"start-{name}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines[1:]]
-        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[curve.documents]]
+        assert [r["id"] for r in records] == [d.id for d in DOCUMENTS[name]]
         for k in range(3):
             wins = [
-                len(r["revisions"][k]) > len(d.gold)
-                for r, d in zip(records, DOCUMENTS[curve.documents], strict=True)
+                0.5 + 0.5 * np.sign(len(r["revisions"][k]) - len(d.gold))
+                for r, d in zip(records, DOCUMENTS[name], strict=True)
             ]
-            assert curve.win_rates[k].mean == pytest.approx(np.mean(wins))
-    assert len(report.samples) == 4
+            assert curve.cells[k].rate.mean == pytest.approx(np.mean(wins))
+    assert [len(each.revisions) for each in report.evidence.texts] == [5, 5]
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
 
 
@@ -101,3 +111,93 @@ def test_samples_of_other_settings_are_set_aside(config, tmp_path):
     config.sampling.max_new_tokens = 4
     evaluate.evaluate(config_module.checked(config), tmp_path, {"start": "tiny"}, title="test")
     assert (tmp_path / "samples" / "start-aclsum.jsonl.old").exists()
+
+
+def run(config, workdir, models=None, **more):
+    checked = config_module.checked(config)
+    return evaluate.evaluate(checked, workdir, models or {"start": "tiny"}, title="test", **more)
+
+
+def never(*args, **kwargs):
+    raise AssertionError("nothing is to be written again")
+
+
+def test_stages_run_alone_and_need_only_what_is_on_disk(config, tmp_path, monkeypatch):
+    whole = run(config, tmp_path / "whole")
+    with pytest.raises(UserError, match=r"wikipedia\.jsonl is missing: write first, with --stage"):
+        run(config, tmp_path / "parts", stages=("judge",))
+    assert run(config, tmp_path / "parts", stages=("write",)) is None
+    for name in ("revise_ids",):
+        monkeypatch.setattr(revision, name, never)
+    monkeypatch.setattr(documents, "load", never)
+    monkeypatch.setattr(writing.loading, "open_source", never)
+    with pytest.raises(UserError, match="verdicts is missing: judge with --stage=judge"):
+        run(config, tmp_path / "parts", stages=("report",))
+    assert run(config, tmp_path / "parts", stages=("judge",)) is None
+    assert run(config, tmp_path / "parts", stages=("report",)).curves == whole.curves
+
+
+def test_a_copy_of_the_workdir_keeps_its_samples(config, tmp_path, monkeypatch):
+    whole = run(config, tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    shutil.rmtree(tmp_path / "here")
+    monkeypatch.setattr(revision, "revise_ids", never)
+    monkeypatch.chdir(tmp_path)
+    assert run(config, tmp_path.relative_to(tmp_path) / "there").curves == whole.curves
+
+
+def table(workdir, documents, model, opponent):
+    name = "-".join(store.slug(part) for part in (documents, model, "vs", opponent))
+    return json.loads((workdir / "verdicts" / "length" / f"{name}.json").read_text())
+
+
+def test_models_outputs_and_the_best_of_several_meet_each_other(config, tmp_path):
+    lines = [
+        {"id": d.id, "revisions": ["short", "a very long text, longer than six bytes"]}
+        for name in DOCUMENTS
+        for d in DOCUMENTS[name]
+    ]
+    (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config.evaluate.models = ("a=tiny",)
+    config.evaluate.outputs = (f"gpt={tmp_path / 'gpt.jsonl'}",)
+    config.evaluate.against = ("gold", "own", "baseline:a")
+    config.evaluate.best_of = ("a",)
+    report = run(config, tmp_path / "run")
+    best = "a, best of k+1 by mean log-probability"
+    assert report.evidence.models == ("a", best, "gpt")
+    path = tmp_path / "run" / "samples" / f"{store.slug(best)}-wikipedia.jsonl"
+    for record in map(json.loads, path.read_text().splitlines()[1:]):
+        for k, chosen in enumerate(record["revisions"]):
+            assert chosen == record["samples"][int(np.argmax(record["scores"][: k + 1]))]
+    meets = table(tmp_path / "run", "wikipedia", "gpt", best)["probabilities"]
+    assert np.array(meets).shape == (5, 2)
+    assert np.array(meets)[:, 1].all()
+    own = table(tmp_path / "run", "wikipedia", "gpt", "own y_0")["probabilities"]
+    assert [row[1] for row in own] == [1.0] * 5
+
+
+def test_documents_without_gold_are_compared_with_something_else(config, tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"text {i}"}) + "\n" for i in range(5)))
+    config.evaluate.documents = (str(path),)
+    with pytest.raises(UserError, match="nothing of mine can be compared: it has no golds"):
+        run(config, tmp_path / "run")
+    config.evaluate.against = ("own",)
+    run(config, tmp_path / "run", stages=("judge",))
+    assert table(tmp_path / "run", "mine", "start", "own y_0")["missing"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"against": ("baseline:b",)}, "against: there is no model 'b': there are start"),
+        ({"best_of": ("b",)}, "best_of: there is no model 'b': there are start"),
+        ({"models": ("a=tiny", "a=tiny")}, "models: 'a' is given twice"),
+        ({"models": ("a=tiny",), "outputs": ("a=b.jsonl",)}, "'a' names both a model and a file"),
+        ({"models": ("a=nowhere",)}, "the model source 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(config, tmp_path, changes, said):
+    config.evaluate.update(changes)
+    with pytest.raises(UserError, match=said):
+        run(config, tmp_path)

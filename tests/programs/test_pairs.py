@@ -30,7 +30,7 @@ DOCUMENTS.insert(2, LONG)
 def config(monkeypatch, compiled_once):
     # One device: eight virtual ones only make two cores busy.
     one = mesh_module.make(devices=jax.devices()[:1])
-    monkeypatch.setattr(pairs.mesh_module, "make", lambda **_: one)
+    monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS)
     monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: ShorterIsBetter())
     config = config_module.default()
@@ -62,6 +62,19 @@ def test_pairs_are_labelled_by_the_judge_and_long_documents_passed_over(config, 
     assert re.search(r"1[0-2] of 12 completions were cut off at 8 tokens", said)
 
 
+def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypatch, capsys):
+    class Unsure(ShorterIsBetter):
+        def probabilities(self, prompts, a, b):
+            return np.where(np.arange(len(a)) == 0, np.nan, super().probabilities(prompts, a, b))
+
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "all.jsonl")
+    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: Unsure())
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+    every, written = (records.read_pairs(tmp_path / f"{name}.jsonl") for name in ("all", "pairs"))
+    assert written == every[1:]
+    assert ", 1 without a verdict; " in capsys.readouterr().out
+
+
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "whole.jsonl")
     calls, real = [], revision.revise_ids
@@ -91,3 +104,13 @@ def test_too_few_documents_is_an_error(config, tmp_path):
     config.pairs.count = 100
     with pytest.raises(UserError, match="fewer than the 100"):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+
+
+def test_documents_of_a_file_with_other_names(config, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"article": "one text"}\n{"article": "another"}\n')
+    config.pairs.documents = str(tmp_path / "a.jsonl")
+    config.pairs.fields = ("prompt=article",)
+    config.pairs.count = 2
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+    written = records.read_pairs(tmp_path / "pairs.jsonl")
+    assert [pair.prompt for pair in written] == ["one text", "another"]

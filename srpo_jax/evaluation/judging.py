@@ -1,0 +1,171 @@
+"""The second stage: judges compare what is written. One process runs it; no model of ours is needed."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from srpo_jax.config.programs import EvaluateSettings
+from srpo_jax.data import documents as documents_module
+from srpo_jax.data.documents import BUILT_IN
+from srpo_jax.evaluation import store
+from srpo_jax.evaluation.store import Chosen
+from srpo_jax.judges import Judge, validation
+from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
+from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
+from srpo_jax.revision.samples import Written
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import Progress, status
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """A comparison: for document i and revision k, a[i][k] against b[i][k], None where there is no gold."""
+
+    chosen: Chosen
+    model: str
+    opponent: str
+    a: tuple[tuple[str, ...], ...]
+    b: tuple[tuple[str | None, ...], ...]
+
+    @property
+    def digest(self) -> str:
+        """Of everything that verdicts on it are about."""
+        return store.digest([document.text for document in self.chosen.documents], self.a, self.b)
+
+    def key(self, judge: str) -> Key:
+        """The name of its table."""
+        return Key(self.chosen.name, self.model, judge, self.opponent)
+
+
+def matches(
+    chosen: Sequence[Chosen],
+    written: Sequence[Written],
+    opponents: Sequence[tuple[str, str]],
+) -> list[Match]:
+    """All comparisons, set after set; those with the gold only where a set has golds.
+
+    Raises UserError for a set of which nothing would be compared.
+    """
+    texts = {(one.model, one.documents): one.revisions for one in written}
+    found: list[Match] = []
+    for one in chosen:
+        golds = [document.gold for document in one.documents]
+        before = len(found)
+        for model, opponent in opponents:
+            a = texts[model, one.name]
+            columns = range(len(a[0]))
+            b: tuple[tuple[str | None, ...], ...]
+            if opponent == GOLD:
+                if all(gold is None for gold in golds):
+                    continue
+                b = tuple((gold,) * len(columns) for gold in golds)
+            elif opponent == OWN:
+                b = tuple((ys[0],) * len(columns) for ys in a)
+            else:
+                # One with fewer revisions stays with its last.
+                other = texts[opponent, one.name]
+                b = tuple(tuple(ys[min(k, len(ys) - 1)] for k in columns) for ys in other)
+            found.append(Match(one, model, opponent, a, b))
+        if len(found) == before:
+            raise UserError(
+                f"nothing of {one.name} can be compared: it has no golds, so set "
+                "config.evaluate.against to own or to baseline:NAME"
+            )
+    return found
+
+
+def judge(
+    workdir: Path, judges: Sequence[Judge], found: Sequence[Match], settings: EvaluateSettings
+) -> None:
+    """Writes every judge's verdicts, with what it said of itself, to workdir/verdicts."""
+    for one in judges:
+        for match in found:
+            store.write_table(workdir, _table(one, match), match.digest)
+        checks = _check(one, settings, found)
+        record = JudgeRecord(
+            name=one.name,
+            description=one.description,
+            is_proxy=one.is_proxy,
+            prompt=getattr(getattr(one, "template", None), "text", ""),
+            cost=dict(one.cost()),
+            checks=tuple(JudgeCheck(**dataclasses.asdict(check)) for check in checks),
+        )
+        store.write_judge(workdir, record)
+
+
+def verdicts(
+    workdir: Path, found: Sequence[Match], first: Sequence[str] = ()
+) -> tuple[list[JudgeRecord], list[VerdictTable]]:
+    """Judges and their tables, of all judges that have judged these texts; those named in `first` first.
+
+    Says which others have judged something else. Raises UserError where there is none.
+    """
+    entries, tables = [], []
+    reasons = []
+    for entry in sorted(store.read_judges(workdir), key=lambda e: (e.name not in first, e.name)):
+        try:
+            tables += [store.read_table(workdir, m.key(entry.name), m.digest) for m in found]
+        except UserError as error:
+            reasons.append(f"the judge {entry.name!r} is left out: {error}")
+            continue
+        entries.append(entry)
+    if not entries:
+        raise UserError(
+            reasons[0] if reasons else f"{workdir}/verdicts is missing: judge with --stage=judge"
+        )
+    for reason in reasons:
+        status(reason)
+    return entries, tables
+
+
+def _table(judge: Judge, match: Match) -> VerdictTable:
+    """A judge's verdicts on one comparison, revision after revision."""
+    documents, ks = match.chosen.documents, range(len(match.a[0]))
+    golds = [i for i in range(len(documents)) if match.b[i][0] is not None]
+    probabilities = np.full((len(documents), len(ks)), np.nan)
+    orders = np.full((2, *probabilities.shape), np.nan)
+    ordered, missing = False, []
+    what = f"judge {match.model} against {match.opponent} on {match.chosen.name}"
+    with Progress(what, len(ks), unit="revisions") as progress:
+        for k in ks:
+            said = judge.judge(
+                [documents[i].prompt for i in golds],
+                [match.a[i][k] for i in golds],
+                [match.b[i][k] or "" for i in golds],
+            )
+            probabilities[golds, k] = said.probabilities
+            if said.orders is not None:
+                ordered, orders[:, golds, k] = True, said.orders
+            reasons = {golds[place]: reason for place, reason in said.missing.items()}
+            for i in np.flatnonzero(np.isnan(probabilities[:, k])):
+                usual = "no verdict" if i in golds else "no gold"
+                missing.append(Missing(int(i), k, reasons.get(int(i), usual)))
+            progress.advance()
+    if missing:
+        status(f"{what}: {len(missing)} of {probabilities.size} verdicts are missing")
+    key = match.key(judge.name)
+    return VerdictTable(key, probabilities, orders if ordered else None, tuple(missing))
+
+
+def _check(
+    judge: Judge, settings: EvaluateSettings, found: Sequence[Match]
+) -> list[validation.Check]:
+    """How the judge itself does on validation documents, which nothing here was fitted to.
+
+    Only the built-in sets say which these are.
+    """
+    names = dict.fromkeys(match.chosen.set.source for match in found)
+    built_in = [name for name in names if name in BUILT_IN]
+    if not settings.judge_check or not built_in:
+        return []
+    held_out = [
+        document
+        for name in built_in
+        for document in documents_module.load(name, "validation")[: settings.judge_check]
+    ]
+    cost = validation.cost(judge, held_out)
+    price = f": {cost}" if cost.requests else ""
+    status(f"checking the judge on {len(held_out)} validation documents{price}")
+    return validation.validate(judge, held_out)

@@ -1,0 +1,147 @@
+"""What is kept of an evaluation between its stages, in a workdir.
+
+    documents/SET.jsonl          the documents that were chosen, whole
+    samples/MODEL-SET.jsonl      what was written about them
+    verdicts/JUDGE/SET-….json    what a judge said of it
+
+So a judge added later needs neither the models nor the data sets.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srpo_jax.data import document_sets
+from srpo_jax.data.document_sets import DocumentSet
+from srpo_jax.data.documents import Document
+from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
+from srpo_jax.reporting.verdicts import Key, Missing, VerdictTable
+from srpo_jax.revision import samples
+from srpo_jax.revision.samples import Written, slug
+from srpo_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The documents of a set that are put to the models. all_ids: of the whole set."""
+
+    set: DocumentSet
+    documents: tuple[Document, ...]
+    all_ids: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.set.name
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(document.id for document in self.documents)
+
+
+def samples_path(workdir: Path, model: str, documents: str) -> Path:
+    return workdir / "samples" / f"{slug(model)}-{slug(documents)}.jsonl"
+
+
+def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
+    """Each set's file, whole or not at all."""
+    for one in chosen:
+        lines = [dataclasses.asdict(one.set), *map(document_sets.to_json, one.documents)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        _put(_documents_path(workdir, one.name), text)
+
+
+def read_documents(workdir: Path, names: Sequence[str]) -> list[Chosen]:
+    """What `write_documents` wrote of these sets; UserError where it has not."""
+    found = []
+    for name in names:
+        path = _documents_path(workdir, name)
+        if not path.is_file():
+            raise UserError(f"{path} is missing: write first, with --stage=write")
+        described, records = samples.read(path)
+        one = DocumentSet(**{**(described or {}), "fields": tuple((described or {})["fields"])})
+        found.append(Chosen(one, tuple(map(document_sets.from_json, records))))
+    return found
+
+
+def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) -> list[Written]:
+    """What the contestants have written about all sets; UserError where something is missing."""
+    return [
+        samples.written(samples_path(workdir, name, one.name), name, one.name, one.ids)
+        for one in chosen
+        for name in names
+    ]
+
+
+def write_table(workdir: Path, table: VerdictTable, judged: str) -> None:
+    """judged: the digest of what the verdicts are about; see `digest`."""
+    value = {
+        "judged": judged,
+        "probabilities": _listed(table.probabilities),
+        "orders": None if table.orders is None else _listed(table.orders),
+        "missing": [dataclasses.astuple(one) for one in table.missing],
+    }
+    _put(_table_path(workdir, table.key), json.dumps(value))
+
+
+def read_table(workdir: Path, key: Key, judged: str) -> VerdictTable:
+    """The verdicts of a comparison; UserError where there are none, or they are about other texts."""
+    path = _table_path(workdir, key)
+    if not path.is_file():
+        raise UserError(f"{path} is missing: judge first, with --stage=judge")
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if value["judged"] != judged:
+        raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
+    orders = value["orders"]
+    return VerdictTable(
+        key,
+        np.array(value["probabilities"], np.float64),
+        None if orders is None else np.array(orders, np.float64),
+        tuple(Missing(*one) for one in value["missing"]),
+    )
+
+
+def write_judge(workdir: Path, judge: JudgeRecord) -> None:
+    """Beside its verdicts."""
+    path = workdir / "verdicts" / slug(judge.name) / "judge.json"
+    _put(path, json.dumps(dataclasses.asdict(judge), indent=1))
+
+
+def read_judges(workdir: Path) -> list[JudgeRecord]:
+    """All that have judged in this workdir."""
+    found = []
+    for path in sorted((workdir / "verdicts").glob("*/judge.json")):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        said["checks"] = tuple(JudgeCheck(**check) for check in said["checks"])
+        found.append(JudgeRecord(**said))
+    return found
+
+
+def digest(*texts: Any) -> str:
+    """Of everything that a comparison's verdicts are about."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def _listed(values: np.ndarray) -> Any:
+    return [_listed(v) if v.ndim else None if np.isnan(v) else float(v) for v in values]
+
+
+def _documents_path(workdir: Path, name: str) -> Path:
+    return workdir / "documents" / f"{slug(name)}.jsonl"
+
+
+def _table_path(workdir: Path, key: Key) -> Path:
+    name = f"{slug(key.documents)}-{slug(key.model)}-vs-{slug(key.opponent)}.json"
+    return workdir / "verdicts" / slug(key.judge) / name
+
+
+def _put(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

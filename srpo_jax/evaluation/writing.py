@@ -1,0 +1,265 @@
+"""The first stage: every model writes and revises an answer to every document.
+
+All processes run it: they choose the same documents, and decode their own rows of every batch. Process 0
+alone reads and writes the workdir. What is on disk is never decoded again.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from srpo_jax import revision
+from srpo_jax.config import Settings
+from srpo_jax.data import document_sets
+from srpo_jax.data.documents import Document
+from srpo_jax.evaluation import store
+from srpo_jax.evaluation.contestants import Contestants
+from srpo_jax.evaluation.store import Chosen
+from srpo_jax.models import Decoder, loading
+from srpo_jax.models.digest import Digests
+from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.prompts.selection import select
+from srpo_jax.revision import samples
+from srpo_jax.revision.samples import Record
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.metrics import Progress, status
+from srpo_jax.training.likelihood import log_likelihood
+
+CHUNK = 4  # batches between two writes of what has been generated
+
+
+def write(settings: Settings, workdir: Path, who: Contestants) -> None:
+    """Writes workdir/documents and workdir/samples, or what an earlier attempt has left to be done.
+
+    Raises UserError for settings, documents, models and outputs at fault, before a model is loaded.
+    """
+    own = settings.evaluate
+    sets = document_sets.resolve(own.documents, own.split)
+    sources = {name: loading.pinned(source) for name, source in who.models.items()}
+    tokenizers = {source: loading.load_tokenizer(source) for source in set(sources.values())}
+    chosen: list[Chosen] = []
+    jobs: list[Job] = []
+    for one in sets:
+        template = one.template or settings.data.template
+        renderers = {
+            name: Renderer(template, tokenizers[source]) for name, source in sources.items()
+        }
+        every = document_sets.read(one)
+        documents, prompts = select(
+            every, own.count, own.max_prompt_tokens, renderers, f"{one.name} ({one.split})"
+        )
+        chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every)))
+        jobs += [
+            Job(name, sources[name], one.name, documents, prompts[name], renderers[name])
+            for name in sources
+        ]
+    prepared = distributed.from_main(lambda: _prepare(workdir, chosen, who, set(sources.values())))
+    for name in who.models:
+        best = next((b for b, model in who.best_of.items() if model == name), None)
+        mine = [job for job in jobs if job.model == name]
+        _write_model(settings, workdir, mine, prepared[sources[name]], best)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A model and the documents of one set, with their prompts."""
+
+    model: str
+    source: str
+    set: str
+    documents: Sequence[Document]
+    prompts: Sequence[Prompt]
+    renderer: Renderer
+
+
+def _prepare(
+    workdir: Path, chosen: Sequence[Chosen], who: Contestants, sources: set[str]
+) -> dict[str, str]:
+    """Process 0: keeps the documents and the outputs; the digest of each source."""
+    store.write_documents(workdir, chosen)
+    digests = Digests(workdir / "samples" / "digests.json")
+    for name, files in who.outputs.items():
+        for one in chosen:
+            records = samples.outputs(files, one.name, one.ids, one.all_ids)
+            header = {"outputs": hashlib.sha256(json.dumps(records).encode()).hexdigest()}
+            path = store.samples_path(workdir, name, one.name)
+            begun = functools.partial(_begins, records)
+            samples.append(path, records[len(samples.resume(path, header, begun)) :])
+    return {source: digests.of(source) for source in sources}
+
+
+def _begins(records: list[Record], found: list[Record]) -> bool:
+    return found == records[: len(found)]
+
+
+def _write_model(
+    settings: Settings, workdir: Path, jobs: Sequence[Job], weights: str, best: str | None
+) -> None:
+    """One model on all sets; it is loaded only if something is missing. best: name of its best of k + 1."""
+    loaded: list[Decoder] = []
+    spent = revision.Spent()
+
+    def model() -> Decoder:
+        if not loaded:
+            mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+            loaded.append(loading.load(jobs[0].source, settings.model.dtype, mesh, settings.seed))
+        return loaded[0]
+
+    size = CHUNK * settings.sampling.batch_size
+    for job in jobs:
+        header = _header(settings, job, weights)
+
+        def revise(part: range, progress: Progress, job: Job = job) -> list[Record]:
+            return _revised(settings, model(), job, part, progress, spent)
+
+        path = store.samples_path(workdir, job.model, job.set)
+        write_records(path, header, job, size, revise, f"revise {job.model} on {job.set}")
+        if best is None:
+            continue
+
+        def choose(part: range, progress: Progress, job: Job = job) -> list[Record]:
+            return _best(settings, model(), job, part, progress, spent)
+
+        own = settings.evaluate
+        header |= {"best": [own.best_by, own.best_temperature, own.best_top_p]}
+        path = store.samples_path(workdir, best, job.set)
+        few = max(1, size // (own.revisions + 1))
+        write_records(path, header, job, few, choose, f"sample {job.model} on {job.set}")
+    if loaded:
+        status(f"{jobs[0].model}: {spent}")
+
+
+def write_records(
+    path: Path,
+    header: Record,
+    job: Job,
+    size: int,
+    make: Callable[[range, Progress], list[Record]],
+    what: str,
+) -> None:
+    """Makes the records that the file lacks, `size` documents at a time; all processes take part."""
+    begins = [
+        {"id": document.id, "prompt": _digest(prompt)}
+        for document, prompt in zip(job.documents, job.prompts, strict=True)
+    ]
+
+    def fits(found: list[Record]) -> bool:
+        """Whether they are about the first of the documents, asked in the same words."""
+        asked = [{key: record.get(key) for key in ("id", "prompt")} for record in found]
+        return asked[: len(begins)] == begins[: len(asked)]
+
+    total = len(begins)
+    done = distributed.from_main(lambda: len(samples.resume(path, header, fits)))
+    with Progress(what, total, "documents", min(done, total)) as progress:
+        for first in range(done, total, size):
+            part = range(first, min(first + size, total))
+            made = make(part, progress)
+            records = [begins[i] | record for i, record in zip(part, made, strict=True)]
+            distributed.from_main(functools.partial(samples.append, path, records))
+    if share := distributed.from_main(lambda: _cut_share(path)):
+        status(f"{what}: {share:.0%} of the completions were cut off")
+
+
+def _cut_share(path: Path) -> float:
+    cut = [flag for record in samples.read(path)[1] for flag in record["cut"]]
+    return float(np.mean(cut)) if cut else 0.0
+
+
+def _header(settings: Settings, job: Job, weights: str) -> Record:
+    """Everything that the texts depend on, but for the prompts, which the records name."""
+    sampling = settings.sampling
+    return {
+        "weights": weights,
+        "template": job.renderer.name,
+        "dtype": settings.model.dtype,
+        "sampling": {
+            "max_new_tokens": sampling.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        },
+        "revisions": settings.evaluate.revisions,
+        "seed": settings.seed,
+    }
+
+
+def _digest(prompt: Prompt) -> str:
+    ids = json.dumps([prompt.direct, prompt.before, prompt.after])
+    return hashlib.sha256(ids.encode()).hexdigest()[:12]
+
+
+def _revised(
+    settings: Settings,
+    model: Decoder,
+    job: Job,
+    part: range,
+    progress: Progress,
+    spent: revision.Spent,
+) -> list[Record]:
+    """y_0 … y_N of some documents."""
+    ids = revision.revise_ids(
+        model,
+        job.prompts[part.start : part.stop],
+        settings.evaluate.revisions,
+        settings.sampling,
+        eos=job.renderer.stop_ids,
+        seed=settings.seed,
+        rows=part,
+        progress=progress,
+        spent=spent,
+    )
+    return [_record(job.renderer, ys, settings.sampling.max_new_tokens) for ys in ids]
+
+
+def _best(
+    settings: Settings,
+    model: Decoder,
+    job: Job,
+    part: range,
+    progress: Progress,
+    spent: revision.Spent,
+) -> list[Record]:
+    """In place of y_k, the likeliest of the first k + 1 samples of each document, and all samples."""
+    own, count = settings.evaluate, settings.evaluate.revisions + 1
+    sampling = dataclasses.replace(
+        settings.sampling, temperature=own.best_temperature, top_p=own.best_top_p
+    )
+    rows = [count * i + j for i in part for j in range(count)]
+    prompts = [job.prompts[row // count] for row in rows]
+    stops, new = job.renderer.stop_ids, sampling.max_new_tokens
+    drawn = revision.revise_ids(
+        model, prompts, 0, sampling, eos=stops, seed=settings.seed, rows=rows, spent=spent
+    )
+    completions = [y for (y,) in drawn]
+    # What ended a completion counts as one of its tokens.
+    ended = [(*y, stops[0]) if len(y) < new else tuple(y) for y in completions]
+    scores = log_likelihood(model, [p.direct for p in prompts], ended, sampling.batch_size)
+    if own.best_by == "mean":
+        scores = scores / [len(y) for y in ended]
+    records = []
+    for first in range(0, len(rows), count):
+        likeliest = [first + int(np.argmax(scores[first : first + k + 1])) for k in range(count)]
+        record = _record(job.renderer, [completions[i] for i in likeliest], new)
+        mine = slice(first, first + count)
+        record["scores"] = [float(score) for score in scores[mine]]
+        record["samples"] = [_text(job.renderer, y) for y in completions[mine]]
+        records.append(record)
+        progress.advance()
+    return records
+
+
+def _record(renderer: Renderer, ys: Sequence[Sequence[int]], new: int) -> Record:
+    return {
+        "revisions": [_text(renderer, y) for y in ys],
+        "cut": [len(y) == new for y in ys],
+        "tokens": [len(y) for y in ys],
+    }
+
+
+def _text(renderer: Renderer, y: Sequence[int]) -> str:
+    return renderer.tokenizer.decode(y).strip()

@@ -1,0 +1,316 @@
+"""From what was written and judged to the report: all derived numbers, in one pure function."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from srpo_jax.reporting import agreement, comparison, winrate
+from srpo_jax.reporting import texts as measures
+from srpo_jax.reporting.agreement import OrderVerdict
+from srpo_jax.reporting.data import (
+    Absence,
+    Cell,
+    Concord,
+    Curve,
+    Difference,
+    Interval,
+    Position,
+    Report,
+    Style,
+)
+from srpo_jax.reporting.evidence import START, Evidence, Texts
+from srpo_jax.reporting.interval import resample_spread
+from srpo_jax.reporting.length_control import length_controlled
+from srpo_jax.reporting.verdicts import Key, VerdictTable
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the numbers are made.
+
+    missing_as_ties: a missing verdict counts as 1/2, else not at all. resamples, seed: of the spread.
+    """
+
+    missing_as_ties: bool = False
+    resamples: int = 20
+    seed: int = 0
+
+
+def assemble(evidence: Evidence, rules: Rules | None = None) -> Report:
+    """The report of this evidence. The same evidence and rules give the same numbers."""
+    rules = rules or Rules()
+    tables = _ordered(evidence)
+    return Report(
+        evidence=evidence,
+        curves=_curves(evidence, tables, rules),
+        differences=_differences(evidence, tables, rules),
+        styles=tuple(_style(texts) for texts in evidence.texts),
+        positions=_positions(evidence),
+        concords=_concords(evidence),
+        absences=_absences(evidence),
+        notes=_notes(rules),
+    )
+
+
+def _notes(rules: Rules) -> dict[str, str]:
+    ties = rules.missing_as_ties
+    return {
+        "interval": "95 % score interval over documents",
+        "controlled": "length-controlled: the win rate at equal length of both completions, by "
+        "AlpacaEval 2's regression on words",
+        "spread": f"standard deviation of the win rate over {rules.resamples} bootstrap resamples",
+        "test": "exact sign test on paired documents, with Holm's correction over all differences "
+        "under the same judge and opponent",
+        "missing": "missing verdicts count as ties" if ties else "missing verdicts are left out",
+    }
+
+
+def _ordered(evidence: Evidence) -> list[VerdictTable]:
+    """The tables by judge, then set, then model, as these appear in the evidence; opponents as given."""
+    judges = [judge.name for judge in evidence.judges]
+    sets = [each.name for each in evidence.sets]
+    return sorted(
+        evidence.tables,
+        key=lambda table: (
+            judges.index(table.key.judge),
+            sets.index(table.key.documents),
+            evidence.models.index(table.key.model),
+        ),
+    )
+
+
+def _curves(evidence: Evidence, tables: Sequence[VerdictTable], rules: Rules) -> tuple[Curve, ...]:
+    """Win rates; the length-controlled ones of models that share documents, judge and opponent at once."""
+    controlled: dict[tuple[Key, int], Interval] = {}
+    for members in _grouped(tables):
+        for k in range(max(table.count for table in members)):
+            here = [table for table in members if k < table.count]
+            for key, value in _length_controlled(evidence, here, k, rules).items():
+                controlled[key, k] = value
+    return tuple(
+        Curve(
+            table.key,
+            tuple(
+                _cell(table, k, controlled.get((table.key, k)), rules) for k in range(table.count)
+            ),
+        )
+        for table in tables
+    )
+
+
+def _grouped(tables: Sequence[VerdictTable]) -> list[list[VerdictTable]]:
+    """Tables of different models with the same documents, judge and opponent."""
+    groups: dict[Key, list[VerdictTable]] = {}
+    for table in tables:
+        groups.setdefault(replace(table.key, model=""), []).append(table)
+    return list(groups.values())
+
+
+def _length_controlled(
+    evidence: Evidence, tables: Sequence[VerdictTable], k: int, rules: Rules
+) -> dict[Key, Interval]:
+    """By table; without those of which every pair has equal texts, or no verdict."""
+    verdicts, lengths = {}, {}
+    for table in tables:
+        own = [ys[k] for ys in evidence.written(table.key.model, table.key.documents).revisions]
+        other = [texts[k] for texts in evidence.against(table.key)]
+        values = table.filled(rules.missing_as_ties)[:, k]
+        if own != other and not np.isnan(values).all():
+            verdicts[table.key.model] = values
+            lengths[table.key.model] = [
+                float(measures.words(a) - measures.words(b or ""))
+                for a, b in zip(own, other, strict=True)
+            ]
+    found = length_controlled(verdicts, lengths)
+    return {
+        table.key: Interval(value.rate, value.low, value.high)
+        for table in tables
+        if (value := found.get(table.key.model))
+    }
+
+
+def _cell(table: VerdictTable, k: int, controlled: Interval | None, rules: Rules) -> Cell:
+    """Wins, ties and losses are those said; with missing ones as ties the rate has them too."""
+    said = winrate.rate(table.probabilities[:, k])
+    values = table.filled(rules.missing_as_ties)[:, k]
+    rate = winrate.rate(values)
+    spread = resample_spread(values, rules.resamples, rules.seed).spread
+    return Cell(
+        count=rate.n,
+        wins=said.wins,
+        ties=said.ties,
+        losses=said.losses,
+        missing=said.missing,
+        rate=Interval(rate.mean, rate.low, rate.high) if rate.n else None,
+        controlled=controlled,
+        spread=spread if rate.n else None,
+    )
+
+
+def _differences(
+    evidence: Evidence, tables: Sequence[VerdictTable], rules: Rules
+) -> tuple[Difference, ...]:
+    """y_k against y_0 of each model, and each two models at equal k.
+
+    Holm's correction is over all of one judge and opponent, on all document sets.
+    """
+    pairs = [(table, k, table, 0) for table in tables for k in range(1, table.count)]
+    for members in _grouped(tables):
+        # The start policy is what others are compared with.
+        members.sort(key=lambda table: table.key.model == START)
+        for a, b in itertools.combinations(members, 2):
+            pairs += [(a, k, b, k) for k in range(min(a.count, b.count))]
+    compared = {
+        (a.key, k, b.key, j): comparison.compare(
+            a.filled(rules.missing_as_ties)[:, k], b.filled(rules.missing_as_ties)[:, j]
+        )
+        for a, k, b, j in pairs
+    }
+    found: dict[tuple[Key, int, Key, int], comparison.Comparison] = {}
+    for view in dict.fromkeys((key.judge, key.opponent) for key, *_ in compared):
+        found |= comparison.holm(
+            {
+                names: value
+                for names, value in compared.items()
+                if (names[0].judge, names[0].opponent) == view and value.n
+            }
+        )
+    return tuple(
+        Difference(
+            documents=a.documents,
+            judge=a.judge,
+            opponent=a.opponent,
+            model=a.model,
+            revision=k,
+            baseline=b.model,
+            baseline_revision=j,
+            mean=value.difference,
+            low=value.low,
+            high=value.high,
+            count=value.n,
+            p=value.p_value,
+            adjusted=value.p_holm,
+        )
+        for (a, k, b, j), value in found.items()
+    )
+
+
+def _style(texts: Texts) -> Style:
+    ks = range(texts.count)
+    column = [[ys[k] for ys in texts.revisions] for k in ks]
+    return Style(
+        texts.model,
+        texts.documents,
+        mean_words=tuple(measures.mean([measures.words(y) for y in column[k]]) for k in ks),
+        unchanged=tuple(
+            measures.mean([measures.unchanged(ys, k) for ys in texts.revisions]) for k in ks
+        ),
+        repetition=tuple(measures.mean([measures.repetition(y) for y in column[k]]) for k in ks),
+        cut=tuple(measures.mean([c[k] for c in texts.cut]) for k in ks) if texts.cut else (),
+    )
+
+
+def _asked(evidence: Evidence, key: Key) -> Mask:
+    """Pairs [D, K + 1] that a judge is asked about: different texts, and not the pair of an earlier k.
+
+    Equal texts are ties without asking, and a revision that changes nothing has the old verdict: both
+    would make judges agree, with themselves and each other.
+    """
+    own = evidence.written(key.model, key.documents).revisions
+    other = evidence.against(key)
+    return np.array(
+        [
+            [
+                y != z and (y, z) not in zip(ys[:k], zs[:k], strict=True)
+                for k, (y, z) in enumerate(zip(ys, zs, strict=True))
+            ]
+            for ys, zs in zip(own, other, strict=True)
+        ]
+    )
+
+
+def _positions(evidence: Evidence) -> tuple[Position, ...]:
+    """Of each judge that has orders, over all pairs it was asked about."""
+    results = []
+    for judge in evidence.judges:
+        orders = [
+            table.orders[:, _asked(evidence, table.key)]
+            for table in evidence.tables
+            if table.key.judge == judge.name and table.orders is not None
+        ]
+        if not orders:
+            continue
+        first, second = np.concatenate(orders, axis=1)
+        found = agreement.position_agreement(
+            [_position(p) for p in first], [_position(1 - p) for p in second]
+        )
+        results.append(
+            Position(
+                judge=judge.name,
+                count=found.n,
+                agreement=_interval(found.share, found.low, found.high),
+                chance=found.chance,
+                first=_interval(found.first_rate, found.first_low, found.first_high),
+                warning=found.warning if len(first) else "",
+            )
+        )
+    return tuple(results)
+
+
+def _position(p: float) -> OrderVerdict:
+    """What a probability says of the text shown first."""
+    if math.isnan(p):
+        return "none"
+    return "tie" if p == 0.5 else "first" if p > 0.5 else "second"
+
+
+def _concords(evidence: Evidence) -> tuple[Concord, ...]:
+    """Of each two judges, over all comparisons that both have made."""
+    found = []
+    tables = {table.key: table for table in evidence.tables}
+    for a, b in itertools.combinations([judge.name for judge in evidence.judges], 2):
+        pairs = [
+            (table.probabilities[mask], tables[other].probabilities[mask])
+            for key, table in tables.items()
+            if key.judge == a and (other := replace(key, judge=b)) in tables
+            for mask in [_asked(evidence, key)]
+        ]
+        first, second = (
+            np.concatenate([np.empty(0), *(pair[i] for pair in pairs)]) for i in (0, 1)
+        )
+        if not np.any(~np.isnan(first) & ~np.isnan(second)):
+            continue
+        both = agreement.agreement(first, second)
+        found.append(
+            Concord(
+                first=a,
+                second=b,
+                count=both.n,
+                share=Interval(both.share, both.low, both.high),
+                kappa=None if math.isnan(both.kappa) else both.kappa,
+            )
+        )
+    return tuple(found)
+
+
+def _interval(mean: float, low: float, high: float) -> Interval | None:
+    return None if math.isnan(mean) else Interval(mean, low, high)
+
+
+def _absences(evidence: Evidence) -> tuple[Absence, ...]:
+    results = []
+    for judge in evidence.judges:
+        tables = [table for table in evidence.tables if table.key.judge == judge.name]
+        reasons = Counter(entry.reason for table in tables for entry in table.missing)
+        asked = sum(table.probabilities.size for table in tables)
+        results.append(Absence(judge.name, asked, reasons.total(), dict(reasons.most_common())))
+    return tuple(results)

@@ -1,0 +1,160 @@
+"""Several reports in one: the same documents, more models, all differences made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from srpo_jax.reporting.assemble import Rules, assemble
+from srpo_jax.reporting.codec import from_json
+from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.evidence import Documents, Evidence, JudgeRecord, Texts
+from srpo_jax.reporting.verdicts import VerdictTable
+from srpo_jax.runtime.errors import UserError
+
+FILE = "results.json"
+
+
+def read(folder: str | Path) -> Report:
+    """The report in a folder. Raises UserError where there is none."""
+    path = Path(folder) / FILE
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}): name the folder of a report"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def compare(folders: Sequence[str | Path], *, title: str, rules: Rules | None = None) -> Report:
+    """One report of all models of the reports in `folders`.
+
+    A set of documents that several have must have the same documents; models written alike in several
+    (the start policy) are shown once, models of one name that wrote different texts are told apart by
+    their folder. Raises UserError for fewer than two folders and for documents or judges that differ.
+    """
+    if len(folders) < 2:
+        raise UserError("--compare needs at least two folders of reports")
+    names = _names(folders)
+    reports = [read(folder).evidence for folder in folders]
+    sets = _sets(reports, names)
+    texts: dict[tuple[str, str], Texts] = {}
+    tables: dict[object, VerdictTable] = {}
+    renamed = [_told_apart(each, i, reports, names) for i, each in enumerate(reports)]
+    for each in renamed:
+        for written in each.texts:
+            texts.setdefault((written.model, written.documents), written)
+        for table in each.tables:
+            tables.setdefault(table.key, table)
+    evidence = Evidence(
+        title=title,
+        sets=sets,
+        texts=tuple(texts.values()),
+        tables=tuple(tables.values()),
+        judges=_judges(reports, names),
+        facts=tuple(
+            (f"{name}: {label}", value)
+            for name, each in zip(names, reports, strict=True)
+            for label, value in (*each.facts, ("command", each.command))
+        ),
+        command=f"python -m srpo_jax.evaluate --compare {' '.join(map(str, folders))}",
+    )
+    return assemble(evidence, rules)
+
+
+def _names(folders: Sequence[str | Path]) -> list[str]:
+    """Short and distinct: the workdir's name where the folder is its `report`, else the whole path."""
+    paths = [Path(folder).absolute() for folder in folders]
+    short = [path.parent.name if path.name == "report" else path.name for path in paths]
+    return [
+        name if short.count(name) == 1 else str(folder)
+        for name, folder in zip(short, folders, strict=True)
+    ]
+
+
+def _sets(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Documents, ...]:
+    found: dict[str, tuple[Documents, str]] = {}
+    for each, name in zip(reports, names, strict=True):
+        for documents in each.sets:
+            first, owner = found.setdefault(documents.name, (documents, name))
+            if first.ids != documents.ids:
+                raise UserError(
+                    f"{owner} and {name} judge different documents of {documents.name!r} "
+                    f"({_first_difference(first.ids, documents.ids)}): evaluate both on the same"
+                )
+            if (first.golds, first.prompts) != (documents.golds, documents.prompts):
+                raise UserError(
+                    f"{owner} and {name} have other texts or golds under the same ids of "
+                    f"{documents.name!r}: evaluate both on the same documents"
+                )
+    return tuple(documents for documents, _ in found.values())
+
+
+def _first_difference(a: Sequence[str], b: Sequence[str]) -> str:
+    if len(a) != len(b):
+        return f"{len(a):,} and {len(b):,} of them"
+    i = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+    return f"number {i} is {a[i]!r} in one and {b[i]!r} in the other"
+
+
+def _judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[JudgeRecord, ...]:
+    """Each judge once, costs added; UserError where one name stands for two judges."""
+    found: dict[str, tuple[JudgeRecord, str]] = {}
+    for each, name in zip(reports, names, strict=True):
+        for judge in each.judges:
+            if judge.name not in found:
+                found[judge.name] = (judge, name)
+                continue
+            first, owner = found[judge.name]
+            if (first.description, first.prompt) != (judge.description, judge.prompt):
+                raise UserError(
+                    f"the judge {judge.name!r} of {owner} has another description or prompt than that "
+                    f"of {name}: their verdicts cannot be compared"
+                )
+            costs = {
+                item: first.cost.get(item, 0.0) + judge.cost.get(item, 0.0)
+                for item in (*first.cost, *judge.cost)
+            }
+            found[judge.name] = (replace(first, cost=costs), owner)
+    return tuple(judge for judge, _ in found.values())
+
+
+def _told_apart(
+    evidence: Evidence, index: int, reports: Sequence[Evidence], names: Sequence[str]
+) -> Evidence:
+    """The evidence with models renamed "model (report)" where another report's of that name differ."""
+    others = [each for i, each in enumerate(reports) if i != index]
+    new = {
+        model: f"{model} ({names[index]})"
+        for model in evidence.models
+        if any(model in other.models and not _same(model, evidence, other) for other in others)
+    }
+    if not new:
+        return evidence
+    return replace(
+        evidence,
+        texts=tuple(
+            replace(each, model=new.get(each.model, each.model)) for each in evidence.texts
+        ),
+        tables=tuple(
+            replace(
+                each,
+                key=replace(
+                    each.key,
+                    model=new.get(each.key.model, each.key.model),
+                    opponent=new.get(each.key.opponent, each.key.opponent),
+                ),
+            )
+            for each in evidence.tables
+        ),
+    )
+
+
+def _same(model: str, a: Evidence, b: Evidence) -> bool:
+    """Whether a model wrote the same in both, on every set that both have it on."""
+    first = {each.documents: each.revisions for each in a.texts if each.model == model}
+    second = {each.documents: each.revisions for each in b.texts if each.model == model}
+    return all(first[name] == second[name] for name in first.keys() & second.keys())

@@ -1,0 +1,29 @@
+"""Plain measures of a completion's text: words, and how much of it repeats."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+NGRAM = 3  # words
+
+
+def words(text: str) -> int:
+    """The number of words, parted by white space."""
+    return len(text.split())
+
+
+def repetition(text: str, n: int = NGRAM) -> float:
+    """The share of the text's n-grams of words that it has had before; 0 where it is shorter."""
+    split = text.lower().split()
+    grams = [tuple(split[i : i + n]) for i in range(len(split) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def unchanged(revisions: Sequence[str], k: int) -> bool:
+    """Whether revision k is revision k - 1 word for word; never for k = 0."""
+    return k > 0 and revisions[k] == revisions[k - 1]
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean as a Python float."""
+    return float(np.mean(values))

@@ -1,0 +1,100 @@
+import dataclasses
+
+import pytest
+
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.codec import to_json
+from srpo_jax.reporting.compare import compare
+from srpo_jax.reporting.verdicts import GOLD
+from srpo_jax.runtime.errors import UserError
+from tests.reports import documents, evidence, report, texts, verdicts
+
+
+def of(model, **changes):
+    """A run of one model beside the start policy, on one set."""
+    base = {
+        "sets": (documents(),),
+        "texts": (texts("start"), texts(model)),
+        "tables": (verdicts("start"), verdicts(model, rows=[[1.0, 1.0, 1.0]] * 4)),
+    }
+    return evidence(**(base | changes))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    def save(**runs):
+        for name, made in runs.items():
+            folder = tmp_path / name / "report"
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
+        return [tmp_path / name / "report" for name in runs]
+
+    return save
+
+
+def test_models_of_several_reports_are_compared_with_each_other(folders):
+    both = compare(folders(a=of("srpo"), b=of("dpo")), title="both")
+    assert both.evidence.models == ("start", "srpo", "dpo")
+    pairs = {(d.model, d.baseline) for d in both.compared("Wikipedia", ("clerk", GOLD))}
+    assert ("srpo", "dpo") in pairs
+    assert ("srpo", "start") in pairs
+    alone = assemble(of("srpo"))
+    assert both.differences[0].adjusted >= alone.differences[0].adjusted  # more tests in the table
+    assert ("a: machine", "2 cores") in both.evidence.facts
+    assert both.evidence.judges[0].cost["requests"] == 96
+
+
+def test_other_texts_under_one_name_are_told_apart(folders):
+    other = dataclasses.replace(texts("srpo"), revisions=(("x", "y", "z"),) * 4)
+    made = compare(
+        folders(a=of("srpo"), b=of("srpo", texts=(texts("start"), other))), title="seeds"
+    )
+    assert made.evidence.models == ("start", "srpo (a)", "srpo (b)")
+
+
+def test_sets_of_one_report_only_are_kept(folders):
+    made = compare(folders(a=of("srpo"), b=report().evidence), title="more")
+    assert [each.name for each in made.sets] == ["Wikipedia", "ACLSum"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sets": (dataclasses.replace(documents(), ids=("a", "b", "c", "d")),)},
+            "different documents of 'Wikipedia' .*number 0 is 'Wikipedia/0' in one and 'a'",
+        ),
+        (
+            {"sets": (dataclasses.replace(documents(), golds=("other",) * 4),)},
+            "other texts or golds under the same ids",
+        ),
+        (
+            {"judges": tuple(dataclasses.replace(j, prompt="?") for j in evidence().judges)},
+            "the judge 'clerk' of a has another description or prompt",
+        ),
+    ],
+)
+def test_reports_that_cannot_be_compared_are_named(folders, changes, message):
+    with pytest.raises(UserError, match=message):
+        compare(folders(a=of("srpo"), b=of("dpo", **changes)), title="no")
+
+
+def test_other_numbers_of_documents_are_said(folders):
+    fewer = of(
+        "dpo",
+        sets=(documents(count=3),),
+        texts=(texts("dpo", count=3),),
+        tables=(verdicts("dpo", rows=[[1.0] * 3] * 3),),
+    )
+    with pytest.raises(UserError, match="4 and 3 of them"):
+        compare(folders(a=of("srpo"), b=fewer), title="no")
+
+
+def test_a_folder_without_a_report_is_named(tmp_path, folders):
+    with pytest.raises(UserError, match=r"nowhere/results\.json cannot be read"):
+        compare([*folders(a=of("srpo")), tmp_path / "nowhere"], title="no")
+    (tmp_path / "a/report/results.json").write_text("{")
+    with pytest.raises(UserError, match=r"a/report/results\.json: this is not a report's"):
+        compare([tmp_path / "a/report"] * 2, title="no")
+    with pytest.raises(UserError, match="at least two"):
+        compare([tmp_path], title="no")
