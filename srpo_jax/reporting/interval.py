@@ -21,8 +21,8 @@ the least over p = .02, .05, .1, .3, .5, .7, .9, .95, .98, .99, and the mean wid
     Beta(ps, (1-p)s), s = .5                   94.3  .33 .18      94.7  .19 .07      93.8  .050 .014
     the same, s = 2                            94.6  .24 .17      94.8  .14 .07      94.6  .035 .010
     the same, s = 10                           95.5  .16 .17      95.0  .07 .07      94.4  .018 .006
-    half of them 0 or 1, the others s = 6      93.3  .31 .18      94.3  .18 .07      94.1  .047 .013
-    all alike but one in 100 at the far end    98.2  .16 .17      97.0  .06 .07      95.1  .012 .009
+    half of them 0 or 1, the others s = 6      93.3  .31 .18      94.3  .18 .07      94.1  .046 .013
+    all alike but one in 100 at the far end    98.2  .16 .17      97.0  .06 .07      95.1  .006 .012
 
 Where it is below 93: the binomial is discrete, and an interval that is a function of the count alone
 has coverage that jumps with p. Wilson's at n = 20 is .925 at p = .05 and .95 and dips to .899 at .973
