@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import pytest
 
@@ -210,3 +211,11 @@ def test_only_json_is_json():
 def test_halves_of_surrogate_pairs_are_no_trouble():
     answer = answers.read('{"choices": [{"message": {"content": "A \\ud83d"}}]}')
     answer.raw.encode("utf-8")
+
+
+@pytest.mark.parametrize("text", ["answer" + " " * 100_000, "*" * 100_000, "A " * 30_000 + "\n"])
+def test_a_long_answer_is_read_in_time(text):
+    """Linear, not quadratic: well below the seconds that a backtracking pattern takes."""
+    began = time.perf_counter()
+    verdict.parse(text, SUMMARY)
+    assert time.perf_counter() - began < 20

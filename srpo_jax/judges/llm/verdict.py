@@ -17,11 +17,12 @@ from srpo_jax.judges.llm.prompts import Template
 
 _NOUN = r"(?:summary|response|answer|option|completion|text|candidate|choice|assistant|version)"
 _MARKS = " \t\r\n*_`\"'“”‘’()[]{}<>.:;,!#~=-–—|$\\"
-_OPENING = r"[\s*_`\"'“(\[{<]*"
+# Repeats are bounded: a pattern that may begin anywhere would try every length of a long run of blanks.
+_OPENING = r"[\s*_`\"'“(\[{<]{0,12}"
 # "Answer: B", "my verdict is **A**", "Preferred: Summary A".
 _STATED = (
     r"(?:answer|verdict|decision|judge?ment|preferred|preference|choice|winner|better|best)\b"
-    r"(?:\s+(?:one|" + _NOUN + r"))?" + r"[*_`\"')\]]*\s*(?:\bis\b|:|=)" + _OPENING
+    r"(?:\s{1,9}(?:one|" + _NOUN + r"))?" + r"[*_`\"')\]]{0,9}\s{0,9}(?:\bis\b|:|=)" + _OPENING
 )
 _KEYS = ("verdict", "answer", "winner", "preferred", "choice", "better")
 _DOUBT = re.compile(
@@ -30,7 +31,7 @@ _DOUBT = re.compile(
 )
 # What follows a lone "A" that is the label and not the article.
 _VERB = r"(?:is|was|wins|does|has|and|or|over|because|since|seems|than|as|by|would|gets|reads)\b"
-_ARTICLE = rf"(?<=\bA)\s+(?!{_VERB})[A-Za-z]"
+_ARTICLE = rf"(?<=\bA)\s{{1,9}}(?!{_VERB})[A-Za-z]"
 
 
 class Label(NamedTuple):
@@ -124,10 +125,10 @@ def _bracketed(text: str, template: Template) -> list[Label]:
 def _stated(text: str, template: Template) -> list[Label]:
     """ "Answer: B", "the better summary is A"; in lower case at the end of a line only."""
     names = "|".join(map(re.escape, template.labels))
-    subject = rf"(?i:{_STATED}(?:an?\s+)?(?:{_NOUN}\s+{_OPENING})?)"
-    one = rf"({names})(?!\w)(?!\s*(?:[,/&|+]|\b(?i:or|and)\b)\s*(?i:{names})\b)"
+    subject = rf"(?i:{_STATED}(?:an?\s{{1,9}})?(?:{_NOUN}\s{{1,9}}{_OPENING})?)"
+    one = rf"({names})(?!\w)(?!\s{{0,9}}(?:[,/&|+]|\b(?i:or|and)\b)\s{{0,9}}(?i:{names})\b)"
     within = re.compile(rf"{subject}{one}(?!{_ARTICLE})")
-    ended = re.compile(rf"{subject}((?i:{names}))[\s*_`\"')\]}}.!]*$", re.MULTILINE)
+    ended = re.compile(rf"{subject}((?i:{names}))[\s*_`\"')\]}}.!]{{0,12}}$", re.MULTILINE)
     found = _matches(within.finditer(text), template) + _matches(ended.finditer(text), template)
     return sorted(found, key=lambda label: label.start)
 
@@ -152,7 +153,7 @@ def _named(text: str, template: Template) -> list[Label]:
     found = []
     for letter in (label for label in template.labels if len(label) == 1):
         word = rf"(?<![\w'’])({letter})(?![\w'’])"
-        after_noun = rf"(?i:\b{_NOUN})\s+{_OPENING}({letter})(?![\w'’])"
+        after_noun = rf"(?i:\b{_NOUN})\s{{1,9}}{_OPENING}({letter})(?![\w'’])"
         found += _matches(re.finditer(after_noun, text), template)
         found += _matches(re.finditer(rf"{word}(?!{_ARTICLE})", text), template)
     for label in (label for label in template.labels if len(label) > 1):
