@@ -27,6 +27,5 @@ def get_config() -> ConfigDict:
     config.evaluate.count = 8
     config.evaluate.max_prompt_tokens = 1500
     config.evaluate.revisions = 3
-    config.evaluate.samples = 2
     config.evaluate.judge_check = 20
     return config

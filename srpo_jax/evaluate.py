@@ -1,12 +1,15 @@
 """Revises N times and judges every revision: win rates, in and out of distribution.
 
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR [--stage=write|judge|report]
+    python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR --dry_run
+    python -m srpo_jax.evaluate --compare A/report B/report [--workdir=comparison]
 
 DIR is the workdir of a training run, whose model and the one it started from are evaluated, or any folder
 where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ receive what was asked and
 written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
 and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
-command goes on where an interrupted one stopped, on any number of hosts.
+command goes on where an interrupted one stopped, on any number of hosts. --dry_run says what the judges
+would cost of what is written; --compare puts several reports on the same documents into one.
 """
 
 import dataclasses
@@ -21,13 +24,15 @@ from srpo_jax import judges
 from srpo_jax.config import Settings, command
 from srpo_jax.data import document_sets
 from srpo_jax.evaluation import judging, store, writing
-from srpo_jax.evaluation.contestants import check_templates, contestants
+from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
 from srpo_jax.evaluation.store import Chosen
+from srpo_jax.reporting import compare as reports
 from srpo_jax.reporting import provenance, report
-from srpo_jax.reporting.assemble import Rules, assemble
-from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.table import print_table
+from srpo_jax.revision.samples import Written
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
@@ -51,17 +56,14 @@ def evaluate(
     it was asked for one. Raises UserError for settings at fault; what is written already is kept.
     """
     who = contestants(settings.evaluate, models)
-    opponents = who.opponents(settings.evaluate)
+    who.opponents(settings.evaluate)  # before anything is written
     if "write" in stages:
         check_templates(settings, who.models)
         writing.write(settings, workdir, who)
     made: list[Report] = []
 
     def judge_and_report() -> None:
-        names = [one.name for one in document_sets.resolve(settings.evaluate.documents, "")]
-        chosen = store.read_documents(workdir, names)
-        written = store.read_written(workdir, chosen, who.names)
-        found = judging.matches(chosen, written, opponents)
+        chosen, written, found = _read(settings, workdir, who)
         asked = judges.load_all(settings.judge, workdir) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
@@ -84,6 +86,42 @@ def evaluate(
     if {"judge", "report"} & set(stages):
         distributed.from_main(judge_and_report)
     return made[0] if made else None
+
+
+def estimated(
+    settings: Settings, workdir: Path, models: Mapping[str, str]
+) -> list[judges.Estimate]:
+    """Says what judging what is written would cost, of each judge; nothing is asked.
+
+    Raises UserError where something is not written yet.
+    """
+    who = contestants(settings.evaluate, models)
+    _, _, found = _read(settings, workdir, who)
+    asked = judges.load_all(settings.judge, workdir, ask=False)
+    costs = judging.estimates(asked, found, settings.evaluate)
+    for judge, cost in zip(asked, costs, strict=True):
+        status(f"{judge.name}: {cost}")
+    return costs
+
+
+def compare(folders: list[str], workdir: Path | None) -> None:
+    """One report of those in `folders`, in workdir/report (default: comparison/report)."""
+    workdir = workdir or Path("comparison")
+    result = reports.compare(folders, title=f"Win rates: {workdir.name}")
+    report.write(result, workdir / "report")
+    print_table(result)
+    status(f"report: {workdir / 'report' / 'report.html'}")
+
+
+def _read(
+    settings: Settings, workdir: Path, who: Contestants
+) -> tuple[list[Chosen], list[Written], list[judging.Match]]:
+    """The documents, what is written about them, and what is to be compared."""
+    names = [one.name for one in document_sets.resolve(settings.evaluate.documents, "")]
+    chosen = store.read_documents(workdir, names)
+    written = store.read_written(workdir, chosen, who.names)
+    found = judging.matches(chosen, written, who.opponents(settings.evaluate))
+    return chosen, written, found
 
 
 def _documents(chosen: Chosen, template: str) -> Documents:
@@ -114,14 +152,22 @@ def _module() -> str:
     return spec.name if spec else Path(sys.argv[0]).name
 
 
-def main(settings: Settings, workdir: Path, stage: str | None) -> None:
+def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) -> None:
     if stage is not None and stage not in STAGES:
         raise UserError(f"--stage={stage} is none of {', '.join(STAGES)}")
     distributed.initialize()
     stages = STAGES if stage is None else (stage,)
+    models, title = _compared(settings, workdir)
+    if dry_run:
+        distributed.from_main(lambda: estimated(settings, workdir, models))
+    else:
+        evaluate(settings, workdir, models, title=title, stages=stages)
+
+
+def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:
+    """Models by name, where the settings name none, and the report's title."""
     if settings.evaluate.models or settings.evaluate.outputs:
-        evaluate(settings, workdir, {}, title=f"Win rates: {workdir.name}", stages=stages)
-        return
+        return {}, f"Win rates: {workdir.name}"
     run = config_module.read(workdir / "config.json")
     if run.data.template != settings.data.template or run.model.source != settings.model.source:
         raise UserError(
@@ -129,8 +175,7 @@ def main(settings: Settings, workdir: Path, stage: str | None) -> None:
             f"{run.model.source!r}: evaluate it with the same"
         )
     models = {"start": run.model.source, run.objective.name: str(workdir)}
-    title = f"{run.objective.name.upper()}: {workdir.name}"
-    evaluate(settings, workdir, models, title=title, stages=stages)
+    return models, f"{run.objective.name.upper()}: {workdir.name}"
 
 
 if __name__ == "__main__":
@@ -138,4 +183,6 @@ if __name__ == "__main__":
         main,
         ("model", "mesh", "data", "sampling", "evaluate", "judge"),
         options={"stage": "write, judge or report alone (default: all three)"},
+        switches={"dry_run": "only say what the judges would cost of what is written"},
+        instead=("compare", "folders of reports to put into one, in WORKDIR/report", compare),
     )

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from srpo_jax.reporting.assemble import Rules, assemble
-from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, JudgeCheck, JudgeRecord, Role, Texts
 from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
 
@@ -78,6 +78,7 @@ def evidence(**changes: object) -> Evidence:
                 "Reads both.",
                 is_proxy=False,
                 prompt="Which is better?",
+                facts={"model": "clerk-7b", "parameters": "temperature 0"},
                 cost={"requests": 48.0, "price": 0.0123},
                 checks=(JudgeCheck("gold shuffled", "Wikipedia", 0.86, 0.81, 0.9, 400),),
             ),
@@ -106,7 +107,13 @@ def hostile() -> Report:
             tables=(VerdictTable(Key(name, name, name, GOLD), said, None, (Missing(0, 1, name),)),),
             judges=(
                 JudgeRecord(
-                    name, name, True, name, {name: 1.0}, (JudgeCheck(name, name, 1.0, 1.0, 1.0, 1),)
+                    name,
+                    name,
+                    is_proxy=True,
+                    prompt=name,
+                    facts={name: name},
+                    cost={name: 1.0},
+                    checks=(JudgeCheck(name, name, 1.0, 1.0, 1.0, 1),),
                 ),
             ),
             facts=((name, name),),

@@ -26,27 +26,43 @@ def run(
     config: str | None = None,
     workdir: str | None = None,
     options: Mapping[str, str] | None = None,
+    switches: Mapping[str, str] | None = None,
+    instead: tuple[str, str, Callable[[list[str], Path | None], None]] | None = None,
 ) -> NoReturn:
     """Parses the command line and runs main(settings, workdir, **options), which returns the exit status.
 
     sections: those of the settings that the program reads, listed by --help. config, workdir:
     defaults of the flags, without which they must be given; config is relative to the repository.
-    options: further flags that hold a text (None when not given), name -> help.
+    options: further flags that hold a text (None when not given), name -> help. switches: those that are on
+    or off. instead: a flag that takes folders, its help, and what runs on these in place of main, without
+    settings; the workdir is None where none is given.
     """
-    options = options or {}
+    options, switches = options or {}, switches or {}
     define_config(sections, f"file with the settings (default: {config})", config)
     flags.DEFINE_string("workdir", workdir, "folder of the run; the same folder resumes it")
     for name, meaning in options.items():
         flags.DEFINE_string(name, None, meaning)
-    show_in_help("workdir", *options)
+    for name, meaning in switches.items():
+        flags.DEFINE_bool(name, False, meaning)
+    if instead:
+        flags.DEFINE_string(instead[0], None, instead[1])
+    show_in_help("workdir", *options, *switches, *([instead[0]] if instead else []))
 
-    def checked(_: list[str]) -> int | None:
+    def checked(arguments: list[str]) -> int | None:
+        folder, further = flags.FLAGS.workdir, arguments[1:]
+        if instead and (first := flags.FLAGS[instead[0]].value) is not None:
+            instead[2]([first, *further], Path(folder) if folder else None)
+            return None
+        if further:
+            raise UserError(
+                f"{further[0]} belongs to no flag: write --NAME=VALUE (--help lists them)"
+            )
         values = given()
         if not flags.FLAGS.workdir:
             raise UserError("--workdir is missing: give the folder this run is to live in")
         if Path(flags.FLAGS.workdir).is_file():
             raise UserError(f"--workdir={flags.FLAGS.workdir} is a file: give a folder")
-        chosen = {name: flags.FLAGS[name].value for name in options}
+        chosen = {name: flags.FLAGS[name].value for name in (*options, *switches)}
         return main(values, Path(flags.FLAGS.workdir), **chosen)
 
     run_program(checked)

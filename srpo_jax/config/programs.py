@@ -96,7 +96,6 @@ class EvaluateSettings:
     )
     best_temperature: float = setting(1.0, "of those samples", POSITIVE)
     best_top_p: float = setting(1.0, "of those samples", TOP_P)
-    samples: int = setting(8, "documents shown in the report", at_least(0))
     judge_check: int = setting(
         200, "validation documents on which the judge itself is tested", at_least(0)
     )

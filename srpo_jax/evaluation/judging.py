@@ -8,10 +8,10 @@ import numpy as np
 
 from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.data import documents as documents_module
-from srpo_jax.data.documents import BUILT_IN
+from srpo_jax.data.documents import BUILT_IN, Summarized
 from srpo_jax.evaluation import store
 from srpo_jax.evaluation.store import Chosen
-from srpo_jax.judges import Judge, validation
+from srpo_jax.judges import Estimate, Judge, Prompt, estimate, total, validation
 from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
 from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
 from srpo_jax.revision.samples import Written
@@ -33,6 +33,17 @@ class Match:
     def digest(self) -> str:
         """Of everything that verdicts on it are about."""
         return store.digest([document.text for document in self.chosen.documents], self.a, self.b)
+
+    @property
+    def judged(self) -> list[int]:
+        """Documents that have an opponent's completion."""
+        return [i for i, texts in enumerate(self.b) if texts[0] is not None]
+
+    def at(self, k: int) -> tuple[list[Prompt], list[str], list[str]]:
+        """Prompts, completions and the opponent's completions at revision k, of the documents `judged`."""
+        rows = self.judged
+        prompts = [self.chosen.documents[i].prompt for i in rows]
+        return prompts, [self.a[i][k] for i in rows], [self.b[i][k] or "" for i in rows]
 
     def key(self, judge: str) -> Key:
         """The name of its table."""
@@ -89,10 +100,28 @@ def judge(
             description=one.description,
             is_proxy=one.is_proxy,
             prompt=getattr(getattr(one, "template", None), "text", ""),
+            facts=dict(getattr(one, "facts", {})),
             cost=dict(one.cost()),
             checks=tuple(JudgeCheck(**dataclasses.asdict(check)) for check in checks),
         )
         store.write_judge(workdir, record)
+
+
+def estimates(
+    judges: Sequence[Judge], found: Sequence[Match], settings: EvaluateSettings
+) -> list[Estimate]:
+    """What `judge` would cost, of each judge, its check included; nothing is asked."""
+    held_out = _held_out(settings, found)
+    whole = []
+    for one in judges:
+        parts = [
+            estimate(one, prompts, a, b)
+            for match in found
+            for k in range(len(match.a[0]))
+            for prompts, a, b in [match.at(k)]
+        ]
+        whole.append(total([*parts, validation.cost(one, held_out)]))
+    return whole
 
 
 def verdicts(
@@ -123,18 +152,14 @@ def verdicts(
 def _table(judge: Judge, match: Match) -> VerdictTable:
     """A judge's verdicts on one comparison, revision after revision."""
     documents, ks = match.chosen.documents, range(len(match.a[0]))
-    golds = [i for i in range(len(documents)) if match.b[i][0] is not None]
+    golds = match.judged
     probabilities = np.full((len(documents), len(ks)), np.nan)
     orders = np.full((2, *probabilities.shape), np.nan)
     ordered, missing = False, []
     what = f"judge {match.model} against {match.opponent} on {match.chosen.name}"
     with Progress(what, len(ks), unit="revisions") as progress:
         for k in ks:
-            said = judge.judge(
-                [documents[i].prompt for i in golds],
-                [match.a[i][k] for i in golds],
-                [match.b[i][k] or "" for i in golds],
-            )
+            said = judge.judge(*match.at(k))
             probabilities[golds, k] = said.probabilities
             if said.orders is not None:
                 ordered, orders[:, golds, k] = True, said.orders
@@ -152,20 +177,22 @@ def _table(judge: Judge, match: Match) -> VerdictTable:
 def _check(
     judge: Judge, settings: EvaluateSettings, found: Sequence[Match]
 ) -> list[validation.Check]:
-    """How the judge itself does on validation documents, which nothing here was fitted to.
-
-    Only the built-in sets say which these are.
-    """
-    names = dict.fromkeys(match.chosen.set.source for match in found)
-    built_in = [name for name in names if name in BUILT_IN]
-    if not settings.judge_check or not built_in:
+    """How the judge itself does on validation documents, which nothing here was fitted to."""
+    held_out = _held_out(settings, found)
+    if not held_out:
         return []
-    held_out = [
-        document
-        for name in built_in
-        for document in documents_module.load(name, "validation")[: settings.judge_check]
-    ]
     cost = validation.cost(judge, held_out)
     price = f": {cost}" if cost.requests else ""
     status(f"checking the judge on {len(held_out)} validation documents{price}")
     return validation.validate(judge, held_out)
+
+
+def _held_out(settings: EvaluateSettings, found: Sequence[Match]) -> list[Summarized]:
+    """Validation documents of the built-in sets that are judged; of other sets none is known to be one."""
+    names = dict.fromkeys(match.chosen.set.source for match in found)
+    return [
+        document
+        for name in names
+        if name in BUILT_IN and settings.judge_check
+        for document in documents_module.load(name, "validation")[: settings.judge_check]
+    ]

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from srpo_jax.reporting.interval import Floats, score_interval
-from srpo_jax.reporting.percent import percent
 from srpo_jax.reporting.winrate import checked
+from srpo_jax.reporting.wording import percent
 from srpo_jax.runtime.errors import UserError
 
 OrderVerdict = Literal["first", "second", "tie", "none"]

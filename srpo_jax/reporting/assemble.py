@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from srpo_jax.reporting.data import (
     Interval,
     Position,
     Report,
+    Rules,
     Style,
 )
 from srpo_jax.reporting.evidence import START, Evidence, Texts
@@ -33,24 +34,13 @@ from srpo_jax.reporting.verdicts import Key, VerdictTable
 Mask = npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How the numbers are made.
-
-    missing_as_ties: a missing verdict counts as 1/2, else not at all. resamples, seed: of the spread.
-    """
-
-    missing_as_ties: bool = False
-    resamples: int = 20
-    seed: int = 0
-
-
 def assemble(evidence: Evidence, rules: Rules | None = None) -> Report:
     """The report of this evidence. The same evidence and rules give the same numbers."""
     rules = rules or Rules()
     tables = _ordered(evidence)
     return Report(
         evidence=evidence,
+        rules=rules,
         curves=_curves(evidence, tables, rules),
         differences=_differences(evidence, tables, rules),
         styles=tuple(_style(texts) for texts in evidence.texts),

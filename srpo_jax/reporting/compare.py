@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from srpo_jax.reporting.assemble import Rules, assemble
+from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import from_json
-from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, JudgeRecord, Texts
 from srpo_jax.reporting.verdicts import VerdictTable
 from srpo_jax.runtime.errors import UserError
 
 FILE = "results.json"
+_IDENTITY = ("description", "prompt", "facts")  # of a judge
 
 
 def read(folder: str | Path) -> Report:
@@ -29,17 +30,19 @@ def read(folder: str | Path) -> Report:
         raise UserError(f"{path}: {error}") from error
 
 
-def compare(folders: Sequence[str | Path], *, title: str, rules: Rules | None = None) -> Report:
+def compare(folders: Sequence[str | Path], *, title: str) -> Report:
     """One report of all models of the reports in `folders`.
 
     A set of documents that several have must have the same documents; models written alike in several
     (the start policy) are shown once, models of one name that wrote different texts are told apart by
-    their folder. Raises UserError for fewer than two folders and for documents or judges that differ.
+    their folder. Raises UserError for fewer than two folders and for documents, judges or rules that
+    differ.
     """
     if len(folders) < 2:
         raise UserError("--compare needs at least two folders of reports")
     names = _names(folders)
-    reports = [read(folder).evidence for folder in folders]
+    found = [read(folder) for folder in folders]
+    reports = [each.evidence for each in found]
     sets = _sets(reports, names)
     texts: dict[tuple[str, str], Texts] = {}
     tables: dict[object, VerdictTable] = {}
@@ -62,7 +65,17 @@ def compare(folders: Sequence[str | Path], *, title: str, rules: Rules | None = 
         ),
         command=f"python -m srpo_jax.evaluate --compare {' '.join(map(str, folders))}",
     )
-    return assemble(evidence, rules)
+    return assemble(evidence, _rules([each.rules for each in found], names))
+
+
+def _rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
+    for each, name in zip(rules, names, strict=True):
+        if each.missing_as_ties != rules[0].missing_as_ties:
+            raise UserError(
+                f"one of {names[0]} and {name} counts missing verdicts as ties, the other leaves them out: "
+                "report both with the same config.judge.missing"
+            )
+    return rules[0]
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
@@ -109,10 +122,10 @@ def _judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[JudgeRec
                 found[judge.name] = (judge, name)
                 continue
             first, owner = found[judge.name]
-            if (first.description, first.prompt) != (judge.description, judge.prompt):
+            if any(getattr(first, part) != getattr(judge, part) for part in _IDENTITY):
                 raise UserError(
-                    f"the judge {judge.name!r} of {owner} has another description or prompt than that "
-                    f"of {name}: their verdicts cannot be compared"
+                    f"the judge {judge.name!r} of {owner} has another description, prompt or parameters "
+                    f"than that of {name}: their verdicts cannot be compared"
                 )
             costs = {
                 item: first.cost.get(item, 0.0) + judge.cost.get(item, 0.0)

@@ -160,14 +160,27 @@ class Absence:
         return self.missing / self.asked if self.asked else 0.0
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How the numbers are made.
+
+    missing_as_ties: a missing verdict counts as 1/2, else not at all. resamples, seed: of the spread.
+    """
+
+    missing_as_ties: bool = False
+    resamples: int = 20
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Everything that is written at the end of an evaluation; `assemble.assemble` makes it.
+    """Everything that is written at the end of an evaluation; `assemble.assemble` makes it by its rules.
 
-    `notes` say how the numbers were made, by name: interval, controlled, spread, test, missing.
+    `notes` say what the rules are, by name: interval, controlled, spread, test, missing.
     """
 
     evidence: Evidence
+    rules: Rules
     curves: tuple[Curve, ...]
     differences: tuple[Difference, ...]
     styles: tuple[Style, ...]

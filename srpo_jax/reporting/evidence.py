@@ -92,6 +92,7 @@ class JudgeCheck:
 class JudgeRecord:
     """A judge as the report shows it. `prompt` is its template, "" where it has none.
 
+    `facts`: what else one needs to ask it the same again, by name (model, endpoint, parameters …).
     `cost`: what was paid, by name (requests, prompt_tokens, completion_tokens, price …), empty where
     nothing is.
     """
@@ -100,6 +101,7 @@ class JudgeRecord:
     description: str
     is_proxy: bool
     prompt: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     checks: tuple[JudgeCheck, ...] = ()
 

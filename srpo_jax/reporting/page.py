@@ -15,7 +15,7 @@ from srpo_jax.reporting import summary
 from srpo_jax.reporting.data import Curve, Difference, Report, opponent_phrase
 from srpo_jax.reporting.evidence import Documents, JudgeCheck, Texts
 from srpo_jax.reporting.figure import Look, draw_apart, looks
-from srpo_jax.reporting.table import gold_words, judge_lines
+from srpo_jax.reporting.table import gold_words, judge_facts, judge_lines
 from srpo_jax.reporting.texts import unchanged
 from srpo_jax.reporting.verdicts import VerdictTable, nulls
 from srpo_jax.reporting.wording import fixed, p_value, percent, points, span
@@ -45,7 +45,11 @@ def render(report: Report) -> str:
             views=views,
             styles=[_styles(report, each) for each in report.sets if report.styled(each.name)],
             judges=[
-                {"record": each, "lines": judge_lines(report, each), "checks": _pivot(each.checks)}
+                {
+                    "record": each,
+                    "lines": [*judge_facts(each), *judge_lines(report, each)],
+                    "checks": _pivot(each.checks),
+                }
                 for each in evidence.judges
             ],
             facts=facts,

@@ -115,7 +115,7 @@ def _styles(report: Report, documents: Documents) -> list[str]:
 
 def _judge(report: Report, judge: JudgeRecord) -> list[str]:
     blocks = [f"Judge: **{_plain(judge.name)}**. {_plain(judge.description)}"]
-    blocks += [_plain(line) for line in judge_lines(report, judge)]
+    blocks += [_plain(line) for line in (*judge_facts(judge), *judge_lines(report, judge))]
     if judge.checks:
         blocks += [
             "How often this judge prefers the human gold to a damaged text, on held-out documents",
@@ -135,6 +135,12 @@ def _judge(report: Report, judge: JudgeRecord) -> list[str]:
             ),
         ]
     return blocks
+
+
+def judge_facts(judge: JudgeRecord) -> list[str]:
+    """What one needs to ask a judge the same again, a line; none for one that is not asked."""
+    facts = "; ".join(f"{name} {value}" for name, value in judge.facts.items())
+    return [f"Asked: {facts}."] if facts else []
 
 
 def judge_lines(report: Report, judge: JudgeRecord) -> list[str]:

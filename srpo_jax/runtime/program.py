@@ -56,6 +56,7 @@ def _say(sentence: str, code: int) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> list[str]:
+    flags.FLAGS.set_gnu_getopt()  # flags may stand behind other arguments
     try:
         rest = flags.FLAGS(list(arguments))
         _check_config_files()

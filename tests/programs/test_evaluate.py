@@ -1,7 +1,11 @@
 """Evaluation on a tiny model: the numbers in the report are those of what was written."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,8 +17,15 @@ from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation import store, writing
 from srpo_jax.judges import Verdicts
+from srpo_jax.reporting import report
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.codec import from_json
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
+from tests import reports
+from tests.reports import evidence
+
+ROOT = Path(__file__).parents[2]
 
 
 class LongerThanGold:
@@ -40,7 +51,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
-    monkeypatch.setattr(evaluate.judges, "load_all", lambda settings, folder: (LongerThanGold(),))
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_: (LongerThanGold(),))
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -50,7 +61,6 @@ def config(monkeypatch, compiled_once):
         "sampling.batch_size": 2,
         "evaluate.count": 5,
         "evaluate.revisions": 2,
-        "evaluate.samples": 2,
         "evaluate.judge_check": 0,
     }
     config_module.update(config, changes, "test")
@@ -144,6 +154,57 @@ def test_a_copy_of_the_workdir_keeps_its_samples(config, tmp_path, monkeypatch):
     monkeypatch.setattr(revision, "revise_ids", never)
     monkeypatch.chdir(tmp_path)
     assert run(config, tmp_path.relative_to(tmp_path) / "there").curves == whole.curves
+
+
+def test_a_dry_run_says_what_judging_would_cost_and_asks_nothing(config, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
+    config.judge.name, config.judge.model, config.judge.api_key_env = "llm", "m", "NOBODY_SET_IT"
+    config.judge.prompt_price = 1e6  # a token's price is 1
+    config.evaluate.judge_check = 2
+    settings = config_module.checked(config)
+    with pytest.raises(UserError, match="missing: write first, with --stage=write"):
+        evaluate.estimated(settings, tmp_path, {"start": "tiny"})
+    run(config, tmp_path, stages=("write",))
+    (cost,) = evaluate.estimated(settings, tmp_path, {"start": "tiny"})
+    # Both orders of what differs from the gold: 2 sets of 5 documents, 3 completions, and the check.
+    unequal = sum(
+        text != gold
+        for name in DOCUMENTS
+        for d, r in zip(DOCUMENTS[name], written(tmp_path, name), strict=True)
+        for gold in [d.gold]
+        for text in r["revisions"]
+    )
+    assert 0 < 2 * unequal <= cost.requests
+    assert cost.price >= cost.prompt_tokens > 0
+    assert not list(tmp_path.glob("verdicts/*"))
+
+
+def written(workdir, name):
+    lines = (workdir / "samples" / f"start-{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def test_reports_are_put_into_one_by_the_command(tmp_path):
+    for name, rows in (("a", [[1.0, 1.0, 1.0]]), ("b", [[0.0, 0.0, 0.0]])):
+        made = evidence(
+            sets=(reports.documents(),),
+            texts=(reports.texts("start"), reports.texts(name)),
+            tables=(reports.verdicts("start"), reports.verdicts(name, rows=rows * 4)),
+        )
+        report.write(assemble(made), tmp_path / name / "report")
+    command = [sys.executable, "-m", "srpo_jax.evaluate", "--compare", "a/report", "b/report"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    both = from_json((tmp_path / "comparison" / "report" / "results.json").read_text())
+    assert both.evidence.models == ("start", "a", "b")
+    assert "comparison/report/report.html" in done.stdout
 
 
 def table(workdir, documents, model, opponent):

@@ -35,7 +35,6 @@ def get_config():
     config.evaluate.max_prompt_tokens = 400
     config.evaluate.revisions = 2
     config.evaluate.models = ("a=tiny",)
-    config.evaluate.samples = 2
     config.judge.name = "llm"
     config.judge.model = "stand-in"
     config.judge.api_key_env = ""

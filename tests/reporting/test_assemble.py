@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from srpo_jax.reporting.assemble import Rules, assemble
+from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
-from srpo_jax.reporting.data import Interval
+from srpo_jax.reporting.data import Interval, Rules
 from srpo_jax.reporting.verdicts import GOLD, OWN
 from tests.reports import documents, evidence, report, texts, verdicts
 

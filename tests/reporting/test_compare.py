@@ -70,7 +70,7 @@ def test_sets_of_one_report_only_are_kept(folders):
         ),
         (
             {"judges": tuple(dataclasses.replace(j, prompt="?") for j in evidence().judges)},
-            "the judge 'clerk' of a has another description or prompt",
+            "the judge 'clerk' of a has another description, prompt or parameters",
         ),
     ],
 )
