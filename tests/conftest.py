@@ -1,6 +1,9 @@
 """Eight virtual CPU devices for every test, decided before JAX is first imported."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 # Tests compile much and compute little: the cheapest code is good enough.
 _FLAGS = {
@@ -13,6 +16,14 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _given = os.environ.get("XLA_FLAGS", "")
 _new = [f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _given]
 os.environ["XLA_FLAGS"] = " ".join([_given, *_new]).strip()
+
+# Equal programs are compiled once, for all workers and the programs that tests start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="srpo_jax_compiled_")
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
