@@ -17,14 +17,14 @@ from pyarrow import parquet
 
 ROOT = Path(__file__).parents[2]
 
+# The paper's protocol on stand-ins: a tiny model, fewer documents and revisions.
 CONFIG = """
-from srpo_jax.config import default
+from configs.paper_tldr_xsum import get_config as paper
 
 def get_config():
-    config = default()
+    config = paper()
     config.model.source = "tiny"
     config.model.dtype = "float32"
-    config.data.template = "tldr"
     config.sampling.max_new_tokens = 8
     config.sampling.batch_size = 8
     config.evaluate.documents = (
@@ -35,7 +35,6 @@ def get_config():
     config.evaluate.max_prompt_tokens = 400
     config.evaluate.revisions = 2
     config.evaluate.models = ("a=tiny",)
-    config.judge.name = "llm"
     config.judge.model = "stand-in"
     config.judge.api_key_env = ""
     return config
