@@ -52,6 +52,7 @@ def evaluate(
     """
     who = contestants(settings.evaluate, models)
     opponents = who.opponents(settings.evaluate)
+    judges.require_apart(settings.judge, who.models)
     if "write" in stages:
         check_templates(settings, who.models)
         writing.write(settings, workdir, who)
