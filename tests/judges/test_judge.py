@@ -40,13 +40,14 @@ def test_swapped_sides_give_one_minus_p(name, more, endpoint, request):
         pytest.importorskip("openai")
         more |= {"base_url": endpoint.url, "model": "m", "api_key_env": "", "verdict": "text"}
     source = request.getfixturevalue("reward_model") if "reward" in used else "tiny"
-    judge = judges.load(JudgeSettings(name, source=str(source), dtype="float32", cache="", **more))
-    a, b = [x for x in TEXTS for _ in TEXTS], list(TEXTS) * len(TEXTS)
-    for x in ("What the text says.", CONVERSATION):
-        forth, back = judge.judge([x] * 25, a, b), judge.judge([x] * 25, b, a)
-        assert (back.probabilities == 1 - forth.probabilities).all()
-        assert (forth.probabilities[::6] == 0.5).all()
-        assert len(set(forth.probabilities)) > 1
-        assert forth.probabilities.dtype == np.float64
-        assert not forth.missing
+    more |= {"source": str(source), "dtype": "float32", "batch_size": 10, "cache": ""}
+    judge = judges.load(JudgeSettings(name, **more))
+    a, b = [x for x in TEXTS for _ in TEXTS] * 2, list(TEXTS) * len(TEXTS) * 2
+    xs = ["What the text says."] * 25 + [CONVERSATION] * 25
+    forth, back = judge.judge(xs, a, b), judge.judge(xs, b, a)
+    assert (back.probabilities == 1 - forth.probabilities).all()
+    assert all(p == 0.5 for p, x, y in zip(forth.probabilities, a, b, strict=True) if x == y)
+    assert len(set(forth.probabilities)) > 1
+    assert forth.probabilities.dtype == np.float64
+    assert not forth.missing
     assert judge.probabilities([], [], []).shape == (0,)

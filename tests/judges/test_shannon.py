@@ -9,14 +9,15 @@ from srpo_jax import judges
 from srpo_jax.judges import JudgeSettings
 from srpo_jax.judges.shannon import BEFORE, BEHIND, ShannonScorer
 from srpo_jax.models import loading
+from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
-SETTINGS = JudgeSettings("shannon", source="tiny", dtype="float32", scale=3.0, batch_size=2)
+SETTINGS = JudgeSettings("shannon", source="tiny", dtype="float32", scale=3.0, batch_size=3)
 
 
-def plain(x, y):
+def plain(model, x, y):
     """log p(x | y) a byte."""
-    model, tokenizer = loading.load("tiny", "float32"), loading.load_tokenizer("tiny")
+    tokenizer = loading.load_tokenizer("tiny")
     before, text = tokenizer.encode(f"{BEFORE}{y}{BEHIND}"), tokenizer.encode(x)
     ids = jnp.array([[*before, *text]])
     mask = jnp.tril(jnp.ones((1, ids.size, ids.size), bool))
@@ -29,7 +30,8 @@ def plain(x, y):
 def test_the_preference_is_that_of_the_likelihoods_of_the_text():
     x, ys = "Wet meadows are rare.", ["", "on meadows", "of something else"]
     scores = ShannonScorer(SETTINGS).scores([x] * 3, ys)
-    np.testing.assert_allclose(scores, [plain(x, y) for y in ys], rtol=1e-5)
+    model = loading.load("tiny", "float32", mesh_module.local(64))
+    np.testing.assert_allclose(scores, [plain(model, x, y) for y in ys], rtol=1e-5)
     said = judges.load(SETTINGS).judge([x, x], ys[:2], ys[1:])
     expected = 1 / (1 + np.exp(-3.0 * (scores[:2] - scores[1:])))
     np.testing.assert_allclose(said.probabilities, expected, rtol=1e-5)
