@@ -57,6 +57,7 @@ def evaluate(
     """
     who = contestants(settings.evaluate, models)
     who.opponents(settings.evaluate)  # before anything is written
+    judges.require_apart(settings.judge, who.models)
     if "write" in stages:
         check_templates(settings, who.models)
         writing.write(settings, workdir, who)

@@ -38,6 +38,7 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     if distributed.from_main(output.exists):
         status(f"pairs: {output} is there already")
         return
+    judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
     renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
     documents = document_sets.read(own.document_set, "config.pairs")
     name = f"{own.document_set.name} ({own.document_set.split})"

@@ -94,15 +94,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save(name: str, directory: Path, dtype: str = "float32") -> Any:
-    """A random model of the case, and its directory as transformers writes it."""
+def save(
+    name: str,
+    directory: Path,
+    dtype: str = "float32",
+    kind: str = "AutoModelForCausalLM",
+    **more: Any,
+) -> Any:
+    """A random model of the case, and its directory as transformers writes it. more: in its config."""
     import torch
     import transformers
 
-    kind, changes = CASES[name]
-    config = getattr(transformers, kind)(**SMALL | changes)
+    family, changes = CASES[name]
+    config = getattr(transformers, family)(**SMALL | changes | more)
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = getattr(transformers, kind).from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if (
@@ -112,6 +118,12 @@ def save(name: str, directory: Path, dtype: str = "float32") -> Any:
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(directory)
     return model
+
+
+def save_reward(name: str, directory: Path, **more: Any) -> Any:
+    """A random reward model of the case, with a tokenizer."""
+    save_tokenizer(directory)
+    return save(name, directory, kind="AutoModelForSequenceClassification", num_labels=1, **more)
 
 
 def save_with_vision(directory: Path) -> Any:

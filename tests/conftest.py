@@ -35,6 +35,7 @@ CHECKED = (
     "srpo_jax.trees.prefix_tree",
     "srpo_jax.trees.packing",
     "srpo_jax.training.scoring",
+    "srpo_jax.models.vocabulary",
     "srpo_jax.objectives.losses",
     "srpo_jax.objectives.table",
     "srpo_jax.models.attention.attend",

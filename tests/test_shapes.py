@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from srpo_jax import objectives
-from srpo_jax.models import attention
+from srpo_jax.models import attention, vocabulary
 from srpo_jax.objectives import losses
-from srpo_jax.training import scoring
 from srpo_jax.trees import packing, prefix_tree
 
 ONES = jnp.ones(3)
@@ -19,10 +18,10 @@ ONES = jnp.ones(3)
 WRONG = {
     "a label too many": lambda: losses.dpo({"w": ONES, "l": ONES}, {}, jnp.ones(4)),
     "scores of text": lambda: objectives.get("sft")({"w": np.array(["a"])}, None, ONES),
-    "kernel [D, V] for [V, D]": lambda: scoring.log_probabilities(
+    "kernel [D, V] for [V, D]": lambda: vocabulary.log_probabilities(
         jnp.ones((1, 2, 3)), jnp.ones((3, 5)), jnp.zeros((1, 2), int)
     ),
-    "targets that are no tokens": lambda: scoring.log_probabilities(
+    "targets that are no tokens": lambda: vocabulary.log_probabilities(
         jnp.ones((1, 2, 3)), jnp.ones((5, 3)), jnp.ones((1, 2))
     ),
     "heads before slots": lambda: attention.attend(

@@ -183,7 +183,10 @@ def _check(
         return []
     cost = validation.cost(judge, held_out)
     price = f": {cost}" if cost.requests else ""
-    status(f"checking the judge on {len(held_out)} validation documents{price}")
+    status(
+        f"checking the judge {judge.name} on {len(held_out)} validation documents "
+        f"(config.evaluate.judge_check={settings.judge_check} a set, 0 for none){price}"
+    )
     return validation.validate(judge, held_out)
 
 

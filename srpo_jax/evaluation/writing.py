@@ -22,6 +22,7 @@ from srpo_jax.evaluation.contestants import Contestants
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.models import Decoder, loading
 from srpo_jax.models.digest import Digests
+from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
 from srpo_jax.revision import samples
@@ -29,7 +30,6 @@ from srpo_jax.revision.samples import Record
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.metrics import Progress, status
-from srpo_jax.training.likelihood import log_likelihood
 
 CHUNK = 4  # batches between two writes of what has been generated
 

@@ -1,11 +1,11 @@
 """Judges: anything that says how probably one completion is better than another.
 
-May import: reporting.winrate (the statistics of their own check), models, data, runtime. Imported by: the
+May import: reporting (the statistics of their own check), prompts, models, data, runtime. Imported by: the
 programs.
 """
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
-from srpo_jax.judges.loading import load, load_all
+from srpo_jax.judges.loading import load, load_all, require_apart
 from srpo_jax.judges.settings import JudgeSettings
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "load",
     "load_all",
     "readable",
+    "require_apart",
     "total",
 ]

@@ -2,41 +2,62 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.judges.judge import Judge
+from srpo_jax.judges.length import LengthJudge
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
 
 
 def load(settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True) -> Judge:
-    """The judge that `settings.name` names: "embedding" (a local proxy) or "llm" (an endpoint).
+    """The judge that `settings.name` names.
 
     What the judge keeps (`settings.cache`) is relative to `folder`. ask: False for one that only estimates
-    its cost. Only the judge's own module is imported: each needs packages that the others do not.
+    its cost.
 
     Raises:
         UserError: the judge lacks something (see its module).
     """
-    if settings.name == "embedding":
-        from srpo_jax.judges.embedding import EmbeddingJudge
-
-        return EmbeddingJudge()
-    from srpo_jax.judges.llm import LlmJudge
-
-    return LlmJudge(settings, folder, ask=ask)
+    return load_all(dataclasses.replace(settings, others=()), folder, ask=ask)[0]
 
 
 def load_all(
     settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True
 ) -> tuple[Judge, ...]:
-    """The judge and `settings.others`; UserError where two have one name."""
-    judges = [load(each, folder, ask=ask) for each in sections(settings)]
-    names = Counter(judge.name for judge in judges)
-    for name, count in names.items():
+    """The judge, `settings.others`, and those members of ensembles that are not among these.
+
+    An ensemble shares its members with the list: what one of them has said is not asked for again.
+    Raises UserError where two have one name.
+    """
+    named = sections(settings)
+    single = [each for each in named if each.name != "ensemble"]
+    for member in _members(named):
+        if not any(_alike(member, each) for each in single):
+            single.append(member)
+    made = {each: _load(each, folder, ask) for each in single}
+
+    def judge(each: JudgeSettings) -> Judge:
+        if each.name != "ensemble":
+            return made[each]
+        members = [
+            next(made[one] for one in single if _alike(one, member)) for member in _members([each])
+        ]
+        if len(members) < 2:
+            raise UserError(
+                "config.judge.members names fewer than two judges: an ensemble has several"
+            )
+        return Ensemble(each.label or each.name, members, each.combine)
+
+    judges = [judge(each) for each in named]
+    judges += [made[each] for each in single if each not in named]
+    for name, count in Counter(one.name for one in judges).items():
         if count > 1:
             raise UserError(
                 f"{count} judges are called {name!r}: give each another label (config.judge.label, or "
@@ -45,27 +66,79 @@ def load_all(
     return tuple(judges)
 
 
+def _load(settings: JudgeSettings, folder: str | Path, ask: bool) -> Judge:
+    """Imports only the judge's own module: each needs packages that the others do not."""
+    if settings.name in ("shorter", "longer"):
+        return LengthJudge(settings.name, settings.label)
+    if settings.name == "embedding":
+        from srpo_jax.judges.embedding import EmbeddingJudge
+
+        return EmbeddingJudge()
+    if settings.name == "reward":
+        from srpo_jax.judges import reward
+
+        return reward.judge(settings)
+    if settings.name == "shannon":
+        from srpo_jax.judges import shannon
+
+        return shannon.judge(settings)
+    from srpo_jax.judges.llm import LlmJudge
+
+    return LlmJudge(settings, folder, ask=ask)
+
+
 def sections(settings: JudgeSettings) -> tuple[JudgeSettings, ...]:
     """The settings of each judge, its own first.
 
     An entry of `settings.others` is a judge's name, with the settings of this section, or a JSON file
     whose keys are those of the section; what it leaves out has its default.
     """
-    found = [settings]
-    for entry in settings.others:
+    return settings, *_entries(settings, settings.others, "others")
+
+
+def require_apart(settings: JudgeSettings, models: Mapping[str, str]) -> None:
+    """UserError for a judge that is one of the models compared. models: name -> source."""
+    named = sections(settings)
+    for each in (*named, *_members(named)):
+        if each.name == "shannon":
+            from srpo_jax.judges import shannon
+
+            shannon.require_apart(each.source, models)
+
+
+def _members(settings: Sequence[JudgeSettings]) -> list[JudgeSettings]:
+    """Of the ensembles among these."""
+    found: list[JudgeSettings] = []
+    for each in settings:
+        if each.name == "ensemble":
+            found += _entries(each, each.members, "members")
+    if any(member.name == "ensemble" for member in found):
+        raise UserError("config.judge.members names an ensemble: name the judges in it instead")
+    return found
+
+
+def _entries(settings: JudgeSettings, entries: Sequence[str], key: str) -> list[JudgeSettings]:
+    return [_entry(settings, entry, f"config.judge.{key}") for entry in entries]
+
+
+def _entry(settings: JudgeSettings, entry: str, key: str) -> JudgeSettings:
+    try:
         if not entry.endswith(".json"):
-            found.append(JudgeSettings(name=entry))
-            continue
-        try:
-            values = json.loads(Path(entry).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"config.judge.others: {entry} cannot be read ({error})") from error
+            return dataclasses.replace(settings, name=entry, label="", others=())
+        values = json.loads(Path(entry).read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("others"):
-            raise UserError(
-                f"config.judge.others: {entry} must be a JSON object of the settings of one judge"
-            )
-        try:
-            found.append(build(JudgeSettings, values, "config.judge"))
-        except UserError as error:
-            raise UserError(f"{entry}: {error}") from error
-    return tuple(found)
+            raise UserError("it must be a JSON object of the settings of one judge")
+        return build(JudgeSettings, values, "config.judge")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {entry} cannot be read ({error})") from error
+    except UserError as error:
+        raise UserError(f"{key}: {entry}: {error}") from error
+
+
+def _alike(a: JudgeSettings, b: JudgeSettings) -> bool:
+    """Whether two judges would say the same, whatever they are called."""
+
+    def bare(one: JudgeSettings) -> JudgeSettings:
+        return dataclasses.replace(one, label="", others=(), members=(), combine="mean")
+
+    return bare(a) == bare(b)

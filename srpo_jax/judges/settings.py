@@ -1,9 +1,11 @@
-"""Which judge compares completions, and how the endpoint of a judging model is reached."""
+"""Which judge compares completions, with what model, and how the endpoint of one is reached."""
 
 import dataclasses
 
+from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime.settings import FRACTION, POSITIVE, Check, at_least, check, one_of, setting
 
+NAMES = ("embedding", "llm", "reward", "shannon", "ensemble", "shorter", "longer")
 VERDICTS = ("auto", "logprobs", "json", "text")
 _PARAMETERS = ("max_tokens", "max_completion_tokens")
 _SHARE = Check(lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -11,12 +13,19 @@ _SHARE = Check(lambda value: 0 <= value <= 1, "in [0, 1]")
 
 @dataclasses.dataclass(frozen=True)
 class JudgeSettings:
-    """The judge: a local proxy, or a language model behind an OpenAI-compatible endpoint."""
+    """The judge: a model here, a language model behind an OpenAI-compatible endpoint, or several."""
 
-    name: str = setting("embedding", "the local proxy, or an endpoint", one_of("embedding", "llm"))
+    name: str = setting(
+        "embedding",
+        "a local proxy, an endpoint, a reward model, the text's likelihood, several of these, or only the "
+        "length: see docs/evaluation.md",
+        one_of(*NAMES),
+    )
     label: str = setting("", "its name in reports; empty is `name`")
     others: tuple[str, ...] = setting(
-        (), "further judges: names as above, or JSON files with settings of this section"
+        (),
+        "further judges: names as above, with what else is set here, or JSON files with settings of "
+        "this section",
     )
     cache: str = setting(
         "judge_cache.sqlite",
@@ -28,6 +37,30 @@ class JudgeSettings:
     missing_share: float = setting(
         0.05, "llm: the run ends when a larger share of the pairs has no verdict", _SHARE
     )
+    # A model here.
+    source: str = setting(
+        "",
+        "reward: directory of a sequence classifier with one output; shannon: a model as "
+        "config.model.source names it, none of those compared",
+    )
+    dtype: str = setting(
+        "bfloat16",
+        "reward, shannon: of matrix products; sums stay float32",
+        one_of("float32", "bfloat16"),
+    )
+    batch_size: int = setting(8, "reward, shannon: texts computed at once", at_least(1))
+    reward_template: str = setting(
+        "",
+        "reward: how prompts are put, as config.data.template; empty: the tokenizer's chat template or, "
+        "without one, plain text",
+        one_of("", *TEMPLATES),
+    )
+    scale: float = setting(
+        1.0, "shannon: the preference is the sigmoid of so many nats a token of the text", POSITIVE
+    )
+    # Several.
+    members: tuple[str, ...] = setting((), "ensemble: the judges in it, as in `others`")
+    combine: str = setting("mean", "ensemble: of its members' verdicts", one_of("mean", "majority"))
     # What is asked.
     template: str = setting(
         "summary", "llm: what the model is asked: summary, chat, or a file of your own"

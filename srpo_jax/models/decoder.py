@@ -182,7 +182,7 @@ class Decoder(nnx.Module):
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     def head_kernel(self) -> Array:
-        """The vocabulary projection [V, D] in the compute dtype, for `scoring.log_probabilities`."""
+        """The vocabulary projection [V, D] in the compute dtype, for `vocabulary.log_probabilities`."""
         if self.head is None:
             return self.embedder.embedding[...].astype(self.config.dtype)
         return self.head.kernel[...].astype(self.config.dtype).T

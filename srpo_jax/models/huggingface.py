@@ -233,17 +233,20 @@ class Stored:
 
 
 def parameters(
-    directory: Path, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]
+    directory: Path,
+    config: DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    beside: Sequence[str] = (),
 ) -> dict[str, Stored]:
     """{parameter: Stored} of a checkpoint that has been checked: nothing lacks, nothing is left over.
 
-    shapes: of the model's parameters. Raises UserError naming the tensor that is missing, unexpected, or
-    of another shape or dtype.
+    shapes: of the model's parameters. beside: tensors that the caller reads himself. Raises UserError
+    naming the tensor that is missing, unexpected, or of another shape or dtype.
     """
     files = Files(directory)
     family = families.family(describe(directory)["model_type"], directory / "config.json")
     expected = tensors(family, config, shapes)
-    _check(files, expected, config)
+    _check(files, expected, config, beside)
     if files.left_out:
         status(f"{directory}: {len(files.left_out)} tensors of its vision part are left out")
     held: dict[str, list[Tensor]] = {}
@@ -253,7 +256,9 @@ def parameters(
     return {name: Stored(name, shapes[name], files, tuple(held[name])) for name in shapes}
 
 
-def _check(files: Files, expected: Sequence[Tensor], config: DecoderConfig) -> None:
+def _check(
+    files: Files, expected: Sequence[Tensor], config: DecoderConfig, beside: Sequence[str]
+) -> None:
     for tensor in expected:
         if tensor.name not in files.shapes:
             raise UserError(f"{files.directory} lacks the tensor {tensor.name}: fetch it again")
@@ -268,7 +273,7 @@ def _check(files: Files, expected: Sequence[Tensor], config: DecoderConfig) -> N
                 f"{files.where[tensor.name]}: {tensor.name} is stored as {files.dtypes[tensor.name]}: only "
                 f"{', '.join(DTYPES.values())} can be read"
             )
-    known = {tensor.name for tensor in expected}
+    known = {tensor.name for tensor in expected} | set(beside)
     for name in sorted(set(files.shapes) - known):
         if CONSTANTS.fullmatch(name) or (config.tied and _is_copy(files, name, expected)):
             continue

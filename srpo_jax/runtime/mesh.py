@@ -92,6 +92,12 @@ def make(
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local(width: int) -> Mesh:
+    """Mesh of this process's own devices, for what it computes alone: as many as divide `width` evenly."""
+    devices = jax.local_devices()
+    return make(devices=devices[: math.gcd(len(devices), width)])
+
+
 def sharding(mesh: Mesh, axes: LogicalAxes) -> NamedSharding:
     """Sharding of an array whose dimensions have these logical names (None: not split).
 

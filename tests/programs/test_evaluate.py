@@ -16,7 +16,7 @@ from srpo_jax import evaluate, revision
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation import store, writing
-from srpo_jax.judges import Verdicts
+from srpo_jax.judges import Verdicts, loading
 from srpo_jax.reporting import report
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import from_json
@@ -246,6 +246,34 @@ def test_documents_without_gold_are_compared_with_something_else(config, tmp_pat
     config.evaluate.against = ("own",)
     run(config, tmp_path / "run", stages=("judge",))
     assert table(tmp_path / "run", "mine", "start", "own y_0")["missing"] == []
+
+
+def test_an_ensemble_stands_beside_its_members_with_their_agreement(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.judges, "load_all", loading.load_all)
+    lines = [
+        {"id": d.id, "output": "word " * n} for ds in DOCUMENTS.values() for n, d in enumerate(ds)
+    ]
+    (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config.evaluate.outputs = (f"gpt={tmp_path / 'gpt.jsonl'}",)
+    config.judge.update({"name": "ensemble", "members": ("longer", "shorter")})
+    report = run(config, tmp_path / "run")
+    assert [judge.name for judge in report.evidence.judges] == ["ensemble", "longer", "shorter"]
+    kappa = {(each.first, each.second): each.kappa for each in report.concords}
+    assert list(kappa) == [("ensemble", "longer"), ("ensemble", "shorter"), ("longer", "shorter")]
+    # Of four different texts, three have more words than the gold and one as many.
+    assert kappa["longer", "shorter"] == pytest.approx((1 / 4 - 1 / 16) / (1 - 1 / 16))
+    rates = {curve.key.judge: curve.cells[0].rate.mean for curve in report.curves}
+    assert rates["ensemble"] == 0.5
+    assert (rates["longer"], rates["shorter"]) == (0.8, pytest.approx(0.2))
+
+
+def test_a_model_does_not_judge_itself(config, tmp_path):
+    config.judge.update({"name": "shannon", "source": "tiny"})
+    with pytest.raises(
+        UserError, match=r"config\.judge\.source=tiny is the model 'start', which is"
+    ):
+        run(config, tmp_path)
+    assert not (tmp_path / "samples").exists()
 
 
 @pytest.mark.parametrize(

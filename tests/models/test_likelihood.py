@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from srpo_jax.models import loading
+from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.training.likelihood import log_likelihood
 
 
 @pytest.mark.parametrize("devices", [1, 2])

@@ -1,0 +1,138 @@
+"""Reward models: a decoder whose hidden state at a text's last token becomes one number.
+
+A source is a directory as Hugging Face keeps sequence classifiers (LlamaForSequenceClassification …) with
+one output, its head `score.weight` [1, D] with or without `score.bias` [1].
+Shapes: B rows, S tokens, D width.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from srpo_jax.data.tokenizer import Tokenizer
+from srpo_jax.data.tokenizer_files import read_tokenizer
+from srpo_jax.models import batches, huggingface, loading
+from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.batches import Sequences, Tokens
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.huggingface import Files
+from srpo_jax.runtime.errors import UserError
+
+Array = jax.Array
+WEIGHT, BIAS = "score.weight", "score.bias"
+KIND = "ForSequenceClassification"
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSource:
+    """What a directory says of its reward model, before any weight is read.
+
+    config: without vocabulary projection, which such models do not have. pad: the id that fills texts up.
+    """
+
+    directory: Path
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    pad: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """weight: float32 [D]; bias: of the score. pad: see `RewardSource`."""
+
+    decoder: Decoder
+    weight: np.ndarray
+    bias: float
+    pad: int | None
+
+    def scores(self, texts: Sequence[Tokens], batch_size: int) -> np.ndarray:
+        """float64 [N], of token ids of whole texts; as `transformers`, read at the last that is no padding.
+
+        Where padding is the end of sequence, a text is thus read before its last such token. Called by all
+        processes of the mesh.
+        """
+        graphdef, state = nnx.split(self.decoder)
+
+        def rows(chosen: list[int]) -> _Rows:
+            some = [texts[i] for i in chosen]
+            last = np.array([_last(ids, self.pad) for ids in some], np.int32)
+            return _Rows(batches.padded(some), last)
+
+        program = functools.partial(_score, graphdef, state, self.weight)
+        lengths = [len(ids) for ids in texts]
+        return batches.in_batches(state, lengths, batch_size, rows, program) + self.bias
+
+
+@flax.struct.dataclass
+class _Rows:
+    """last: int32 [B], the slot whose hidden state is scored."""
+
+    whole: Sequences
+    last: Any
+
+
+@jax.jit
+def _score(
+    graphdef: nnx.GraphDef[Decoder], state: nnx.State[Any, Any], weight: Array, rows: _Rows
+) -> Array:
+    hidden = batches.hidden_states(nnx.merge(graphdef, state), rows.whole)
+    states = jnp.take_along_axis(hidden, rows.last[:, None, None], axis=1)[:, 0]
+    # Elementwise: a product of matrices would round its inputs on a TPU.
+    return jnp.sum(states.astype(jnp.float32) * weight, axis=-1)
+
+
+def _last(ids: Tokens, pad: int | None) -> int:
+    return max((i for i, token in enumerate(ids) if token != pad), default=0)
+
+
+def open_source(directory: Path) -> RewardSource:
+    """Raises UserError naming what is missing, or is no sequence classifier with one output."""
+    if not directory.is_dir():
+        raise UserError(f"there is no directory {directory}: a reward model is one")
+    said = huggingface.describe(directory)
+    path = directory / "config.json"
+    # The kind of a model that sees pictures too is said outside its language model.
+    kinds = huggingface.read_json(path).get("architectures") or []
+    if not any(str(kind).endswith(KIND) for kind in kinds):
+        raise UserError(
+            f"{path} describes {', '.join(map(str, kinds)) or 'no architecture'}, not a sequence "
+            f"classifier (…{KIND}): give the directory of a reward model"
+        )
+    config = dataclasses.replace(huggingface.read_config(directory), tied=True)
+    outputs, width = _head(directory)
+    if outputs != 1:
+        raise UserError(f"{directory} has num_labels={outputs}: a reward model has one output")
+    if width != config.width:
+        raise UserError(
+            f"{directory}: {WEIGHT} is of width {width}, not {config.width} as config.json says"
+        )
+    return RewardSource(directory, config, read_tokenizer(directory), said.get("pad_token_id"))
+
+
+def _head(directory: Path) -> tuple[int, int]:
+    """(outputs, D) of the head."""
+    shape = Files(directory).shapes.get(WEIGHT)
+    if shape is None or len(shape) != 2:
+        raise UserError(f"{directory} lacks the tensor {WEIGHT}: it is no whole reward model")
+    return shape[0], shape[1]
+
+
+def load(source: RewardSource, dtype: str, mesh: Mesh) -> RewardModel:
+    """With its parameters on the mesh, in `dtype` but for norms and head; UserError as in `huggingface`."""
+    config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
+    shapes = loading.parameter_shapes(config)
+    parameters = huggingface.parameters(source.directory, config, shapes, (WEIGHT, BIAS))
+    decoder: Decoder = nnx.merge(*loading.create(config, parameters, mesh, seed=0))
+    files = Files(source.directory)
+    weight = files.read(WEIGHT)[0].astype(np.float32)
+    bias = float(files.read(BIAS)[0]) if BIAS in files.shapes else 0.0
+    return RewardModel(decoder, weight, bias, source.pad)
