@@ -57,12 +57,12 @@ def train(settings: Settings, workdir: Path) -> bool:
     """
     mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
     check_batch(settings, mesh)
-    during.check(settings)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
     architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
     source = loading.open_source(settings.model.source)
+    asked = during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held_out = prepare_data(settings, source, objective)
@@ -82,7 +82,7 @@ def train(settings: Settings, workdir: Path) -> bool:
         data.reference = reference.load_or_score(path, data, weights, score, packing, mesh)
     hooks.report_model(trained, frozen, mesh)
     known = diagnosis.report_copying(data, hyper)
-    evaluation = during.prepare(settings, workdir, source, one, programs, weights, held_out, known)
+    evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
 
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:

@@ -19,7 +19,6 @@ from srpo_jax import judges, revision
 from srpo_jax.config import Settings
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
-from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.evaluation.curve import Revised, curve
 from srpo_jax.judges import Judge
 from srpo_jax.models.loading import Source
@@ -55,7 +54,8 @@ class Asked:
 class Evaluation:
     """What is evaluated during a run.
 
-    score: `TrainStep.scores`, compiled. data, packing: the held-out pairs. copying: what the reference scores say; see `diagnosis.copying`.
+    score: `TrainStep.scores`, compiled. data, packing: the held-out pairs. copying: what the reference
+    scores say; see `diagnosis.copying`.
     """
 
     settings: Settings
@@ -113,36 +113,50 @@ class Evaluation:
         return distributed.from_main(judged)
 
 
-def check(settings: Settings) -> None:
-    """UserError for a judge that would be asked over the network again and again while training."""
-    train = settings.train
-    if train.evaluate_every and train.evaluate_documents and settings.judge.name == "llm":
+def asked(settings: Settings, workdir: Path, source: Source) -> Asked | None:
+    """Documents and judge, before anything else is done; None where nothing is revised.
+
+    source: of the tokenizer. Called by all processes. Raises UserError for documents and a judge that
+    cannot be had, and for a judge that would be asked over the network again and again.
+    """
+    train, own = settings.train, settings.evaluate
+    if not (train.evaluate_every and train.evaluate_documents):
+        return None
+    if settings.judge.name == "llm":
         raise UserError(
             "config.judge.name='llm' is an endpoint, which is not asked during training: use another judge "
             "with --config.judge.name, or no revisions with --config.train.evaluate_documents=0"
         )
+    chosen = document_sets.resolve(own.documents, train.evaluate_split)[0]
+    renderer = Renderer(chosen.template or settings.data.template, source.tokenizer)
+    documents, prompts = select(
+        document_sets.read(chosen),
+        train.evaluate_documents,
+        own.max_prompt_tokens,
+        {"": renderer},
+        f"config.train.evaluate_documents: {chosen.name} ({chosen.split})",
+    )
+    loaded: list[Judge] = []
+    distributed.from_main(lambda: loaded.append(judges.load(settings.judge, workdir)))
+    return Asked(documents, prompts[""], renderer, loaded[0] if loaded else None)
 
 
 def prepare(
     settings: Settings,
     workdir: Path,
-    source: Source,
     step: TrainStep,
     programs: Programs,
     weights: tuple[State, State],
     data: PairTrees | None,
+    asked: Asked | None,
     copying: Mapping[str, float],
 ) -> Evaluation | None:
-    """Documents, judge, and the reference scores of the held-out pairs; None where there are no such.
+    """What is evaluated during the run, with the reference scores of the held-out pairs, data.
 
-    source: of the tokenizer. weights: (trained, frozen) as the run starts. data, copying: see `Evaluation`.
-    Called by all processes. Raises UserError for documents and judges that cannot be had.
+    None where there are no such. weights: (trained, frozen) as the run starts. Called by all processes.
     """
     if data is None:
         return None
-    asked = (
-        _asked(settings, workdir, source.tokenizer) if settings.train.evaluate_documents else None
-    )
     # As many pairs at once as a part of a training step has: what fits there fits here.
     packing = data.packing(
         settings.train.batch_size // settings.train.accumulate,
@@ -191,22 +205,6 @@ def begin(
         write(done.number, done.state.model, {})
 
     return (Hook(act, evaluation.settings.train.evaluate_every),)
-
-
-def _asked(settings: Settings, workdir: Path, tokenizer: Tokenizer) -> Asked:
-    own = settings.evaluate
-    chosen = document_sets.resolve(own.documents, settings.train.evaluate_split)[0]
-    renderer = Renderer(chosen.template or settings.data.template, tokenizer)
-    documents, prompts = select(
-        document_sets.read(chosen),
-        settings.train.evaluate_documents,
-        own.max_prompt_tokens,
-        {"": renderer},
-        f"config.train.evaluate_documents: {chosen.name} ({chosen.split})",
-    )
-    loaded: list[Judge] = []
-    distributed.from_main(lambda: loaded.append(judges.load(settings.judge, workdir)))
-    return Asked(documents, prompts[""], renderer, loaded[0] if loaded else None)
 
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -3,7 +3,16 @@
 Arguments as in `losses.py`: scores and reference are {score name: [B]}, log-probabilities of completions.
 """
 
-from srpo_jax.objectives.losses import Number, Scores, Values, log_ratios
+from collections.abc import Mapping
+
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from srpo_jax.objectives.losses import IMPROVE_SCORES, Number
+
+Values = Float[Array | np.ndarray, "*B"]
+Scores = Mapping[str, Values]
 
 
 def improve_margins(scores: Scores, reference: Scores, beta: Number) -> dict[str, Values]:
@@ -12,7 +21,7 @@ def improve_margins(scores: Scores, reference: Scores, beta: Number) -> dict[str
     margin_improve_l_shown = beta [h(w|l) - h(l|l)]: to mend a rejected draft is preferred to copying it.
     margin_improve_w_shown = beta [h(w|w) - h(l|w)]: to copy a chosen draft is preferred to spoiling it.
     """
-    h = log_ratios(scores, reference)
+    h = {name: scores[name] - reference[name] for name in IMPROVE_SCORES}
     return {
         "margin_improve_l_shown": beta * (h["w|l"] - h["l|l"]),
         "margin_improve_w_shown": beta * (h["w|w"] - h["l|w"]),
