@@ -4,11 +4,12 @@
 
 The same command resumes an interrupted run where it stopped, on any number of devices; a finished run
 says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensorboard/ and
-reference_scores.npz.
+reference_scores.npz. With --config.train.evaluate_every=N held-out pairs and a few revisions are evaluated
+on the way.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from jax.sharding import Mesh
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
-from srpo_jax.data import records
+from srpo_jax.data.records import Pair
+from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, loading
 from srpo_jax.models.loading import Source
 from srpo_jax.objectives import Objective, ObjectiveSettings
@@ -31,7 +33,8 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED
-from srpo_jax.training import hooks, pipeline, reference, step
+from srpo_jax.training import diagnosis, hooks, pipeline, reference, step
+from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.trees.packing import Packing
@@ -39,6 +42,10 @@ from srpo_jax.trees.packing import Packing
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE = (
     *("mesh.", "data.workers", "train.log_every", "train.checkpoint_", "train.keep_"),
+    *(
+        "train.evaluate_",
+        "data.held_out",
+    ),  # pairs that were trained on stay so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "quickstart."),  # settings of other programs
 )
 
@@ -55,9 +62,10 @@ def train(settings: Settings, workdir: Path) -> bool:
     architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
     source = loading.open_source(settings.model.source)
+    asked = during.asked(settings, workdir, source)
 
-    # The pairs, as prefix trees
-    data = prepare_data(settings, source, objective)
+    # The pairs, as prefix trees; some are held out
+    data, held_out = prepare_data(settings, source, objective)
     if is_main():
         identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
         claim(workdir, settings, identity, MAY_CHANGE)
@@ -66,36 +74,35 @@ def train(settings: Settings, workdir: Path) -> bool:
 
     # The policy and its reference, which is the policy as it starts
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
-    options = step_options(settings)
-    one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **options)
-    programs = one.compile(trained)
+    one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
+    programs, weights = one.compile(trained), (trained, frozen)
     if objective.needs_reference:
-        score = lambda rows: programs.reference(trained, frozen, rows)
-        path, weights = workdir / "reference_scores.npz", (trained, frozen)
+        score = lambda rows: programs.reference(*weights, rows)
+        path = workdir / "reference_scores.npz"
         data.reference = reference.load_or_score(path, data, weights, score, packing, mesh)
     hooks.report_model(trained, frozen, mesh)
+    known = diagnosis.report_copying(data, hyper)
+    evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
 
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
-        if start >= total:
-            status(f"{workdir} is finished: step {start} of {total}")
+        if is_finished(workdir, start, total):
             return True
-        if start:
-            status(f"resuming at step {start} of {total}")
         with (
             Metrics(workdir, resume=start) as log,
             Progress("train", total, unit="tokens", done=start) as progress,
         ):
+            evaluate = during.begin(evaluation, log, start, state.model)
             last = loop(
                 lambda state, batch: programs.train(state, frozen, batch),
                 state,
                 batches(settings, data, packing, start),
                 range(start + 1, total + 1),
                 place=lambda batch: mesh_module.host_to_global(mesh, batch),
-                hooks=behind_steps(settings, checkpoints, log, progress, schedule),
+                hooks=(*behind_steps(settings, checkpoints, log, progress, schedule), *evaluate),
                 stop=stop.requested,
                 save=hooks.save(checkpoints),
             )
@@ -104,25 +111,31 @@ def train(settings: Settings, workdir: Path) -> bool:
     return last == total
 
 
-def prepare_data(settings: Settings, source: Source, objective: Objective) -> pipeline.PairTrees:
-    """The pairs of config.data as trees, for what the objective needs."""
-    data = settings.data
-    pairs = records.read_pairs(
-        data.pairs,
-        format=data.format,
-        split=data.split,
-        fields=data.fields,
-        rejected=any("l" in name for name in objective.needs),
-    )
-    return pipeline.prepare(
-        pairs,
-        Renderer(data.template, source.tokenizer),
-        objective.needs,
-        max_length=source.config.max_length,
-        row_length=data.row_length,
-        overlong=data.overlong,
-        source=data.pairs,
-    )
+def prepare_data(
+    settings: Settings, source: Source, objective: Objective
+) -> tuple[pipeline.PairTrees, pipeline.PairTrees | None]:
+    """The pairs of config.data as trees, for what the objective needs: to train on, and held out.
+
+    The latter are None where nothing is evaluated during the run.
+    """
+    data, evaluated = settings.data, settings.train.evaluate_every > 0
+    rejected = any("l" in name for name in objective.needs)
+    pairs, held_out = read_pairs(data, rejected=rejected, evaluated=evaluated)
+    renderer = Renderer(data.template, source.tokenizer)
+
+    def trees(pairs: Sequence[Pair], where: str) -> pipeline.PairTrees:
+        return pipeline.prepare(
+            pairs,
+            renderer,
+            objective.needs,
+            max_length=source.config.max_length,
+            row_length=data.row_length,
+            overlong=data.overlong,
+            source=where,
+        )
+
+    held = trees(held_out, data.held_out or data.pairs) if evaluated else None
+    return trees(pairs, data.pairs), held
 
 
 def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:
@@ -150,6 +163,15 @@ def step_options(settings: Settings) -> dict[str, Any]:
         "master": settings.optimizer.master,
         "seed": settings.seed,
     }
+
+
+def is_finished(workdir: Path, start: int, total: int) -> bool:
+    """Whether nothing is left to do; says from where the run goes on, or that it does not."""
+    if start >= total:
+        status(f"{workdir} is finished: step {start} of {total}")
+    elif start:
+        status(f"resuming at step {start} of {total}")
+    return start >= total
 
 
 def behind_steps(
@@ -222,4 +244,5 @@ def main(settings: Settings, workdir: Path) -> int:
 
 
 if __name__ == "__main__":
-    command.run(main, ("model", "lora", "mesh", "data", "objective", "train", "optimizer"))
+    sections = ("model", "lora", "mesh", "data", "objective", "train", "optimizer")
+    command.run(main, (*sections, "sampling", "evaluate", "judge"))

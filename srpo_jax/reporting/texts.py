@@ -24,6 +24,19 @@ def unchanged(revisions: Sequence[str], k: int) -> bool:
     return k > 0 and revisions[k] == revisions[k - 1]
 
 
+def edit_distance(a: str, b: str) -> float:
+    """Words to insert, delete or replace between a and b, over the words of the longer; 0 for equals."""
+    before, after = a.split(), b.split()
+    costs = np.arange(len(after) + 1)
+    for i, word in enumerate(before, 1):
+        same = np.array([word == other for other in after], int)
+        best = np.minimum(costs[1:] + 1, costs[:-1] + 1 - same)
+        # An insertion costs one more than the place to its left: a running minimum of cost - place.
+        places = np.arange(len(after) + 1)
+        costs = np.minimum.accumulate(np.concatenate([[i], best]) - places) + places
+    return float(costs[-1]) / max(len(before), len(after), 1)
+
+
 def mean(values: Sequence[float]) -> float:
     """The mean as a Python float."""
     return float(np.mean(values))

@@ -59,7 +59,7 @@ class Metrics:
             _drop_later(path, resume)
         self._file = path.open("a", encoding="utf-8")
         self._board = tensorboardX.SummaryWriter(
-            str(path.parent / "tensorboard"), purge_step=resume + 1
+            str(path.parent / "tensorboard"), purge_step=resume + 1 if resume else 0
         )
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
@@ -121,7 +121,8 @@ def read(path: Path | str) -> list[dict[str, Any]]:
 
 
 def _drop_later(path: Path, step: int) -> None:
-    kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step]
+    """A new run, of step 0, keeps none: it writes what is known before its first step once more."""
+    kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step and step]
     rewritten = path.with_suffix(".jsonl.partial")
     rewritten.write_text("".join(kept), encoding="utf-8")
     os.replace(rewritten, path)

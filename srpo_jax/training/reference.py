@@ -27,13 +27,14 @@ from srpo_jax.trees.packing import Packing
 from srpo_jax.trees.prefix_tree import Rows
 
 Scores = dict[str, np.ndarray]
+Score = Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]]
 
 
 def load_or_score(
     path: Path,
     data: pipeline.PairTrees,
     weights: Any,
-    score: Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]],
+    score: Score,
     packing: Packing,
     mesh: jax.sharding.Mesh,
 ) -> Scores:
@@ -57,16 +58,8 @@ def load_or_score(
     if kept is not None:
         metrics.status(f"reference scores: {len(data)} pairs read from {path}")
         return kept
-    result = {name: np.zeros(len(data), np.float32) for name in data.names}
-    shares = {"process": jax.process_index(), "processes": jax.process_count()}
     with metrics.Progress("reference scores", len(data), unit="pairs") as progress:
-        for rows in pipeline.once(data, packing, **shares):
-            # The order of rows over processes is the mesh's affair: each place says whose it is.
-            scores, pair = score(mesh_module.host_to_global(mesh, rows))
-            there = np.asarray(pair) >= 0
-            for name, values in scores.items():
-                result[name][np.asarray(pair)[there]] = np.asarray(values)[there]
-            progress.advance(int(there.sum()))
+        result = score_all(data, score, packing, mesh, progress.advance)
     bad = [name for name, values in result.items() if not np.isfinite(values).all()]
     if bad:
         first = int(np.flatnonzero(~np.isfinite(result[bad[0]]))[0])
@@ -75,6 +68,29 @@ def load_or_score(
         )
     if metrics.is_main():
         _write(path, fingerprint, result)
+    return result
+
+
+def score_all(
+    data: pipeline.PairTrees,
+    score: Score,
+    packing: Packing,
+    mesh: jax.sharding.Mesh,
+    advance: Callable[[int], None] = lambda pairs: None,
+) -> Scores:
+    """{name: float32 [n]} for all pairs of data, on every process; called by all of them.
+
+    score: rows -> (scores, pair of each), on every process. advance: is told the pairs done.
+    """
+    result = {name: np.zeros(len(data), np.float32) for name in data.names}
+    shares = {"process": jax.process_index(), "processes": jax.process_count()}
+    for rows in pipeline.once(data, packing, **shares):
+        # The order of rows over processes is the mesh's affair: each place says whose it is.
+        scores, pair = score(mesh_module.host_to_global(mesh, rows))
+        there = np.asarray(pair) >= 0
+        for name, values in scores.items():
+            result[name][np.asarray(pair)[there]] = np.asarray(values)[there]
+        advance(int(there.sum()))
     return result
 
 

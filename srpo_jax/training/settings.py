@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from srpo_jax.data.documents import SPLITS
 from srpo_jax.data.records import FORMATS
 from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime.settings import at_least, check, one_of, setting
@@ -21,6 +22,17 @@ class DataSettings:
         "pairs", "how a record holds a pair: see srpo_jax/data/records.py", one_of(*FORMATS)
     )
     split: str = setting("train", "of data sets that have splits")
+    held_out: str = setting(
+        "", "pairs for train.evaluate_every: a source as `pairs`; empty: they are taken off `pairs`"
+    )
+    held_out_split: str = setting(
+        "", "of `held_out`, or another one of `pairs` than is trained on; empty: as `split`"
+    )
+    held_out_count: int = setting(
+        0,
+        "pairs that are held out, chosen by a hash of the prompt; 0: all of `held_out`, none of `pairs`",
+        at_least(0),
+    )
     fields: tuple[str, ...] = setting(
         (), "where a data set has other names, e.g. ('prompt=document', 'chosen=summary')"
     )
@@ -59,6 +71,17 @@ class TrainSettings:
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
     checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
+    evaluate_every: int = setting(
+        0,
+        "steps between two evaluations: held-out pairs and a few revisions; 0 is never",
+        at_least(0),
+    )
+    evaluate_documents: int = setting(
+        16, "documents of the first set of evaluate.documents that are revised then", at_least(0)
+    )
+    evaluate_split: str = setting(
+        "validation", "of these documents, where the set has splits", one_of(*SPLITS)
+    )
 
     def __post_init__(self) -> None:
         check(self, "config.train")

@@ -41,6 +41,9 @@ class Programs(NamedTuple):
 
     init: Callable[[nnx.State[Any, Any]], Any]
     train: Callable[[TrainState, nnx.State[Any, Any], Batch], tuple[TrainState, Metrics]]
+    scores: Callable[
+        [nnx.State[Any, Any], nnx.State[Any, Any], Rows], tuple[dict[str, Array], Array]
+    ]
     reference: Callable[
         [nnx.State[Any, Any], nnx.State[Any, Any], Rows], tuple[dict[str, Array], Array]
     ]
@@ -152,27 +155,39 @@ class TrainStep:
         metrics["grad_norm"] = optax.tree.norm(_wide(gradients))
         return self.update(state, gradients), metrics
 
+    def scores(
+        self,
+        model: nnx.State[Any, Any],
+        frozen: nnx.State[Any, Any],
+        rows: Rows,
+        *,
+        adapter: bool = True,
+    ) -> tuple[dict[str, Array], Array]:
+        """{score: float32 [B * P]} of the policy, without dropout, and which pair each belongs to, int32
+        [B * P]. adapter: False for the model without its adapters."""
+        policy = nnx.merge(self.graphdef, model, frozen)
+        with self._on_mesh():
+            scores = scoring.score(policy, rows, self.objective.needs, adapter=adapter)
+        return scores, rows.pair.reshape(-1)
+
     def reference(
         self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], rows: Rows
     ) -> tuple[dict[str, Array], Array]:
-        """{score: float32 [B * P]} of the reference policy, which is the model without adapters, and
-        which pair each belongs to, int32 [B * P]."""
-        policy = nnx.merge(self.graphdef, model, frozen)
-        with self._on_mesh():
-            scores = scoring.score(policy, rows, self.objective.needs, adapter=False)
-        return scores, rows.pair.reshape(-1)
+        """`scores` of the reference policy, which is the model without adapters."""
+        return self.scores(model, frozen, rows, adapter=False)
 
     def compile(self, trained: nnx.State[Any, Any]) -> Programs:
-        """`init`, `train` (whose state is donated) and `reference` for parameters of these shapes.
+        """`init`, `train` (its state is donated), `scores` and `reference` for parameters of these shapes.
 
-        The optimiser's state is laid out like the parameters it belongs to; metrics and reference scores
-        are on every process.
+        The optimiser's state is laid out like the parameters it belongs to; metrics and scores are on
+        every process.
         """
         shardings = self._shardings(trained)
         replicated = mesh_module.replicated(self.mesh)
         return Programs(
             init=jax.jit(self.init, out_shardings=shardings.optimizer),
             train=jax.jit(self.train, donate_argnums=0, out_shardings=(shardings, replicated)),
+            scores=jax.jit(self.scores, out_shardings=replicated),
             reference=jax.jit(self.reference, out_shardings=replicated),
         )
 

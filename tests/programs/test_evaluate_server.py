@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from srpo_jax import convert, evaluate
 from srpo_jax import config as config_module
+from srpo_jax import convert, evaluate
 from srpo_jax.reporting.codec import from_json
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,8 @@
+import random
+
 import pytest
 
-from srpo_jax.reporting.texts import repetition, unchanged, words
+from srpo_jax.reporting.texts import edit_distance, repetition, unchanged, words
 
 
 def test_words_are_parted_by_white_space():
@@ -18,3 +20,19 @@ def test_repetition_is_the_share_of_trigrams_had_before(text, expected):
 
 def test_only_an_equal_revision_is_unchanged():
     assert [unchanged(("a", "a", "b"), k) for k in range(3)] == [False, True, False]
+
+
+def slow_distance(a, b):
+    """The textbook's recursion."""
+    if not a or not b:
+        return len(a) + len(b)
+    replace = slow_distance(a[1:], b[1:]) + (a[0] != b[0])
+    return min(replace, slow_distance(a[1:], b) + 1, slow_distance(a, b[1:]) + 1)
+
+
+def test_the_edit_distance_is_the_textbooks():
+    rng = random.Random(0)
+    for _ in range(60):
+        a, b = ([rng.choice("abc") for _ in range(rng.randint(0, 5))] for _ in range(2))
+        expected = slow_distance(a, b) / max(len(a), len(b), 1)
+        assert edit_distance(" ".join(a), " ".join(b)) == pytest.approx(expected)

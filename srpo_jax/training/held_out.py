@@ -1,0 +1,78 @@
+"""Held-out pairs: which they are, and the objective on them, without a gradient."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from srpo_jax.data import held_out, records
+from srpo_jax.data.records import Pair
+from srpo_jax.objectives import Objective, diagnostics
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
+from srpo_jax.training.pipeline import PairTrees
+from srpo_jax.training.settings import DataSettings
+
+
+def read_pairs(
+    data: DataSettings, *, rejected: bool, evaluated: bool
+) -> tuple[list[Pair], list[Pair]]:
+    """(pairs to train on, held-out pairs) of config.data.
+
+    rejected: whether a pair must have a rejected completion. evaluated: whether the held-out ones are
+    asked for; pairs that are split off are not trained on either way. Raises UserError where there are
+    none, where none is left to train on, and where all held-out ones are trained on.
+    """
+
+    def read(source: str, split: str) -> list[Pair]:
+        return records.read_pairs(
+            source, format=data.format, split=split, fields=data.fields, rejected=rejected
+        )
+
+    pairs = read(data.pairs, data.split)
+    if not data.held_out and not data.held_out_split:
+        others, held = held_out.split_off(pairs, data.held_out_count)
+        if evaluated and not held:
+            raise UserError(
+                "config.train.evaluate_every needs pairs that are not trained on: name them in "
+                "config.data.held_out, or set config.data.held_out_count to how many to hold back"
+            )
+        if not others:
+            raise UserError(
+                f"config.data.held_out_count={data.held_out_count} leaves none of the {len(pairs)} pairs "
+                f"of {data.pairs} to train on"
+            )
+        return others, held
+    if not evaluated:
+        return pairs, []
+    held = read(data.held_out or data.pairs, data.held_out_split or data.split)
+    if data.held_out_count:
+        _, held = held_out.split_off(held, data.held_out_count)
+    if shared := held_out.shared_prompts(held, pairs):
+        if shared == len(held):
+            raise UserError(
+                f"config.data.held_out: the prompts of all {shared} held-out pairs are trained on"
+            )
+        status(f"warning: {shared} of {len(held)} held-out pairs have a prompt that is trained on")
+    return pairs, held
+
+
+def metrics(
+    objective: Objective,
+    hyper: Mapping[str, Any],
+    data: PairTrees,
+    scores: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+    """The means over all pairs of the objective's loss and metrics, by name.
+
+    scores: {name: float32 [n]} of the policy on the pairs of data, whose reference scores are there if the
+    objective needs them. Where it shows drafts, with the halves of margin_improve.
+    """
+    lengths = {
+        name: np.array([tree.lengths[i] for tree in data.trees], np.float32)
+        for i, name in enumerate(data.names)
+    }
+    _, values = objective(scores, data.reference, data.label_prob, lengths=lengths, **hyper)
+    if "margin_improve" in values:
+        values |= diagnostics.improve_margins(scores, data.reference, hyper["beta"])
+    return {name: float(np.mean(np.asarray(value, np.float64))) for name, value in values.items()}

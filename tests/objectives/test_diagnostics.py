@@ -1,0 +1,38 @@
+"""What scores say of self-revision, against the loss and its optimum."""
+
+import numpy as np
+
+from srpo_jax import objectives
+from srpo_jax.objectives import diagnostics
+from tests.scores import HYPER, draw
+
+
+def test_the_halves_of_the_margin_are_its_mean():
+    scores, reference, label_prob, _ = draw()
+    _, metrics = objectives.get("srpo")(scores, reference, label_prob, **HYPER["srpo"])
+    halves = diagnostics.improve_margins(scores, reference, HYPER["srpo"]["beta"])
+    assert list(halves) == ["margin_improve_l_shown", "margin_improve_w_shown"]
+    mean = (halves["margin_improve_l_shown"] + halves["margin_improve_w_shown"]) / 2
+    np.testing.assert_allclose(mean, metrics["margin_improve"], rtol=1e-6, atol=1e-6)
+    shown = reference | {"w|l": reference["w|l"] + 2.0, "l|l": reference["l|l"] - 1.0}
+    mended = diagnostics.improve_margins(shown, reference, 0.5)
+    np.testing.assert_allclose(mended["margin_improve_l_shown"], 1.5)
+    np.testing.assert_allclose(mended["margin_improve_w_shown"], 0.0)
+
+
+def test_at_the_optimum_the_copy_wins_where_its_advantage_exceeds_the_label():
+    """log ref is drawn; log pi = log ref + h with the h that makes the improve loss 0."""
+    _, reference, label_prob, _ = draw()
+    for beta in (0.02, 0.1, 1.0):
+        reach = (label_prob - 0.5) / beta
+        scores = reference | {
+            "w|l": reference["w|l"] + reach / 2,
+            "l|l": reference["l|l"] - reach / 2,
+            "w|w": reference["w|w"] + reach / 2,
+            "l|w": reference["l|w"] - reach / 2,
+        }
+        _, metrics = objectives.get("srpo")(scores, reference, label_prob, beta=beta, alpha=1.0)
+        np.testing.assert_allclose(metrics["loss_improve"], 0, atol=1e-9)
+        revises = scores["w|l"] > scores["l|l"]
+        np.testing.assert_array_equal(diagnostics.copy_advantage(reference) < reach, revises)
+        assert len(set(revises)) == 2 or beta == 1.0
