@@ -56,7 +56,9 @@ class JudgeSettings:
         one_of("", *TEMPLATES),
     )
     scale: float = setting(
-        1.0, "shannon: the preference is the sigmoid of so many nats a token of the text", POSITIVE
+        50.0,
+        "shannon: the preference is the sigmoid of this times a difference in nats a token of the text",
+        POSITIVE,
     )
     # Several.
     members: tuple[str, ...] = setting((), "ensemble: the judges in it, as in `others`")

@@ -7,7 +7,7 @@ The score of a summary y of a text x is what it tells a language model about x, 
 (Hovy and Lin's test of summaries, asked of a model.) Two summaries of one text share log p(x), so their
 difference needs log p(x | y) alone, and only that is computed. It is taken a token, not in all: a
 difference then means the same for long texts as for short ones. The model must be none of those compared:
-a policy finds likely what it writes itself.
+a policy finds likely what it writes itself. Nothing tells as much of a text as its own words: copying wins.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def judge(settings: JudgeSettings) -> ScoreJudge:
     scorer = ShannonScorer(settings)
     description = (
         f"the Shannon game: log p(text | completion) a token of the text under {settings.source}, "
-        f"{settings.dtype}, times {settings.scale:g}: how much of the text a completion tells, whatever "
-        "its length and style; that model must be none of those compared; not validated by people"
+        f"{settings.dtype}, times {settings.scale:g}: how much of the text a completion tells, so that "
+        "copying wins; that model must be none of those compared; not validated by people"
     )
     return ScoreJudge(settings.label or settings.name, description, scorer, settings.scale)
 

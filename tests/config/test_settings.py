@@ -64,7 +64,7 @@ DEFAULTS = {
     "judge.requests_per_minute": 0.0,
     "judge.retries": 6,
     "judge.reward_template": "",
-    "judge.scale": 1.0,
+    "judge.scale": 50.0,
     "judge.seed": 0,
     "judge.source": "",
     "judge.system": True,

@@ -54,6 +54,12 @@ class SliceDevice:
     device_kind: str = "cpu"
 
 
+@pytest.mark.parametrize(("width", "devices"), [(48, 8), (6, 2), (9, 1)])
+def test_what_a_process_computes_alone_is_cut_over_its_devices(width: int, devices: int) -> None:
+    mesh = mesh_lib.local(width)
+    assert mesh.devices.flatten().tolist() == jax.local_devices()[:devices]
+
+
 def test_only_replicas_cross_slices() -> None:
     devices: list[Any] = [SliceDevice(id=n, slice_index=n % 2) for n in range(8)]
     mesh = mesh_lib.make(replica=4, devices=devices)
