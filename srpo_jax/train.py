@@ -245,4 +245,4 @@ def main(settings: Settings, workdir: Path) -> int:
 
 if __name__ == "__main__":
     sections = ("model", "lora", "mesh", "data", "objective", "train", "optimizer")
-    command.run(main, (*sections, "sampling", "evaluate", "judge"))
+    command.run(main, (*sections, "sampling", "evaluate"))

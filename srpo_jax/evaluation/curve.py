@@ -61,7 +61,8 @@ def curve(judge: Judge, documents: Sequence[Document], revised: Revised) -> dict
 
 def _rate(judge: Judge, documents: Sequence[Document], a: Sequence[str], b: Sequence[str]) -> float:
     """The mean of the verdicts there are; NaN where there is none."""
-    said = judge.judge([d.prompt for d in documents], a, b).probabilities if documents else []
-    known = np.asarray(said, np.float64)
-    known = known[~np.isnan(known)]
+    if not documents:
+        return float("nan")
+    said = judge.judge([document.prompt for document in documents], a, b).probabilities
+    known = said[~np.isnan(said)]
     return float(known.mean()) if len(known) else float("nan")

@@ -192,7 +192,7 @@ def begin(
     history = [line for line in read(path) if f"{HELD_OUT}loss" in line] if is_main() else []
 
     def write(number: int, model: State, more: Mapping[str, float]) -> None:
-        values = evaluation(model) | more
+        values = {**evaluation(model), **more}
         log.write(number, values)
         status(f"step {number}: {_summary(values)}")
         history.append(values)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax import Array
 
 from srpo_jax.data import held_out, records
 from srpo_jax.data.records import Pair
@@ -72,7 +73,8 @@ def metrics(
         name: np.array([tree.lengths[i] for tree in data.trees], np.float32)
         for i, name in enumerate(data.names)
     }
-    _, values = objective(scores, data.reference, data.label_prob, lengths=lengths, **hyper)
+    _, said = objective(scores, data.reference, data.label_prob, lengths=lengths, **hyper)
+    values: dict[str, Array | np.ndarray] = dict(said)
     if "margin_improve" in values:
         values |= diagnostics.improve_margins(scores, data.reference, hyper["beta"])
     return {name: float(np.mean(np.asarray(value, np.float64))) for name, value in values.items()}

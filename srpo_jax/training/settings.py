@@ -77,7 +77,9 @@ class TrainSettings:
         at_least(0),
     )
     evaluate_documents: int = setting(
-        16, "documents of the first set of evaluate.documents that are revised then", at_least(0)
+        16,
+        "documents of the first set of evaluate.documents that are revised then, and judged by judge.name",
+        at_least(0),
     )
     evaluate_split: str = setting(
         "validation", "of these documents, where the set has splits", one_of(*SPLITS)

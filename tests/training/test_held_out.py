@@ -6,7 +6,7 @@ from srpo_jax.data import records
 from srpo_jax.data.records import Pair
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.held_out import read_pairs
-from srpo_jax.training.settings import DataSettings, TrainSettings
+from srpo_jax.training.settings import DataSettings
 
 
 def written(path, first, count):
@@ -68,8 +68,3 @@ def test_what_cannot_be_evaluated_is_refused(pairs, tmp_path):
         read(pairs=pairs, held_out=str(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="no pairs at not there"):
         read(pairs=pairs, held_out="not there")
-    for key in ("evaluate_every", "evaluate_documents"):
-        with pytest.raises(UserError, match=rf"config\.train\.{key}=-1 must be 0 or more"):
-            TrainSettings(**{key: -1})
-    with pytest.raises(UserError, match=r"config\.data\.held_out_count=-1 must be 0 or more"):
-        DataSettings(held_out_count=-1)
