@@ -26,6 +26,7 @@ from srpo_jax.data import document_sets
 from srpo_jax.evaluation import judging, store, writing
 from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
 from srpo_jax.evaluation.store import Chosen
+from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.reporting import compare as reports
 from srpo_jax.reporting import provenance, report
 from srpo_jax.reporting.assemble import assemble
@@ -98,7 +99,10 @@ def estimated(
     """
     who = contestants(settings.evaluate, models)
     _, _, found = _read(settings, workdir, who)
-    asked = judges.load_all(settings.judge, workdir, ask=False)
+    every = judges.load_all(settings.judge, workdir, ask=False)
+    asked = [
+        judge for judge in every if not isinstance(judge, Ensemble)
+    ]  # its members are there too
     costs = judging.estimates(asked, found, settings.evaluate)
     for judge, cost in zip(asked, costs, strict=True):
         status(f"{judge.name}: {cost}")
