@@ -24,7 +24,7 @@ from srpo_jax.judges import Judge
 from srpo_jax.models.loading import Source
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.reporting.percent import percent
+from srpo_jax.reporting.wording import percent
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
