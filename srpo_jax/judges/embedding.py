@@ -59,7 +59,7 @@ class EmbeddingJudge:
     def __init__(self, weights: Mapping[str, Sequence[float]] | None = None) -> None:
         chosen = weights or WEIGHTS
         self._weights = np.array([chosen[name] for name in FEATURES], np.float64)
-        self._embedder = Embedder()
+        self.embedder = Embedder()
         self._known: dict[tuple[int, str, str], np.ndarray] = {}
         version = hashlib.sha256(json.dumps([FEATURES, self._weights.tolist()]).encode())
         self.description = (
@@ -96,8 +96,8 @@ class EmbeddingJudge:
         """
         keys = [(language_fold(x, step), x, y) for x, y in zip(prompts, completions, strict=True)]
         new = [key for key in dict.fromkeys(keys) if key not in self._known]
-        texts = self._embedder([features.text_of(x) for _, x, _ in new])
-        summaries = self._embedder([y for *_, y in new])
+        texts = self.embedder([features.text_of(x) for _, x, _ in new])
+        summaries = self.embedder([y for *_, y in new])
         for key, similarity in zip(new, (texts * summaries).sum(axis=1), strict=True):
             language, x, y = key
             self._known[key] = np.array([similarity, *features.measure(_language(language), x, y)])

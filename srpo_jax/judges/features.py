@@ -24,10 +24,9 @@ NAMES = (
     "telegram",
     "lead",
     "copied run",
-    "copied share",
     "grounded",
-    "apart",
     "name",
+    "foreign names",
     "numbers",
     "negation",
     "repetition",
@@ -67,7 +66,7 @@ FUNCTION_WORDS = frozenset(
 )
 _NAME_END = re.compile(r"[,;:(]|\b(?:is|are|was|were|refers|has|have|can)\b")
 _NEGATIONS = frozenset(("not", "no", "never", "without", "nor", "neither", "none", "cannot"))
-_NUMBER = re.compile(r"\d+")
+_NUMBER, _PART = re.compile(r"\d+"), re.compile(r"\w+")
 _START, _END = "<start>", "<end>"
 
 
@@ -165,12 +164,13 @@ def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
     function words: their share, up to a half. telegram: length of the longest stretch without one, 0 up
     to 4 words, 1 from 10.
     lead: share of it that is the text's own beginning. copied run: length of the longest passage
-    in both, 0 up to 3 words, 1 from 12. copied share: share of its trigrams that the text has.
-    grounded: share of its longer words that the text has, by their first five letters.
-    apart: number of neighbouring longer words of it that are in the text, but more than six words apart,
-    1 from 3. name: share of its longer words that are in the text's name (see `name_of`).
-    numbers: number of its numbers that the text has not, 1 from 2. negation: number of its negations of
-    which the text knows nothing: no next longer word of it follows a negation there; 1 from 2.
+    in both, 0 up to 3 words, 1 from 12.
+    grounded: share of its longer words that the text has, by their first five letters, up to a half: a
+    heap of the text's own words has no more of it than a summary.
+    name: share of its longer words that are in the text's name (see `name_of`). foreign names: number of
+    its capitalised words, but the first, that the text has not, 1 from 2. numbers: the same of its numbers.
+    negation: number of its negations of which the text knows nothing, 1 from 2: none of the longer words
+    that come next follows a negation there.
     repetition: share of its bigrams and longer words that it said before.
     chatter: number of words that speak of the text itself and are not in it, 1 from 3.
     words, too short, too long: logarithm of the number of words up to 30, what 4 exceeds it by,
@@ -191,10 +191,9 @@ def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
             np.clip((_longest_bare(words) - 4) / 6, 0, 1),
             _shared_start(source, words) / max(count, 1),
             np.clip((_longest_run(source, words) - 3) / 9, 0, 1),
-            _share(_ngrams(words, 3), set(_ngrams(source, 3))),
-            _share(_stems(words), set(_stems(source))),
-            min(_far_apart(source, words), 3) / 3,
+            min(_share(_stems(words), set(_stems(source))), 0.5),
             _share(_stems(words), set(_stems(words_of(name_of(text))))),
+            min(_foreign_names(source, summary), 2) / 2,
             min(len(set(_NUMBER.findall(summary)) - set(_NUMBER.findall(text))), 2) / 2,
             min(_unmade_negations(source, words), 2) / 2,
             _repeated(words),
@@ -221,15 +220,11 @@ def _longest_bare(words: Sequence[str]) -> int:
     return max((len(list(run)) for is_function, run in stretches if not is_function), default=0)
 
 
-def _far_apart(source: Sequence[str], words: Sequence[str]) -> int:
-    """How many neighbouring stems of `words` `source` has, but nowhere within six words."""
-    places = defaultdict(list)
-    for place, word in enumerate(source):
-        places[word[:5]].append(place)
-    found = (
-        (places[a], places[b]) for a, b in pairwise(_stems(words)) if a in places and b in places
-    )
-    return sum(min(abs(i - j) for i in a for j in b) > 6 for a, b in found)
+def _foreign_names(source: Sequence[str], summary: str) -> int:
+    """Capitalised words of `summary`, but its first, that `source` lacks, by their first four letters."""
+    known = {part[:4] for word in source for part in _PART.findall(word)}
+    words = _PART.findall(summary)[1:]
+    return sum(w[0].isupper() and len(w) > 2 and w[:4].lower() not in known for w in words)
 
 
 def _unmade_negations(source: Sequence[str], words: Sequence[str]) -> int:

@@ -28,16 +28,19 @@ from srpo_jax.judges.embedding import (
     training_documents,
     weights_fold,
 )
+from srpo_jax.judges.minilm import Embedder
 from srpo_jax.judges.tricks import HELD_OUT, TRICKS, Damage
 from srpo_jax.judges.validation import DAMAGES, Check, damaged, other_gold, validate
 
-_FIT_DOCUMENTS = 120  # of each set and fold, at most
+_FIT_DOCUMENTS = 60  # of each set and fold, at most
 _CHECK_DOCUMENTS = 400  # of each set, at most
 _PENALTY = 1e-3
 _OPENINGS = ("This document is about", "The text describes", "A summary of", "The subject is")
 # How surely the gold is better, where that is not plain: the weights should say so too, or a model
 # would win by style alone. A whole sentence of the text is true; an announcement is but a blot.
 _CERTAINTY = {"first sentence": 0.9, "middle sentence": 0.9, "gold dressed up": 0.75}
+# To be about the text at all comes first.
+_EMPHASIS = {"another document's gold": 3}
 _PREAMBLES = ("Summary:\n\n**{}**", "Here is a summary of the text: {}", "# Summary\n{}")
 
 
@@ -169,6 +172,7 @@ def weights_from(data: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
         (rows, _CERTAINTY.get(damage, 1.0))
         for found in data.values()
         for damage, rows in found.items()
+        for _ in range(_EMPHASIS.get(damage, 1))
     ]
     return fit([rows for rows, _ in groups], [label for _, label in groups])
 
@@ -177,6 +181,45 @@ def fitted_weights(judge: EmbeddingJudge) -> dict[str, tuple[float, ...]]:
     """What embedding.WEIGHTS holds: for each feature its weight for texts of each fold."""
     columns = [weights_from(training_differences(judge, weights_fold(f))) for f in range(FOLDS)]
     return {name: tuple(row) for name, row in zip(FEATURES, np.transpose(columns), strict=True)}
+
+
+def nearest_gold(embed: Embedder) -> Damage:
+    """The other document's gold that is most like the text: what a fair model might have written."""
+
+    def nearest(documents: Sequence[Summarized], index: int) -> str | None:
+        text = features.text_of(documents[index].prompt)
+        others = [d.gold for d in documents if features.text_of(d.prompt) != text]
+        return others[int(np.argmax(embed(others) @ embed([text])[0]))] if others else None
+
+    return nearest
+
+
+def fairness(judge: EmbeddingJudge, name: str) -> dict[str, tuple[Check, Check]]:
+    """How often the gold is preferred to each stand-in for a model, on train and on validation documents.
+
+    Were something of the judge fitted to the documents that it judges, the first would be larger.
+    """
+    stand_ins: dict[str, Damage] = {
+        "first sentence": first_sentence,
+        "middle sentence": middle_sentence,
+        "the likest other gold": nearest_gold(judge.embedder),
+        "gold with a wrong word": wrong_word,
+    }
+    held_out = documents.load(name, "validation") + documents.load(name, "test")
+    count = min(len(held_out), _CHECK_DOCUMENTS)
+    seen = validate(judge, documents.load(name, "train")[:count], stand_ins)
+    unseen = validate(judge, held_out[:count], stand_ins)
+    return {a.damage: (a, b) for a, b in zip(seen, unseen, strict=True)}
+
+
+def _fairness_table(name: str, found: Mapping[str, tuple[Check, Check]]) -> Table:
+    table = Table(title=f"{name}: gold preferred, on training documents and on others")
+    for column in ("to", "training", "95 % interval", "others", "95 % interval", "count"):
+        table.add_column(column)
+    for damage, checks in found.items():
+        cells = [x for c in checks for x in (f"{c.rate:.3f}", f"{c.low:.3f} to {c.high:.3f}")]
+        table.add_row(damage, *cells, str(checks[0].count))
+    return table
 
 
 def _check_table(checks: Sequence[Check]) -> Table:
@@ -205,6 +248,7 @@ def main() -> None:
         held_out = documents.load(name, "validation") + documents.load(name, "test")
         with console.status(f"checking on {name}"):
             console.print(_check_table(validate(judge, held_out[:_CHECK_DOCUMENTS])))
+            console.print(_fairness_table(name, fairness(judge, name)))
 
 
 if __name__ == "__main__":

@@ -108,15 +108,17 @@ def damaged(documents: Sequence[Summarized], damages: Mapping[str, Damage]) -> I
                 yield Damaged(damage, name, ids, prompts, tuple(d.gold for d in kept), worse)
 
 
-def validate(judge: Judge, documents: Sequence[Summarized]) -> list[Check]:
+def validate(
+    judge: Judge, documents: Sequence[Summarized], damages: Mapping[str, Damage] | None = None
+) -> list[Check]:
     """One `Check` for each set of documents and damage, of the documents that have a verdict.
 
-    With tricks, also how often the gold was preferred to all tricks of its document (BEST_TRICK). Use
-    documents that nothing of the judge was fitted to.
+    With tricks, also how often the gold was preferred to all tricks of its document (BEST_TRICK).
+    damages: None for those of `checked_by`. Use documents that nothing of the judge was fitted to.
     """
     checks = []
     hardest: dict[str, dict[str, float]] = {}  # of each set and document, over its tricks
-    for part in damaged(documents, checked_by(judge)):
+    for part in damaged(documents, damages or checked_by(judge)):
         probabilities = judge.probabilities(part.prompts, part.golds, part.texts)
         preferred = {
             identifier: (float(np.sign(p - 0.5)) + 1) / 2
