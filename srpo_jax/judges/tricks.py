@@ -27,14 +27,14 @@ Damage = Callable[[Sequence[Summarized], int], str | None]
 
 def keywords(documents: Sequence[Summarized], index: int) -> str | None:
     """The ten words that tell this text from the other documents' (tf-idf), the strongest first."""
-    return " ".join(_ranked(documents, index)[:_KEYWORDS])
+    return " ".join(_ranked(documents, index)[:_KEYWORDS]) or None
 
 
 def keywords_in_order(documents: Sequence[Summarized], index: int) -> str | None:
     """The six strongest of them as they come in the text, with commas."""
     strongest = _ranked(documents, index)[:6]
     words = words_of(text_of(documents[index].prompt))
-    return ", ".join(sorted(strongest, key=words.index)).capitalize()
+    return ", ".join(sorted(strongest, key=words.index)).capitalize() or None
 
 
 def telegram(documents: Sequence[Summarized], index: int) -> str | None:
@@ -57,7 +57,9 @@ def negated(documents: Sequence[Summarized], index: int) -> str | None:
 def negated_inside(documents: Sequence[Summarized], index: int) -> str | None:
     """The gold with a "not" before one of its later words."""
     words = documents[index].gold.split()
-    place = random.Random(documents[index].id).randrange(1, len(words)) if len(words) > 1 else 1
+    if len(words) < 2:
+        return None
+    place = random.Random(documents[index].id).randrange(1, len(words))
     return " ".join([*words[:place], "not", *words[place:]])
 
 
@@ -99,14 +101,16 @@ def name_is(documents: Sequence[Summarized], index: int) -> str | None:
 
 def phrase_of_keywords(documents: Sequence[Summarized], index: int) -> str | None:
     """ "A … of … and … in …", filled with the strongest words."""
-    a, b, c, d = _ranked(documents, index)[:4]
-    return f"A {a} of {b} and {c} in {d}"
+    words = _ranked(documents, index)[:4]
+    return "A {} of {} and {} in {}".format(*words) if len(words) == 4 else None
 
 
 def another_phrase_of_keywords(documents: Sequence[Summarized], index: int) -> str | None:
     """ "The … … for … with …", filled with words that are among the ten strongest."""
-    a, b, c, d = random.Random(documents[index].id).sample(_ranked(documents, index)[:_KEYWORDS], 4)
-    return f"The {a} {b} for {c} with {d}"
+    words = _ranked(documents, index)[:_KEYWORDS]
+    if len(words) < 4:
+        return None
+    return "The {} {} for {} with {}".format(*random.Random(documents[index].id).sample(words, 4))
 
 
 TRICKS: dict[str, Damage] = {

