@@ -93,7 +93,7 @@ def judge(
     """Writes every judge's verdicts, with what it said of itself, to workdir/verdicts."""
     for one in judges:
         for match in found:
-            store.write_table(workdir, _table(one, match), match.digest)
+            store.write_table(workdir, _table(one, match), match.digest, one.description)
         checks = _check(one, settings, found)
         record = JudgeRecord(
             name=one.name,
@@ -135,7 +135,10 @@ def verdicts(
     reasons = []
     for entry in sorted(store.read_judges(workdir), key=lambda e: (e.name not in first, e.name)):
         try:
-            tables += [store.read_table(workdir, m.key(entry.name), m.digest) for m in found]
+            tables += [
+                store.read_table(workdir, m.key(entry.name), m.digest, entry.description)
+                for m in found
+            ]
         except UserError as error:
             reasons.append(f"the judge {entry.name!r} is left out: {error}")
             continue

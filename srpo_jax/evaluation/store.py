@@ -78,10 +78,11 @@ def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) 
     ]
 
 
-def write_table(workdir: Path, table: VerdictTable, judged: str) -> None:
-    """judged: the digest of what the verdicts are about; see `digest`."""
+def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> None:
+    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's description."""
     value = {
         "judged": judged,
+        "judge": judge,
         "probabilities": _listed(table.probabilities),
         "orders": None if table.orders is None else _listed(table.orders),
         "missing": [dataclasses.astuple(one) for one in table.missing],
@@ -89,14 +90,23 @@ def write_table(workdir: Path, table: VerdictTable, judged: str) -> None:
     _put(_table_path(workdir, table.key), json.dumps(value))
 
 
-def read_table(workdir: Path, key: Key, judged: str) -> VerdictTable:
-    """The verdicts of a comparison; UserError where there are none, or they are about other texts."""
+def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable:
+    """The verdicts of a comparison; `judged` and `judge` as for `write_table`.
+
+    Raises UserError where there are none, they are about other texts, or by the judge as it once was
+    (another version, another model): such must not stand in one report with the others.
+    """
     path = _table_path(workdir, key)
     if not path.is_file():
         raise UserError(f"{path} is missing: judge first, with --stage=judge")
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if value["judged"] != judged:
         raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
+    if value.get("judge") != judge:
+        raise UserError(
+            f"{path} is by the judge {key.judge!r} as it was before (another model, template or "
+            "version): judge again, with --stage=judge"
+        )
     orders = value["orders"]
     return VerdictTable(
         key,

@@ -3,15 +3,24 @@
 It needs no service and is independent of any policy trained here, but nobody has checked it against
 people's preferences: a report must name it and say so. What it is worth is shown by
 `python -m srpo_jax.judges.fitting`, which prints how often it prefers the gold to damaged golds
-on documents it was not fitted to, and the weights below, fitted anew. The weights are kept here,
-not fitted when the judge is loaded: fitting takes minutes, and a judge must be the same everywhere.
+and to tricks on documents it was not fitted to, and the weights below, fitted anew. The weights are
+kept here, not fitted when the judge is loaded: fitting takes minutes, and a judge must be the same
+everywhere.
+
+Nothing is judged by what was fitted on it. A hash of a text puts it in one of three folds; a text of
+fold f is judged with the language learned on fold f + 1 and the weights fitted to fold f - 1. So a
+document that a policy was trained on and one that it never saw are judged alike, whatever the split.
+
 Known limits: of the aspect that a prompt asks for it sees nothing, and of the facts only whether
-their words occur in the text.
+their words and numbers occur in the text: a number of the text in another's place is not seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -20,24 +29,33 @@ from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
 from srpo_jax.judges.judge import Prompt, Verdicts, preference, readable, require_equal
 from srpo_jax.judges.minilm import Embedder
+from srpo_jax.judges.tricks import HELD_OUT, TRICKS
+from srpo_jax.judges.validation import DAMAGES
 
 FEATURES = ("similarity", *features.NAMES)
+FOLDS = 3
 
-# Printed by `python -m srpo_jax.judges.fitting`.
-WEIGHTS = {
-    "similarity": 5.287,
-    "fluency": 0.600,
-    "weakest link": 0.042,
-    "ending": 0.548,
-    "lead": -2.299,
-    "copied run": -2.507,
-    "copied share": -1.199,
-    "grounded": 1.973,
-    "repetition": -6.857,
-    "chatter": -2.103,
-    "words": 0.524,
-    "too short": -0.397,
-    "too long": -5.725,
+# Printed by `python -m srpo_jax.judges.fitting`; for texts of fold 0, 1 and 2.
+WEIGHTS: dict[str, tuple[float, ...]] = {
+    "similarity": (7.861, 6.035, 5.986),
+    "fluency": (0.427, 0.645, 0.480),
+    "weakest link": (0.376, -0.116, 0.021),
+    "ending": (0.377, 0.505, 0.395),
+    "order": (0.434, 0.591, 0.544),
+    "function words": (-3.705, -4.082, -4.180),
+    "telegram": (-4.287, -4.009, -4.274),
+    "lead": (-2.101, -1.744, -2.008),
+    "copied run": (-3.368, -4.045, -3.093),
+    "grounded": (5.234, 6.350, 7.002),
+    "name": (-8.537, -6.967, -7.076),
+    "foreign names": (-1.034, -2.512, -2.053),
+    "numbers": (-3.494, -3.244, -1.457),
+    "negation": (-1.796, -4.392, -2.852),
+    "repetition": (-6.499, -7.396, -6.567),
+    "chatter": (-1.956, -1.831, -1.263),
+    "words": (1.529, 1.637, 1.292),
+    "too short": (-0.638, -1.111, 0.102),
+    "too long": (-6.933, -5.072, -8.426),
 }
 
 _TRAINING_SETS = ("wikipedia", "aclsum")
@@ -47,7 +65,7 @@ class EmbeddingJudge:
     """P(a better than b | x) = sigmoid(w . (features(x, a) - features(x, b))).
 
     It is antisymmetric by construction and never sees a gold as such. Each text is embedded once
-    and its vector (1.5 kB) remembered.
+    and its vector (1.5 kB) remembered. weights: of each feature, for each fold of the text.
 
     Raises:
         UserError: MiniLM or the texts its language is learned from cannot be brought (see
@@ -56,22 +74,28 @@ class EmbeddingJudge:
 
     name = "embedding"
     is_proxy = True
-    description = (
-        "a local proxy, not validated by people: MiniLM similarity to the document, with terms for "
-        "copying, grounding, fluency, repetition and length"
-    )
+    fitted_to = frozenset(DAMAGES) | (TRICKS.keys() - HELD_OUT)
 
-    def __init__(self, weights: dict[str, float] | None = None) -> None:
-        self._weights = np.array([(weights or WEIGHTS)[name] for name in FEATURES])
-        self._embedder = Embedder()
-        self._language = features.learn_language(training_documents(for_weights=False))
-        self._known: dict[tuple[str, str], np.ndarray] = {}
+    def __init__(self, weights: Mapping[str, Sequence[float]] | None = None) -> None:
+        chosen = weights or WEIGHTS
+        self._weights = np.array([chosen[name] for name in FEATURES], np.float64)
+        self.embedder = Embedder()
+        self._known: dict[tuple[int, str, str], np.ndarray] = {}
+        version = hashlib.sha256(json.dumps([FEATURES, self._weights.tolist()]).encode())
+        self.description = (
+            "a local proxy, not validated by people: MiniLM similarity to the document, with terms for "
+            "copying, grounding, fluency, negation, numbers, repetition and length; it does not see "
+            "which of the text's numbers belongs where, nor whether the aspect asked for was met "
+            f"(version {version.hexdigest()[:8]})"
+        )
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
         """On N prompts and N completions each; the order means nothing to it."""
         require_equal(prompts, a, b)
         xs = [readable(prompt) for prompt in prompts]
-        return Verdicts(preference((self.features(xs, a) - self.features(xs, b)) @ self._weights))
+        weights = self._weights[:, [fold(x) for x in xs]].T
+        differences = self.features(xs, a) - self.features(xs, b)
+        return Verdicts(preference((weights * differences).sum(axis=1)))
 
     def probabilities(
         self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]
@@ -83,22 +107,50 @@ class EmbeddingJudge:
         """Nothing is paid."""
         return {}
 
-    def features(self, prompts: Sequence[str], completions: Sequence[str]) -> np.ndarray:
-        """Features [N, len(FEATURES)] float64 of N completions, unweighted."""
-        pairs = list(zip(prompts, completions, strict=True))
-        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._known]
-        texts = self._embedder([features.text_of(prompt) for prompt, _ in new])
-        summaries = self._embedder([completion for _, completion in new])
-        for pair, similarity in zip(new, (texts * summaries).sum(axis=1), strict=True):
-            self._known[pair] = np.array([similarity, *features.measure(self._language, *pair)])
-        return np.array([self._known[pair] for pair in pairs]).reshape(-1, len(FEATURES))
+    def features(
+        self, prompts: Sequence[str], completions: Sequence[str], step: int = 1
+    ) -> np.ndarray:
+        """Features [N, len(FEATURES)] float64 of N completions, unweighted.
+
+        step: a text of fold f is measured with the language of fold f + step; 1 to judge it, 2 to fit
+        weights to it.
+        """
+        keys = [(language_fold(x, step), x, y) for x, y in zip(prompts, completions, strict=True)]
+        new = [key for key in dict.fromkeys(keys) if key not in self._known]
+        texts = self.embedder([features.text_of(x) for _, x, _ in new])
+        summaries = self.embedder([y for *_, y in new])
+        for key, similarity in zip(new, (texts * summaries).sum(axis=1), strict=True):
+            language, x, y = key
+            self._known[key] = np.array([similarity, *features.measure(_language(language), x, y)])
+        return np.array([self._known[key] for key in keys]).reshape(-1, len(FEATURES))
 
 
-def training_documents(for_weights: bool) -> list[Summarized]:
-    """Documents of the train splits: a third is for the weights, the rest for the language.
+def fold(prompt: str) -> int:
+    """The fold, 0 to FOLDS - 1, of a text, fixed by a hash; whatever the aspect asked for."""
+    return documents.part(features.text_of(prompt), FOLDS)
 
-    Were both learned from the same golds, the language would know those golds and the weights
-    would trust it too much. The third is chosen by the text, so a paper's aspects stay together.
-    """
+
+def language_fold(prompt: str, step: int = 1) -> int:
+    """The fold whose language measures a text: never the text's own (step 1 or 2)."""
+    return (fold(prompt) + step) % FOLDS
+
+
+def weights_fold(of: int) -> int:
+    """The fold to whose documents the weights are fitted that judge texts of the fold `of`."""
+    return (of + 2) % FOLDS
+
+
+def training_documents(of: int) -> tuple[Summarized, ...]:
+    """The documents of the train splits that are in the fold `of`."""
+    return _folds()[of]
+
+
+@functools.cache
+def _folds() -> tuple[tuple[Summarized, ...], ...]:
     every = [d for name in _TRAINING_SETS for d in documents.load(name, "train")]
-    return [d for d in every if (documents.part(features.text_of(d.prompt), 3) == 0) == for_weights]
+    return tuple(tuple(d for d in every if fold(d.prompt) == f) for f in range(FOLDS))
+
+
+@functools.cache
+def _language(of: int) -> features.Language:
+    return features.learn_language(training_documents(of))

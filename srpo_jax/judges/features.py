@@ -5,6 +5,7 @@ Every feature is bounded: past a point, more of it neither helps nor harms.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence, Set
@@ -18,10 +19,16 @@ NAMES = (
     "fluency",
     "weakest link",
     "ending",
+    "order",
+    "function words",
+    "telegram",
     "lead",
     "copied run",
-    "copied share",
     "grounded",
+    "name",
+    "foreign names",
+    "numbers",
+    "negation",
     "repetition",
     "chatter",
     "words",
@@ -46,6 +53,20 @@ _CHATTER = frozenset(
         *("phrase", "sentence", "following", "discusses", "answer", "response"),
     )
 )
+FUNCTION_WORDS = frozenset(
+    (
+        *("a", "an", "the", "this", "that", "these", "those", "its", "their", "his", "her", "our"),
+        *("of", "in", "on", "at", "to", "for", "from", "by", "with", "as", "into", "over", "than"),
+        *("between", "through", "during", "about", "under", "after", "before", "within"),
+        *("and", "or", "but", "nor", "if", "while", "because", "so", "both", "also", "such"),
+        *("is", "are", "was", "were", "be", "been", "being", "has", "have", "had", "do", "does"),
+        *("can", "could", "may", "might", "will", "would", "should", "not", "no", "without"),
+        *("it", "they", "we", "he", "she", "them", "which", "who", "whose", "when", "where", "how"),
+    )
+)
+_NAME_END = re.compile(r"[,;:(]|\b(?:is|are|was|were|refers|has|have|can)\b")
+_NEGATIONS = frozenset(("not", "no", "never", "without", "nor", "neither", "none", "cannot"))
+_NUMBER, _PART = re.compile(r"\d+"), re.compile(r"\w+")
 _START, _END = "<start>", "<end>"
 
 
@@ -61,6 +82,15 @@ def words_of(text: str) -> list[str]:
 
 def sentences_of(text: str) -> list[str]:
     return _SENTENCE.split(text)
+
+
+def name_of(text: str) -> str:
+    """The words that `text` opens with, up to its first verb or comma, six at most, less an article.
+
+    In an encyclopedia they name what the text is about.
+    """
+    words = _NAME_END.split(text, maxsplit=1)[0].split()[:6]
+    return " ".join(words[1:] if words[:1] in (["A"], ["An"], ["The"], ["In"]) else words)
 
 
 class Language:
@@ -130,15 +160,24 @@ def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
     """The features [len(NAMES)] float64 of `summary` as a summary of `prompt`.
 
     fluency, weakest link: mean and lowest `Language.gains` of its words; ending: that of its end.
+    order: fluency less that of the same words in two other orders.
+    function words: their share, up to a half. telegram: length of the longest stretch without one, 0 up
+    to 4 words, 1 from 10.
     lead: share of it that is the text's own beginning. copied run: length of the longest passage
-    in both, 0 up to 3 words, 1 from 12. copied share: share of its trigrams that the text has.
-    grounded: share of its longer words that the text has, by their first five letters.
+    in both, 0 up to 3 words, 1 from 12.
+    grounded: share of its longer words that the text has, by their first five letters, up to a half: a
+    heap of the text's own words has no more of it than a summary.
+    name: share of its longer words that are in the text's name (see `name_of`). foreign names: number of
+    its capitalised words, but the first, that the text has not, 1 from 2. numbers: the same of its numbers.
+    negation: number of its negations of which the text knows nothing, 1 from 2: none of the longer words
+    that come next follows a negation there.
     repetition: share of its bigrams and longer words that it said before.
     chatter: number of words that speak of the text itself and are not in it, 1 from 3.
     words, too short, too long: logarithm of the number of words up to 30, what 4 exceeds it by,
     what it exceeds 30 by (at most a factor e).
     """
-    source, words = words_of(text_of(prompt)), words_of(summary)
+    text = text_of(prompt)
+    source, words = words_of(text), words_of(summary)
     count = len(words)
     gains = language.gains(words)
     inner = gains[:-1] or [-3.0]
@@ -147,10 +186,16 @@ def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
             np.clip(np.mean(inner), -3, 3),
             np.clip(min(inner), -4, 0),
             np.clip(gains[-1], -3, 3),
+            _gain_by_order(language, words, float(np.mean(inner))),
+            min(sum(word in FUNCTION_WORDS for word in words) / max(count, 1), 0.5),
+            np.clip((_longest_bare(words) - 4) / 6, 0, 1),
             _shared_start(source, words) / max(count, 1),
             np.clip((_longest_run(source, words) - 3) / 9, 0, 1),
-            _share(_ngrams(words, 3), set(_ngrams(source, 3))),
-            _share(_stems(words), set(_stems(source))),
+            min(_share(_stems(words), set(_stems(source))), 0.5),
+            _share(_stems(words), set(_stems(words_of(name_of(text))))),
+            min(_foreign_names(source, summary), 2) / 2,
+            min(len(set(_NUMBER.findall(summary)) - set(_NUMBER.findall(text))), 2) / 2,
+            min(_unmade_negations(source, words), 2) / 2,
             _repeated(words),
             min(len(_CHATTER.intersection(words) - set(source)), 3) / 3,
             np.log(np.clip(count, 1, 30)),
@@ -158,6 +203,40 @@ def measure(language: Language, prompt: str, summary: str) -> np.ndarray:
             np.log(np.clip(count / 30, 1, np.e)),
         ]
     )
+
+
+def _gain_by_order(language: Language, words: Sequence[str], fluency: float) -> float:
+    """fluency less its mean over `words` backwards and every other word first, in [-2, 2]."""
+    if len(words) < 2:
+        return 0.0
+    others = (words[::-1], [*words[::2], *words[1::2]])
+    by_chance = np.mean([np.mean(language.gains(other)[:-1]) for other in others])
+    return float(np.clip(fluency - by_chance, -2, 2))
+
+
+def _longest_bare(words: Sequence[str]) -> int:
+    """Length of the longest run of words that are no function words."""
+    stretches = itertools.groupby(words, FUNCTION_WORDS.__contains__)
+    return max((len(list(run)) for is_function, run in stretches if not is_function), default=0)
+
+
+def _foreign_names(source: Sequence[str], summary: str) -> int:
+    """Capitalised words of `summary`, but its first, that `source` lacks, by their first four letters."""
+    known = {part[:4] for word in source for part in _PART.findall(word)}
+    words = _PART.findall(summary)[1:]
+    return sum(w[0].isupper() and len(w) > 2 and w[:4].lower() not in known for w in words)
+
+
+def _unmade_negations(source: Sequence[str], words: Sequence[str]) -> int:
+    """Negations in `words` whose next stems do not follow a negation in `source`."""
+    made = {stem for denied in _denied(source) for stem in denied}
+    return sum(made.isdisjoint(denied) for denied in _denied(words))
+
+
+def _denied(words: Sequence[str]) -> list[list[str]]:
+    """The stems of the four words behind each negation."""
+    negations = [i for i, w in enumerate(words) if w in _NEGATIONS or w.endswith(("n't", "n’t"))]
+    return [_stems(words[i + 1 : i + 5]) for i in negations]
 
 
 def _stems(words: Sequence[str]) -> list[str]:

@@ -2,18 +2,17 @@
 
     python -m srpo_jax.judges.fitting
 
-fits them anew, and prints them and what the judge is worth on documents held out (a few minutes).
+fits them anew, and prints them and what the judge is worth on documents held out (some minutes).
 
 Beside the damages that `validation` reports there are others here, so that the weights serve for
 what a small model writes: loops, rambling, filler, nothing at all, a sentence copied whole, a wrong
-word. To see what the judge does with a kind of bad text it was never fitted to, it also prints
-the rate for every damage with that damage left out of the fit.
+word. Of the tricks, half of the kinds are fitted to and half only reported.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from rich.console import Console
@@ -22,15 +21,26 @@ from rich.table import Table
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
-from srpo_jax.judges.embedding import FEATURES, EmbeddingJudge, training_documents
-from srpo_jax.judges.validation import DAMAGES, Check, other_gold, validate
+from srpo_jax.judges.embedding import (
+    FEATURES,
+    FOLDS,
+    EmbeddingJudge,
+    training_documents,
+    weights_fold,
+)
+from srpo_jax.judges.minilm import Embedder
+from srpo_jax.judges.tricks import HELD_OUT, TRICKS, Damage
+from srpo_jax.judges.validation import DAMAGES, Check, damaged, other_gold, validate
 
-_FIT_DOCUMENTS = 400  # of each set, at most
+_FIT_DOCUMENTS = 60  # of each set and fold, at most
+_CHECK_DOCUMENTS = 400  # of each set, at most
 _PENALTY = 1e-3
 _OPENINGS = ("This document is about", "The text describes", "A summary of", "The subject is")
 # How surely the gold is better, where that is not plain: the weights should say so too, or a model
 # would win by style alone. A whole sentence of the text is true; an announcement is but a blot.
 _CERTAINTY = {"first sentence": 0.9, "middle sentence": 0.9, "gold dressed up": 0.75}
+# To be about the text at all comes first.
+_EMPHASIS = {"another document's gold": 3}
 _PREAMBLES = ("Summary:\n\n**{}**", "Here is a summary of the text: {}", "# Summary\n{}")
 
 
@@ -84,8 +94,9 @@ def wrong_word(documents: Sequence[Summarized], index: int) -> str | None:
     return " ".join(words)
 
 
-FIT_DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
+FIT_DAMAGES: dict[str, Damage] = {
     **DAMAGES,
+    **{name: trick for name, trick in TRICKS.items() if name not in HELD_OUT},
     "gold in a loop": looped,
     "gold, then rambling": rambling,
     "filler": filler,
@@ -97,18 +108,20 @@ FIT_DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
 }
 
 
-def differences(judge: EmbeddingJudge, members: Sequence[Summarized]) -> dict[str, np.ndarray]:
-    """For each damage, features of the gold less those of the damaged text, [n, len(FEATURES)]."""
+def differences(
+    judge: EmbeddingJudge,
+    members: Sequence[Summarized],
+    damages: Mapping[str, Damage],
+    step: int = 1,
+) -> dict[str, np.ndarray]:
+    """For each damage, features of the gold less those of the damaged text, [n, len(FEATURES)].
+
+    step: which language measures them, see `EmbeddingJudge.features`.
+    """
     found = {}
-    for damage, apply in FIT_DAMAGES.items():
-        damaged = [apply(members, index) for index in range(len(members))]
-        kept = [
-            (document.prompt, document.gold, text)
-            for document, text in zip(members, damaged, strict=True)
-            if text is not None and text != document.gold
-        ]
-        prompts, golds, texts = zip(*kept, strict=True)
-        found[damage] = judge.features(prompts, golds) - judge.features(prompts, texts)
+    for part in damaged(members, damages):
+        golds = judge.features(part.prompts, part.golds, step)
+        found[part.damage] = golds - judge.features(part.prompts, part.texts, step)
     return found
 
 
@@ -142,43 +155,82 @@ def log_loss(rows: np.ndarray, weights: np.ndarray) -> float:
     return float(np.logaddexp(0, -rows @ weights).mean())
 
 
-def training_differences(judge: EmbeddingJudge) -> dict[str, dict[str, np.ndarray]]:
-    """`differences` on the documents the weights are fitted to, by set of documents."""
+def training_differences(judge: EmbeddingJudge, of: int) -> dict[str, dict[str, np.ndarray]]:
+    """`differences` on the documents whose fold is `of`, by set of documents."""
     sets: dict[str, list[Summarized]] = {}
-    for document in training_documents(for_weights=True):
+    for document in training_documents(of):
         sets.setdefault(document.id.split("/")[0], []).append(document)
-    return {name: differences(judge, members[:_FIT_DOCUMENTS]) for name, members in sets.items()}
+    return {
+        name: differences(judge, members[:_FIT_DOCUMENTS], FIT_DAMAGES, step=2)
+        for name, members in sets.items()
+    }
 
 
-def weights_from(
-    data: Mapping[str, Mapping[str, np.ndarray]], without: str | None = None
-) -> np.ndarray:
-    """The weights [len(FEATURES)] fitted to all differences but those of the damage `without`."""
+def weights_from(data: Mapping[str, Mapping[str, np.ndarray]]) -> np.ndarray:
+    """The weights [len(FEATURES)] fitted to all differences."""
     groups = [
         (rows, _CERTAINTY.get(damage, 1.0))
         for found in data.values()
         for damage, rows in found.items()
-        if damage != without
+        for _ in range(_EMPHASIS.get(damage, 1))
     ]
     return fit([rows for rows, _ in groups], [label for _, label in groups])
 
 
-def _damage_table(
-    train: Mapping[str, Mapping[str, np.ndarray]],
-    test: Mapping[str, Mapping[str, np.ndarray]],
-    weights: np.ndarray,
-) -> Table:
-    table = Table(title="gold preferred (log loss) on documents held out, by kind of damage")
-    table.add_column("damage")
-    for name in test:
-        table.add_column(name, justify="right")
-        table.add_column(f"{name}, kind left out of the fit", justify="right")
-    for damage in FIT_DAMAGES:
-        blind = weights_from(train, without=damage)
+def fitted_weights(judge: EmbeddingJudge) -> dict[str, tuple[float, ...]]:
+    """What embedding.WEIGHTS holds: for each feature its weight for texts of each fold."""
+    columns = [weights_from(training_differences(judge, weights_fold(f))) for f in range(FOLDS)]
+    return {name: tuple(row) for name, row in zip(FEATURES, np.transpose(columns), strict=True)}
+
+
+def nearest_gold(embed: Embedder) -> Damage:
+    """The other document's gold that is most like the text: what a fair model might have written."""
+
+    def nearest(documents: Sequence[Summarized], index: int) -> str | None:
+        text = features.text_of(documents[index].prompt)
+        others = [d.gold for d in documents if features.text_of(d.prompt) != text]
+        return others[int(np.argmax(embed(others) @ embed([text])[0]))] if others else None
+
+    return nearest
+
+
+def fairness(judge: EmbeddingJudge, name: str) -> dict[str, tuple[Check, Check]]:
+    """How often the gold is preferred to each stand-in for a model, on train and on validation documents.
+
+    Were something of the judge fitted to the documents that it judges, the first would be larger.
+    """
+    stand_ins: dict[str, Damage] = {
+        "first sentence": first_sentence,
+        "middle sentence": middle_sentence,
+        "the likest other gold": nearest_gold(judge.embedder),
+        "gold with a wrong word": wrong_word,
+    }
+    held_out = (documents.load(name, "validation") + documents.load(name, "test"))[
+        :_CHECK_DOCUMENTS
+    ]
+    train = _of_as_many_texts(documents.load(name, "train"), held_out)
+    checks = (validate(judge, members, stand_ins) for members in (train, held_out))
+    return {a.damage: (a, b) for a, b in zip(*checks, strict=True)}
+
+
+def _of_as_many_texts(
+    members: Sequence[Summarized], like: Sequence[Summarized]
+) -> list[Summarized]:
+    """The first of `members`, with all aspects of a text: of more texts, another gold would be liker."""
+    count = len({features.text_of(document.prompt) for document in like})
+    texts = list(dict.fromkeys(features.text_of(document.prompt) for document in members))
+    return [d for d in members if features.text_of(d.prompt) in set(texts[:count])]
+
+
+def _fairness_table(name: str, found: Mapping[str, tuple[Check, Check]]) -> Table:
+    table = Table(title=f"{name}: gold preferred on training documents, and on others")
+    for column in ("to", *2 * ("rate", "95 % interval", "count")):
+        table.add_column(column)
+    for damage, checks in found.items():
         cells = [
-            f"{(found[damage] @ w > 0).mean():.2f} ({log_loss(found[damage], w):.2f})"
-            for found in test.values()
-            for w in (weights, blind)
+            cell
+            for c in checks
+            for cell in (f"{c.rate:.3f}", f"{c.low:.3f} to {c.high:.3f}", str(c.count))
         ]
         table.add_row(damage, *cells)
     return table
@@ -186,37 +238,31 @@ def _damage_table(
 
 def _check_table(checks: Sequence[Check]) -> Table:
     table = Table(title="gold preferred to a damaged text, documents held out")
-    for column in ("documents", "damage", "rate", "95 % interval", "count"):
+    for column in ("documents", "damage", "fitted to", "rate", "95 % interval", "count"):
         table.add_column(column)
     for check in checks:
         interval = f"{check.low:.3f} to {check.high:.3f}"
-        row = (check.documents, check.damage, f"{check.rate:.3f}", interval, str(check.count))
-        table.add_row(*row)
+        fitted = "" if check.held_out else "yes"
+        row = (check.documents, check.damage, fitted, f"{check.rate:.3f}", interval)
+        table.add_row(*row, str(check.count))
     return table
 
 
 def main() -> None:
-    """Fit, and print the weights and how the judge fares on documents held out (a few minutes)."""
+    """Fit, and print the weights and how the judge fares on documents held out (some minutes)."""
     console = Console()
-    judge = EmbeddingJudge(dict.fromkeys(FEATURES, 0.0))
     with console.status("measuring the training documents"):
-        train = training_differences(judge)
-    held_out = {
-        name: documents.load(name, "validation") + documents.load(name, "test") for name in train
-    }
-    with console.status("measuring the documents held out"):
-        test = {name: differences(judge, members[:400]) for name, members in held_out.items()}
-    weights = weights_from(train)
-
+        weights = fitted_weights(EmbeddingJudge(dict.fromkeys(FEATURES, (0.0,) * FOLDS)))
     console.print("WEIGHTS = {")
-    for name, weight in zip(FEATURES, weights, strict=True):
-        console.print(f'    "{name}": {weight:.3f},', highlight=False)
+    for name, row in weights.items():
+        console.print(f'    "{name}": ({", ".join(f"{w:.3f}" for w in row)}),', highlight=False)
     console.print("}")
-    console.print(_damage_table(train, test, weights))
-    with console.status("validating"):
-        judge = EmbeddingJudge(dict(zip(FEATURES, weights.tolist(), strict=True)))
-        checks = [check for members in held_out.values() for check in validate(judge, members)]
-    console.print(_check_table(checks))
+    judge = EmbeddingJudge(weights)
+    for name in ("wikipedia", "aclsum"):
+        held_out = documents.load(name, "validation") + documents.load(name, "test")
+        with console.status(f"checking on {name}"):
+            console.print(_check_table(validate(judge, held_out[:_CHECK_DOCUMENTS])))
+            console.print(_fairness_table(name, fairness(judge, name)))
 
 
 if __name__ == "__main__":

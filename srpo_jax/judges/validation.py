@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from srpo_jax.data.documents import Summarized
 from srpo_jax.judges.features import text_of
-from srpo_jax.judges.judge import Estimate, Judge, Prompt, estimate, total
+from srpo_jax.judges.judge import Estimate, Judge, Paid, Prompt, estimate, total
+from srpo_jax.judges.tricks import TRICKS, Damage
 from srpo_jax.reporting.winrate import win_rate
+
+BEST_TRICK = "the best of the tricks"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Check:
     """How often (`rate`, with a 95 % interval) the gold was preferred to `damage`.
 
     Over `count` documents of the set named `documents`; a tie (probability 1/2) counts as half.
+    held_out: nothing of the judge was fitted to this kind of damage.
     """
 
     damage: str
@@ -27,6 +31,7 @@ class Check:
     low: float
     high: float
     count: int
+    held_out: bool = True
 
 
 def other_gold(documents: Sequence[Summarized], index: int) -> str | None:
@@ -63,7 +68,7 @@ def lead(documents: Sequence[Summarized], index: int) -> str | None:
     return " ".join(words) if words != document.gold.split() else None
 
 
-DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
+DAMAGES: dict[str, Damage] = {
     "another document's gold": other_gold,
     "gold shuffled": shuffled,
     "gold cut in half": half,
@@ -73,48 +78,82 @@ DAMAGES: dict[str, Callable[[Sequence[Summarized], int], str | None]] = {
 
 @dataclass(frozen=True)
 class Damaged:
-    """Golds of the set `documents`, and the same golds damaged."""
+    """Golds of the set `documents`, and the same golds damaged; `ids` are those of their documents."""
 
     damage: str
     documents: str
+    ids: tuple[str, ...]
     prompts: tuple[Prompt, ...]
     golds: tuple[str, ...]
     texts: tuple[str, ...]
 
 
-def damaged(documents: Sequence[Summarized]) -> Iterator[Damaged]:
+def damaged(documents: Sequence[Summarized], damages: Mapping[str, Damage]) -> Iterator[Damaged]:
     """Of each set of documents (the part of `Document.id` before "/") and damage, what is compared.
 
     A damage that leaves a document's gold as it is, is not counted for that document.
     """
     for name in dict.fromkeys(document.id.split("/")[0] for document in documents):
         members = [document for document in documents if document.id.split("/")[0] == name]
-        for damage, apply in DAMAGES.items():
+        for damage, apply in damages.items():
             texts = [apply(members, index) for index in range(len(members))]
-            pairs = [(d, text) for d, text in zip(members, texts, strict=True) if text is not None]
+            pairs = [
+                (d, text)
+                for d, text in zip(members, texts, strict=True)
+                if text is not None and text != d.gold
+            ]
             if pairs:
                 kept, worse = zip(*pairs, strict=True)
-                prompts, golds = tuple(d.prompt for d in kept), tuple(d.gold for d in kept)
-                yield Damaged(damage, name, prompts, golds, worse)
+                ids, prompts = tuple(d.id for d in kept), tuple(d.prompt for d in kept)
+                yield Damaged(damage, name, ids, prompts, tuple(d.gold for d in kept), worse)
 
 
-def validate(judge: Judge, documents: Sequence[Summarized]) -> list[Check]:
+def validate(
+    judge: Judge, documents: Sequence[Summarized], damages: Mapping[str, Damage] | None = None
+) -> list[Check]:
     """One `Check` for each set of documents and damage, of the documents that have a verdict.
 
-    Use documents that nothing of the judge was fitted to.
+    With tricks, also how often the gold was preferred to all tricks of its document (BEST_TRICK).
+    damages: None for those of `checked_by`. Use documents that nothing of the judge was fitted to.
     """
     checks = []
-    for part in damaged(documents):
+    hardest: dict[str, dict[str, float]] = {}  # of each set and document, over its tricks
+    for part in damaged(documents, damages or checked_by(judge)):
         probabilities = judge.probabilities(part.prompts, part.golds, part.texts)
-        said = probabilities[~np.isnan(probabilities)]
-        if said.size:
-            preferred = (np.sign(said - 0.5) + 1) / 2
-            checks.append(Check(part.damage, part.documents, *win_rate(preferred), said.size))
-    return checks
+        preferred = {
+            identifier: (float(np.sign(p - 0.5)) + 1) / 2
+            for identifier, p in zip(part.ids, probabilities, strict=True)
+            if not np.isnan(p)
+        }
+        held_out = part.damage not in fitted_to(judge)
+        if preferred:
+            checks.append(_check(part.damage, part.documents, preferred, held_out))
+        if part.damage in TRICKS:
+            least = hardest.setdefault(part.documents, {})
+            least.update({i: min(p, least.get(i, 1.0)) for i, p in preferred.items()})
+    held_out = not TRICKS.keys() & fitted_to(judge)
+    return checks + [
+        _check(BEST_TRICK, name, least, held_out) for name, least in hardest.items() if least
+    ]
+
+
+def checked_by(judge: Judge) -> dict[str, Damage]:
+    """What a judge is checked with: all there is, but only DAMAGES where every verdict is paid for."""
+    return DAMAGES if isinstance(judge, Paid) else {**DAMAGES, **TRICKS}
+
+
+def fitted_to(judge: Judge) -> frozenset[str]:
+    """The damages that a judge was fitted to: its attribute of this name, none where it has none."""
+    found: frozenset[str] = getattr(judge, "fitted_to", frozenset())
+    return found
 
 
 def cost(judge: Judge, documents: Sequence[Summarized]) -> Estimate:
     """What `validate` would cost; nothing is asked."""
-    return total(
-        [estimate(judge, part.prompts, part.golds, part.texts) for part in damaged(documents)]
-    )
+    parts = damaged(documents, checked_by(judge))
+    return total([estimate(judge, part.prompts, part.golds, part.texts) for part in parts])
+
+
+def _check(damage: str, documents: str, preferred: Mapping[str, float], held_out: bool) -> Check:
+    interval = win_rate(np.array(list(preferred.values())))
+    return Check(damage, documents, *interval, len(preferred), held_out)

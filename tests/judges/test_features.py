@@ -47,6 +47,32 @@ def test_language_prefers_words_in_order(language):
     assert straight > value(language, "fluency", "in family of plants grasses the species of") + 0.3
 
 
+def test_order_is_what_words_in_a_heap_lack(language):
+    straight = value(language, "order", "species of plants in the family of grasses")
+    assert straight > 0.3 > value(language, "order", "grasses of family the in plants of species")
+    assert value(language, "order", "species") == 0
+
+
+def test_negations_and_numbers_of_the_text_are_allowed(language):
+    text = "It does not live in towns. In 1758 it was common."
+    assert value(language, "negation", "Not in towns", text) == 0
+    assert value(language, "negation", "Not common", text) == 0.5
+    assert value(language, "numbers", "Common in 1758", text) == 0
+    assert value(language, "numbers", "Common in 1759", text) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("The violet copper is small.", "violet copper"),
+        ("In mathematics, a fractal is a shape.", "mathematics"),
+        ("We ask one two three four five six questions.", "We ask one two three four"),
+    ],
+)
+def test_name_that_a_text_opens_with(text, name):
+    assert features.name_of(text) == name
+
+
 def test_language_knows_an_end(language):
     assert value(language, "ending", "genus of plants in the family of grasses") > 0
     assert value(language, "ending", "genus of plants in the") < 0
@@ -76,8 +102,19 @@ def test_documents_of_the_language_give_golds_and_sentences():
         ("copied run", "small butterfly. It", 0.0),
         ("copied run", "in wet meadows of Europe and", 1 / 3),
         ("copied run", TEXT, 1.0),
-        ("copied share", "It lives in wet places", 2 / 3),
         ("grounded", "Butterflies living in towns", 1 / 3),
+        ("grounded", "wet meadows", 0.5),
+        ("function words", "Species of beetle", 1 / 3),
+        ("function words", "It is not of them", 0.5),
+        ("telegram", "one two three four of five six", 0.0),
+        ("telegram", "the one two three four five six seven", 0.5),
+        ("name", "Copper of the north", 0.5),
+        ("name", "Small butterfly", 0.0),
+        ("foreign names", "Copper of Europe", 0.0),
+        ("foreign names", "Copper of European Brazil", 0.5),
+        ("numbers", "Found in 1758 and 1800", 1.0),
+        ("numbers", "Rare butterfly", 0.0),
+        ("negation", "Not rare butterfly", 0.5),
         ("repetition", "rare rare rare rare", 5 / 7),
         ("repetition", "rare small butterfly", 0.0),
         ("chatter", "The subject of this text is rare", 2 / 3),

@@ -3,6 +3,7 @@ import pytest
 
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Estimate, validation
+from srpo_jax.judges.tricks import TRICKS
 from srpo_jax.judges.validation import validate
 
 
@@ -55,12 +56,43 @@ def test_validate_counts_by_set_and_damage():
     golds += [document(f"second/{i}", f"other gold {i}", f"Words of {i}.") for i in range(3)]
     checks = {(check.documents, check.damage): check for check in validate(Longer(), golds)}
     # The texts of the first set are all the same: none has another document's gold.
-    assert len(checks) == 3 + 4
+    assert ("first", "another document's gold") not in checks
+    second = {damage for name, damage in checks if name == "second"}
+    assert second >= {*validation.DAMAGES, '"Not" and the gold', validation.BEST_TRICK}
+    assert second <= {*validation.DAMAGES, *TRICKS, validation.BEST_TRICK}
     half = checks["first", "gold cut in half"]
     assert (half.rate, half.high, half.count) == (1.0, 1.0, 5)
     assert half.low == pytest.approx(0.566, abs=1e-3)  # Wilson: five of five
     assert checks["first", "gold shuffled"].rate == 0.5
     assert checks["second", "another document's gold"].count == 3
+
+
+def test_best_trick_is_that_of_each_document():
+    class Fooled(Longer):
+        """By one trick on the first document, by another on the second."""
+
+        def probabilities(self, prompts, a, b):
+            return np.array(
+                [
+                    float((y[:3], x[-2]) not in {("Not", "0"), ("Spe", "1")})
+                    for x, y in zip(prompts, b, strict=True)
+                ]
+            )
+
+    golds = [document(f"s/{i}", f"gold number {i}", f"Words of {i}.") for i in range(4)]
+    checks = {check.damage: check for check in validate(Fooled(), golds)}
+    assert checks['"Not" and the gold'].rate == checks['"Species of" and the name'].rate == 0.75
+    assert (checks[validation.BEST_TRICK].rate, checks[validation.BEST_TRICK].count) == (0.5, 4)
+
+
+def test_check_says_which_kinds_nothing_was_fitted_to():
+    class Fitted(Longer):
+        fitted_to = frozenset(["gold cut in half", "ten keywords"])
+
+    golds = [document(f"s/{i}", f"gold number {i}", f"Words of {i}.") for i in range(4)]
+    seen = {check.damage for check in validate(Fitted(), golds) if not check.held_out}
+    assert seen == {"gold cut in half", "ten keywords", validation.BEST_TRICK}
+    assert all(check.held_out for check in validate(Longer(), golds))
 
 
 def test_documents_without_a_verdict_are_not_counted():
@@ -81,6 +113,7 @@ def test_the_check_says_its_cost_before():
 
     assert validation.cost(Longer(), golds) == Estimate()
     cost = validation.cost(Asks(), golds)
+    # Tricks are not paid for: 5 documents, 4 damages, 2 orders.
     assert (cost.requests, cost.prompt_tokens, cost.how) == (40, 40, "by guess")
 
 
