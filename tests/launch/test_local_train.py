@@ -25,7 +25,12 @@ def train(pairs: Path, workdir: Path, processes: int, devices: int, *more: str) 
         *("--processes", str(processes), "--devices", str(devices), "--grace", "60", "--"),
         *(sys.executable, "-m", "srpo_jax.train", f"--config={ROOT / 'configs' / 'tiny.py'}"),
         *(f"--workdir={workdir}", f"--config.data.pairs={pairs}", f"--config.train.steps={STEPS}"),
-        *("--config.train.batch_size=4", "--config.train.checkpoint_every=1000", *more),
+        *("--config.train.batch_size=4", "--config.train.checkpoint_every=1000"),
+        *(
+            f"--config.data.held_out={pairs.with_name('others.jsonl')}",
+            "--config.train.evaluate_every=8",
+        ),
+        *("--config.train.evaluate_documents=0", *more),
     ]
 
 
@@ -41,6 +46,8 @@ def pairs(tmp_path_factory):
     answers = ["yes", "sure", "fine"]
     # 13: the last batch of reference scores is not full
     records.write_pairs(path, [Pair(f"{i}?", answers[i % 3], "no way") for i in range(13)])
+    others = [Pair(f"{i}?", answers[i % 3], "no way") for i in range(20, 25)]
+    records.write_pairs(path.with_name("others.jsonl"), others)
     return path
 
 
@@ -52,8 +59,9 @@ def alone(pairs, tmp_path_factory):
     return workdir
 
 
-def losses(workdir: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in metrics.read(workdir / "metrics.jsonl")]
+def losses(workdir: Path, name: str = "loss") -> list[tuple[int, float]]:
+    lines = metrics.read(workdir / "metrics.jsonl")
+    return [(line["step"], line[name]) for line in lines if name in line]
 
 
 def reference(workdir: Path) -> dict[str, np.ndarray]:
@@ -86,6 +94,9 @@ def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
     assert "reference scores: 13 pairs read from" in done.stdout
     # float32 sums of another order, then Adam
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=2e-3)
+    held_out = [losses(workdir, "held_out/loss") for workdir in (tmp_path, alone)]
+    assert [step for step, _ in held_out[0]] == [0, 8, 16, 24, 32, 40]
+    np.testing.assert_allclose(*held_out, rtol=2e-3)
     one, two = reference(alone), reference(tmp_path)
     assert one.keys() == two.keys()
     for name in one:
