@@ -25,6 +25,7 @@ from srpo_jax.judges.embedding import (
     FEATURES,
     FOLDS,
     EmbeddingJudge,
+    fold,
     training_documents,
     weights_fold,
 )
@@ -37,8 +38,8 @@ _CHECK_DOCUMENTS = 400  # of each set, at most
 _PENALTY = 1e-3
 _OPENINGS = ("This document is about", "The text describes", "A summary of", "The subject is")
 # How surely the gold is better, where that is not plain: the weights should say so too, or a model
-# would win by style alone. A whole sentence of the text is true; an announcement is but a blot.
-_CERTAINTY = {"first sentence": 0.9, "middle sentence": 0.9, "gold dressed up": 0.75}
+# would win by style alone. A whole sentence of the text is true, and so is what an announcement precedes.
+_CERTAINTY = {"first sentence": 0.9, "middle sentence": 0.9, "gold dressed up": 0.9}
 # To be about the text at all comes first.
 _EMPHASIS = {"another document's gold": 3}
 _PREAMBLES = ("Summary:\n\n**{}**", "Here is a summary of the text: {}", "# Summary\n{}")
@@ -184,11 +185,15 @@ def fitted_weights(judge: EmbeddingJudge) -> dict[str, tuple[float, ...]]:
 
 
 def nearest_gold(embed: Embedder) -> Damage:
-    """The other document's gold that is most like the text: what a fair model might have written."""
+    """The other document's gold that is most like the text: what a fair model might have written.
+
+    Of the same fold: the language that judges the text must know neither gold.
+    """
 
     def nearest(documents: Sequence[Summarized], index: int) -> str | None:
         text = features.text_of(documents[index].prompt)
-        others = [d.gold for d in documents if features.text_of(d.prompt) != text]
+        fellows = [d for d in documents if fold(d.prompt) == fold(text)]
+        others = [d.gold for d in fellows if features.text_of(d.prompt) != text]
         return others[int(np.argmax(embed(others) @ embed([text])[0]))] if others else None
 
     return nearest
@@ -202,7 +207,7 @@ def fairness(judge: EmbeddingJudge, name: str) -> dict[str, tuple[Check, Check]]
     stand_ins: dict[str, Damage] = {
         "first sentence": first_sentence,
         "middle sentence": middle_sentence,
-        "the likest other gold": nearest_gold(judge.embedder),
+        "the likest gold of its fold": nearest_gold(judge.embedder),
         "gold with a wrong word": wrong_word,
     }
     held_out = (documents.load(name, "validation") + documents.load(name, "test"))[
