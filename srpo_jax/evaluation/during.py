@@ -122,10 +122,11 @@ def asked(settings: Settings, workdir: Path, source: Source) -> Asked | None:
     train, own = settings.train, settings.evaluate
     if not (train.evaluate_every and train.evaluate_documents):
         return None
-    if settings.judge.name == "llm":
+    if judges.asks_endpoint(settings.judge):
         raise UserError(
-            "config.judge.name='llm' is an endpoint, which is not asked during training: use another judge "
-            "with --config.judge.name, or no revisions with --config.train.evaluate_documents=0"
+            f"config.judge.name={settings.judge.name!r} asks an endpoint, which is not done during "
+            "training: use another judge with --config.judge.name, or no revisions with "
+            "--config.train.evaluate_documents=0"
         )
     chosen = document_sets.resolve(own.documents, train.evaluate_split)[0]
     renderer = Renderer(chosen.template or settings.data.template, source.tokenizer)

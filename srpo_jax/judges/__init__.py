@@ -5,7 +5,7 @@ programs.
 """
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
-from srpo_jax.judges.loading import load, load_all, require_apart
+from srpo_jax.judges.loading import asks_endpoint, load, load_all, require_apart
 from srpo_jax.judges.settings import JudgeSettings
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "JudgeSettings",
     "Prompt",
     "Verdicts",
+    "asks_endpoint",
     "estimate",
     "load",
     "load_all",

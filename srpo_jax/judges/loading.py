@@ -96,6 +96,11 @@ def sections(settings: JudgeSettings) -> tuple[JudgeSettings, ...]:
     return settings, *_entries(settings, settings.others, "others")
 
 
+def asks_endpoint(settings: JudgeSettings) -> bool:
+    """Whether the judge of `settings.name`, or a member of it, is a model behind an endpoint."""
+    return any(each.name == "llm" for each in (settings, *_members([settings])))
+
+
 def require_apart(settings: JudgeSettings, models: Mapping[str, str]) -> None:
     """UserError for a judge that is one of the models compared. models: name -> source."""
     named = sections(settings)

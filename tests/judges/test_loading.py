@@ -72,3 +72,9 @@ def test_other_judges_have_the_settings_of_the_section_or_of_their_file(tmp_path
 def test_what_cannot_be_made_is_named(settings, said):
     with pytest.raises(UserError, match=said):
         judges.load_all(JudgeSettings(**settings))
+
+
+def test_an_endpoint_is_seen_in_an_ensemble_too():
+    assert judges.asks_endpoint(JudgeSettings("llm"))
+    assert judges.asks_endpoint(JudgeSettings("ensemble", members=("longer", "llm")))
+    assert not judges.asks_endpoint(JudgeSettings("ensemble", members=("longer", "shorter")))

@@ -233,7 +233,7 @@ def test_an_objective_without_reference_is_evaluated_too(config, tmp_path):
 
 def test_an_endpoint_is_not_asked(config, tmp_path):
     config.judge.name = "llm"
-    with pytest.raises(UserError, match=r"config\.judge\.name='llm' is an endpoint.*documents=0"):
+    with pytest.raises(UserError, match=r"config\.judge\.name='llm' asks an endpoint.*documents=0"):
         attempt(config, tmp_path)
     assert not (tmp_path / "config.json").exists()
 
