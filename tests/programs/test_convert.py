@@ -125,7 +125,14 @@ def ours(path):
     return np.asarray(model.logits(model(np.array(IDS, np.int32), np.arange(size)[None], mask)))
 
 
-@pytest.mark.parametrize("name", ["llama", "phi3", "gpt-neox"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        pytest.param("phi3", marks=pytest.mark.slow),
+        pytest.param("gpt-neox", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("rank", [0, 3])
 def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_path, one_device):
     """phi3 and gpt-neox store several projections as one tensor, and so does their adapter."""

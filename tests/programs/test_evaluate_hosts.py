@@ -103,6 +103,7 @@ def texts(workdir):
     return {path.name: path.read_text() for path in sorted(workdir.glob("samples/*.jsonl"))}
 
 
+@pytest.mark.slow
 def test_every_number_of_hosts_and_devices_writes_the_same(config, tmp_path):
     """Greedy, float32: token for token."""
     path, found = config(11), {}
