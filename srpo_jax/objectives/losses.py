@@ -43,7 +43,14 @@ IMPROVE_SCORES = ("w|l", "l|l", "w|w", "l|w")
 
 
 def srpo(
-    scores: Scores, reference: Scores, label_prob: Values, *, beta: Number, alpha: Number
+    scores: Scores,
+    reference: Scores,
+    label_prob: Values,
+    *,
+    lengths: Scores | None = None,
+    beta: Number,
+    alpha: Number,
+    nll_weight: Number = 0.0,
 ) -> tuple[Values, Metrics]:
     """Self-improving robust preference optimisation (Choi et al., arXiv:2406.01660): the
     offline loss L_alpha, for soft labels.
@@ -55,9 +62,16 @@ def srpo(
     alpha = 1 leaves the generative policy untrained (L_improve has no g); alpha = 0 fixes only the
     sum h(w|l) - h(l|w) + g(w) - g(l), not its parts.
 
+    nll_weight > 0 adds an anchor that is not the paper's, and needs `lengths`. The squares fix only
+    differences of log-ratios; the anchor holds the level of the chosen completion's, under both prompts:
+
+        L + nll_weight [p a(w, l) + (1 - p) a(l, w)]
+        a(w, l) = -[log pi(w|x) + log pi_improve(w|l,x)] / |w|
+
     Extra metrics: loss_generative, loss_improve (the two parts, unweighted); margin_generative =
     beta [h(w|l) - h(l|w) + g(w) - g(l)]; margin_improve = beta times the mean of the two improve
-    differences; accuracy_improve, the mean of their two accuracies.
+    differences; accuracy_improve, the mean of their two accuracies; with nll_weight also loss_nll, the
+    anchor unweighted.
     """
     g = log_ratios(scores, reference)
     shown_rejected = beta * (g["w|l"] - g["l|l"])
@@ -66,7 +80,12 @@ def srpo(
     margin_generative = beta * (g["w|l"] - g["l|w"]) + margin
     loss_improve = (label_prob - 0.5 - shown_rejected) ** 2 + (label_prob - 0.5 - shown_chosen) ** 2
     loss_generative = (2 * label_prob - 1 - margin_generative) ** 2
-    return (1 - alpha) * loss_generative + alpha * loss_improve, {
+    loss = (1 - alpha) * loss_generative + alpha * loss_improve
+    anchor: Metrics = {}
+    if isinstance(nll_weight, Array) or nll_weight != 0:
+        anchor = {"loss_nll": _anchor(scores, label_prob, lengths)}
+        loss = loss + nll_weight * anchor["loss_nll"]
+    return loss, anchor | {
         "loss_generative": loss_generative,
         "loss_improve": loss_improve,
         "margin": margin,
@@ -270,6 +289,14 @@ def accuracy(margin: Values, label_prob: Values) -> Values:
 def _direct_margin(scores: Scores, reference: Scores, beta: Number) -> Values:
     g = log_ratios(scores, reference)
     return beta * (g["w"] - g["l"])
+
+
+def _anchor(scores: Scores, label_prob: Values, lengths: Scores | None) -> Values:
+    """Minus log-probability per token of the chosen completion, direct and improve prompt summed."""
+    named = {name: scores[name] for name in ("w", "l", "w|l", "l|w")}
+    mean = _per_token(named, lengths, "srpo")
+    chosen, rejected = mean["w"] + mean["w|l"], mean["l"] + mean["l|w"]
+    return -(label_prob * chosen + (1 - label_prob) * rejected)
 
 
 def _label_mean(loss: Callable[[Values], Values], margin: Values, label_prob: Values) -> Values:

@@ -28,7 +28,9 @@ class ObjectiveSettings:
     reduction: str | None = setting(
         None, "IPO, SFT: over a completion's tokens", one_of("sum", "mean")
     )
-    nll_weight: float | None = setting(None, "RPO: weight of the likelihood term", _WEIGHT)
+    nll_weight: float | None = setting(
+        None, "SRPO (0 of itself), RPO (1): weight of the chosen one's likelihood", _WEIGHT
+    )
     gamma: float | None = setting(None, "SimPO: margin between the two", _WEIGHT)
     odds_weight: float | None = setting(None, "ORPO: weight of the odds ratio", _WEIGHT)
 

@@ -9,10 +9,17 @@ import pytest
 
 from srpo_jax import objectives
 from srpo_jax.objectives.losses import DIRECT_SCORES
+from srpo_jax.runtime.errors import UserError
 from tests.scores import ALL_SCORES, HYPER, B, as_jax, draw
 
 SWAPPED = {"w": "l", "l": "w", "w|l": "l|w", "l|w": "w|l", "l|l": "w|w", "w|w": "l|l"}
-PAIR_OBJECTIVES = [name for name in HYPER if name != "sft"]
+# The named objectives, and SRPO with its likelihood anchor.
+CASES = HYPER | {"srpo, anchored": HYPER["srpo"] | {"nll_weight": 0.4}}
+PAIR_CASES = [case for case in CASES if case != "sft"]
+
+
+def objective_of(case):
+    return objectives.get(case.partition(",")[0])
 
 
 def swap(scores):
@@ -26,6 +33,9 @@ def log_sigma(x):
 def expected_loss(name, s, r, n):
     """Each paper's loss for hard labels (w preferred), from scores s, r and token counts n."""
     g = {k: s[k] - r[k] for k in s}
+    if name == "srpo, anchored":
+        anchor = -s["w"] / n["w"] - s["w|l"] / n["w"]
+        return expected_loss("srpo", s, r, n) + 0.4 * anchor
     if name == "srpo":
         beta, alpha = 0.3, 0.7
         improve = (0.5 - beta * (g["w|l"] - g["l|l"])) ** 2
@@ -54,12 +64,12 @@ def expected_loss(name, s, r, n):
     return -s["w"]
 
 
-@pytest.mark.parametrize("name", HYPER)
+@pytest.mark.parametrize("name", CASES)
 def test_loss_is_the_papers_formula(name):
     scores, reference, _, lengths = draw()
     with jax.enable_x64(True):
-        loss, _ = objectives.get(name)(
-            as_jax(scores), as_jax(reference), jnp.ones(B), lengths=as_jax(lengths), **HYPER[name]
+        loss, _ = objective_of(name)(
+            as_jax(scores), as_jax(reference), jnp.ones(B), lengths=as_jax(lengths), **CASES[name]
         )
     np.testing.assert_allclose(loss, expected_loss(name, scores, reference, lengths), rtol=1e-12)
 
@@ -108,16 +118,16 @@ def test_orpo_is_finite_for_a_completion_of_probability_one():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", HYPER)
+@pytest.mark.parametrize("name", CASES)
 def test_gradient_is_the_finite_difference(name):
     scores, reference, label_prob, lengths = draw(1)
-    objective = objectives.get(name)
+    objective = objective_of(name)
     with jax.enable_x64(True):
 
         @jax.jit
         def loss(scores):
             return objective(
-                scores, as_jax(reference), label_prob, lengths=as_jax(lengths), **HYPER[name]
+                scores, as_jax(reference), label_prob, lengths=as_jax(lengths), **CASES[name]
             )[0]
 
         needed = {k: jnp.asarray(scores[k]) for k in objective.needs}
@@ -129,13 +139,13 @@ def test_gradient_is_the_finite_difference(name):
             np.testing.assert_allclose(gradient[key], difference, rtol=1e-6, atol=1e-7 * scale)
 
 
-@pytest.mark.parametrize("name", PAIR_OBJECTIVES)
+@pytest.mark.parametrize("name", PAIR_CASES)
 def test_soft_label_gradient_is_the_mean_over_hard_labels(name):
     scores, reference, p, lengths = draw(2)
-    objective = objectives.get(name)
+    objective = objective_of(name)
 
     def gradient(scores, reference, lengths, label_prob):
-        total = lambda s: objective(s, reference, label_prob, lengths=lengths, **HYPER[name])[0]
+        total = lambda s: objective(s, reference, label_prob, lengths=lengths, **CASES[name])[0]
         return jax.jit(jax.grad(lambda s: total(s).sum()))(scores)
 
     with jax.enable_x64(True):
@@ -172,6 +182,25 @@ def srpo_gradient(alpha):
     return jax.grad(lambda s: loss(s).sum())(scores)
 
 
+def test_srpo_with_nll_weight_0_is_the_papers_loss_bit_for_bit_and_needs_no_lengths():
+    scores, reference, label_prob, lengths = map(as_jax, draw(4))
+    srpo = objectives.get("srpo")
+    plain, metrics = srpo(scores, reference, label_prob, **HYPER["srpo"])
+    for zero in (0, 0.0):
+        loss, same = srpo(scores, reference, label_prob, **HYPER["srpo"], nll_weight=zero)
+        np.testing.assert_array_equal(loss, plain)
+        assert same.keys() == metrics.keys()
+    with pytest.raises(UserError, match="'srpo' divides by the number of tokens"):
+        srpo(scores, reference, label_prob, **HYPER["srpo"], nll_weight=0.1)
+    swept = lambda weight: srpo(
+        scores, reference, label_prob, lengths=lengths, **HYPER["srpo"], nll_weight=weight
+    )
+    np.testing.assert_allclose(jax.jit(swept)(0.0)[0], plain, rtol=1e-6)  # an array, so computed
+    np.testing.assert_allclose(
+        swept(0.3)[0] - plain, 0.3 * swept(0.3)[1]["loss_nll"], rtol=1e-5, atol=1e-6
+    )
+
+
 def test_srpo_alpha_1_leaves_the_generative_policy_untrained():
     gradient = srpo_gradient(1.0)
     assert not np.any(gradient["w"])
@@ -200,10 +229,10 @@ def test_reduction_mean_divides_by_lengths(name):
     np.testing.assert_allclose(by_option, by_hand, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", HYPER)
+@pytest.mark.parametrize("name", CASES)
 def test_jit_and_vmap_give_the_same(name):
     scores, reference, label_prob, lengths = map(as_jax, draw(6))
-    call = lambda s, r, p, n: objectives.get(name)(s, r, p, lengths=n, **HYPER[name])
+    call = lambda s, r, p, n: objective_of(name)(s, r, p, lengths=n, **CASES[name])
     plain = call(scores, reference, label_prob, lengths)
     for transformed in (jax.jit(call), jax.vmap(call)):
         result = transformed(scores, reference, label_prob, lengths)
@@ -212,17 +241,17 @@ def test_jit_and_vmap_give_the_same(name):
             np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "x64"), [*((name, False) for name in HYPER), ("srpo", True)])
+@pytest.mark.parametrize(("name", "x64"), [*((name, False) for name in CASES), ("srpo", True)])
 def test_bfloat16_scores_are_summed_in_float32(name, x64):
     scores, reference, label_prob, lengths = draw(7)
     with jax.enable_x64(x64):
         low = lambda tree: {k: jnp.asarray(v, jnp.bfloat16) for k, v in tree.items()}
-        loss, metrics = objectives.get(name)(
+        loss, metrics = objective_of(name)(
             low(scores),
             low(reference),
             jnp.asarray(label_prob, jnp.float32),
             lengths=jax.tree.map(lambda n: jnp.asarray(n, jnp.int32), lengths),
-            **HYPER[name],
+            **CASES[name],
         )
         for value in (loss, *metrics.values()):
             assert value.shape == (B,)

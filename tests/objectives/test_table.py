@@ -53,7 +53,7 @@ def test_a_missing_hyperparameter_is_named():
 
 
 def test_names_of_hyperparameters():
-    assert objectives.get("srpo").hyperparameters == ("beta", "alpha")
+    assert objectives.get("srpo").hyperparameters == ("beta", "alpha", "nll_weight")
     assert objectives.get("srpo").required == ("beta", "alpha")
     assert objectives.get("rpo").hyperparameters == ("beta", "nll_weight")
     assert objectives.get("rpo").required == ()
