@@ -29,6 +29,7 @@ from srpo_jax.judges.embedding import (
     training_documents,
     weights_fold,
 )
+from srpo_jax.judges.judge import readable
 from srpo_jax.judges.minilm import Embedder
 from srpo_jax.judges.tricks import HELD_OUT, TRICKS, Damage
 from srpo_jax.judges.validation import DAMAGES, Check, damaged, other_gold, validate
@@ -121,8 +122,9 @@ def differences(
     """
     found = {}
     for part in damaged(members, damages):
-        golds = judge.features(part.prompts, part.golds, step)
-        found[part.damage] = golds - judge.features(part.prompts, part.texts, step)
+        prompts = [readable(prompt) for prompt in part.prompts]
+        golds = judge.features(prompts, part.golds, step)
+        found[part.damage] = golds - judge.features(prompts, part.texts, step)
     return found
 
 

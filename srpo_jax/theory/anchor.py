@@ -82,10 +82,11 @@ def report(example: str, beta: float, alpha: float) -> str:
     for weight in WEIGHTS:
         fits, first, left = {}, [], []
         for label, mu in behaviours(size).items():
-            hyper = {"beta": beta, "alpha": alpha}
-            pi, _ = bandit.fit("srpo", preference, mu, *reference, **hyper, nll_weight=weight)
+            pi, _ = bandit.fit(
+                "srpo", preference, mu, *reference, beta=beta, alpha=alpha, nll_weight=weight
+            )
             fits[label] = (pi, None)
-            direct, _ = slope(preference, mu, *reference, **hyper)
+            direct, _ = slope(preference, mu, *reference, beta=beta, alpha=alpha)
             first.append(0.5 * np.abs(weight * exact * direct).sum())
             left.append(bandit.total_variation(pi, winners(preference, mu)[0]))
         moved = max(bandit.total_variation(pi, exact) for pi, _ in fits.values())

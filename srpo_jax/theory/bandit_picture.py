@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def answers(
     return table
 
 
-def largest_move(fits: dict[str, tuple[np.ndarray, np.ndarray | None]]) -> float:
+def largest_move(fits: Mapping[str, tuple[np.ndarray, np.ndarray | None]]) -> float:
     """The largest total variation between the answers for two behaviour policies."""
     pairs = itertools.combinations([pi for pi, _ in fits.values()], 2)
     return max(bandit.total_variation(p, q) for p, q in pairs)
