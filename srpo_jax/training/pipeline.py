@@ -18,6 +18,10 @@ from srpo_jax.trees import prefix_tree
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
 
+# Batches that are prepared ahead. Grain's default, 500, would hold gigabytes of long rows, and keep the
+# processor busy with them while the first steps wait.
+READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
 
 @dataclasses.dataclass
 class PairTrees:
@@ -206,7 +210,7 @@ def batches(
     _check_share(packing, processes)
     order: Any = grain.MapDataset.source(_Rows(data, packing))
     order = order[start * packing.rows + process :: processes]
-    dataset = order.batch(packing.rows // processes, batch_fn=collate).to_iter_dataset()
+    dataset = order.batch(packing.rows // processes, batch_fn=collate).to_iter_dataset(READ_AHEAD)
     if workers:
         if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
             flags.FLAGS.mark_as_parsed()
