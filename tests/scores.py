@@ -17,6 +17,7 @@ HYPER = {
     "simpo": {"beta": 2.0, "gamma": 0.8},
     "orpo": {"odds_weight": 0.4},
     "sft": {},
+    "sft_improve": {"direct_weight": 0.6},
 }
 B = 7
 

@@ -8,9 +8,23 @@ from srpo_jax.data.document_sets import FORMATS, DocumentSet
 from srpo_jax.data.documents import SPLITS
 from srpo_jax.objectives import OBJECTIVES
 from srpo_jax.revision.sampling import TEMPERATURE, TOP_P
-from srpo_jax.runtime.settings import POSITIVE, Check, at_least, check, each, one_of, setting
+from srpo_jax.runtime.settings import (
+    FRACTION,
+    POSITIVE,
+    Check,
+    at_least,
+    check,
+    each,
+    one_of,
+    setting,
+)
 
 _SOME = Check(bool, "one at least")
+_MARGIN = Check(lambda value: 0 <= value < 0.5, "in [0, 0.5)")
+_UP_TO_ONE = Check(lambda value: 0 < value <= 1, "in (0, 1]")
+DRAWS = ("answers", "revisions", "endings", "spans")
+GOALS = ("preferences", "improve", "gold")
+CHOICES = ("extremes", "nearest", "first", "all", "gold")
 
 
 def _is_named(entry: str) -> bool:
@@ -28,7 +42,7 @@ NAMED = each(Check(_is_named, "NAME=SOURCE"))
 
 @dataclasses.dataclass(frozen=True)
 class PairSettings:
-    """Program pairs: the documents, and how two completions of each are sampled."""
+    """Program pairs: the documents, which completions of each are sampled, and what is made of them."""
 
     documents: str = setting(
         "wikipedia", "a set of documents: see srpo_jax/data/document_sets.py, or a file"
@@ -40,12 +54,49 @@ class PairSettings:
         (), "where the documents have other names, e.g. ('prompt=article',)"
     )
     split: str = setting("train", "of the documents", one_of(*SPLITS))
+    skip: int = setting(0, "documents passed over first: others use them", at_least(0))
     count: int = setting(200, "documents", at_least(1))
     max_prompt_tokens: int = setting(
         256, "longer documents are left out, counted and reported", at_least(1)
     )
+    # What is sampled.
+    samples: int = setting(2, "completions of each document", at_least(1))
+    draw: str = setting(
+        "answers",
+        "the samples: independent answers; or one answer and revisions of it, or copies of it whose "
+        "ending, or a span of which, is written anew",
+        one_of(*DRAWS),
+    )
     temperature: float = setting(1.0, "of the softmax", TEMPERATURE)
     top_p: float = setting(0.95, "the likeliest tokens that hold this probability", TOP_P)
+    # What is made of them.
+    goal: str = setting(
+        "preferences",
+        "pairs that the judge has labelled; drafts and edits of them, for objective sft_improve; or golds, "
+        "for sft",
+        one_of(*GOALS),
+    )
+    choose: str = setting(
+        "extremes",
+        "which samples meet: the best and the worst by the judge, the two nearest by words, the first and "
+        "each other one, all, or the gold and each",
+        one_of(*CHOICES),
+    )
+    margin: float = setting(
+        0.0, "pairs that the judge puts nearer to 1/2 than this are left out", _MARGIN
+    )
+    max_distance: float = setting(
+        1.0, "pairs that differ in a larger share of their words are left out", _UP_TO_ONE
+    )
+    labels: str = setting(
+        "soft", "the judge's probability, or 1 for what it prefers", one_of("soft", "hard")
+    )
+    edits: str = setting(
+        "any",
+        "improve: as they were drawn, the first one the draft; or the better one the edit",
+        one_of("any", "better"),
+    )
+    keep: float = setting(0.0, "improve: share of the drafts whose edit is a copy", FRACTION)
 
     def __post_init__(self) -> None:
         check(self, "config.pairs")

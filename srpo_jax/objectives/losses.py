@@ -272,6 +272,27 @@ def sft(
     return -scores["w"], {}
 
 
+def sft_improve(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Values,
+    *,
+    lengths: Scores | None = None,
+    reduction: str = "sum",
+    direct_weight: Number = 1.0,
+) -> tuple[Values, Metrics]:
+    """Supervised fine-tuning under both prompts: teaches the improve prompt before preferences do.
+
+        L = -log pi_improve(w|l,x) - direct_weight log pi(w|x)
+
+    w is an edit of the draft l. reduction "mean" divides by |w| and needs `lengths`. Reads neither label
+    nor reference.
+    """
+    if reduction == "mean":
+        scores = _per_token(scores, lengths, "sft_improve")
+    return -scores["w|l"] - direct_weight * scores["w"], {}
+
+
 # --- shared pieces --------------------------------------------------------------------------------
 
 

@@ -26,12 +26,13 @@ class ObjectiveSettings:
         None, "DPO, robust DPO: probability that a label is wrong", _NOISE
     )
     reduction: str | None = setting(
-        None, "IPO, SFT: over a completion's tokens", one_of("sum", "mean")
+        None, "IPO, SFT, sft_improve: over a completion's tokens", one_of("sum", "mean")
     )
     nll_weight: float | None = setting(
         None, "SRPO (0 of itself), RPO (1): weight of the chosen one's likelihood", _WEIGHT
     )
     gamma: float | None = setting(None, "SimPO: margin between the two", _WEIGHT)
+    direct_weight: float | None = setting(None, "sft_improve: weight of the direct prompt", _WEIGHT)
     odds_weight: float | None = setting(None, "ORPO: weight of the odds ratio", _WEIGHT)
 
     def __post_init__(self) -> None:

@@ -84,8 +84,8 @@ class Objective:
           log_ratio_rejected g(l), log_ratio (their mean), in nats per completion, not beta-scaled;
           kl, the mean of g^2 / 2 (nats per completion; exact to second order in g for completions
           of the policy; for completions of another origin a measure of distance); the same with
-          _improve over the four h; length_chosen, length_rejected (tokens); nll_chosen (nats per
-          token of the chosen completion).
+          _improve over the four h; length_chosen, length_rejected (tokens); nll_chosen, nll_improve
+          (nats per token of the chosen completion: direct, and shown the rejected one).
 
         Raises:
           UserError: a score, a reference score, a length or a required hyperparameter is missing.
@@ -130,6 +130,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("simpo", DIRECT_SCORES, losses.simpo, needs_reference=False),
         Objective("orpo", DIRECT_SCORES, losses.orpo, needs_reference=False),
         Objective("sft", ("w",), losses.sft, needs_reference=False),
+        Objective("sft_improve", ("w", "w|l"), losses.sft_improve, needs_reference=False),
     )
 }
 
@@ -170,8 +171,9 @@ def _policy_metrics(scores: Scores, reference: Scores, lengths: Scores) -> Metri
             metrics[f"log_ratio_{role}"] = g[name]
         if name in lengths:
             metrics[f"length_{role}"] = lengths[name]
-    if "w" in scores and "w" in lengths:
-        metrics["nll_chosen"] = -scores["w"] / lengths["w"]
+    for name, metric in (("w", "nll_chosen"), ("w|l", "nll_improve")):
+        if name in scores and name in lengths:
+            metrics[metric] = -scores[name] / lengths[name]
     return metrics
 
 

@@ -91,6 +91,7 @@ DEFAULTS = {
     "model.source": "smollm2-135m-instruct",
     "objective.alpha": 0.5,
     "objective.beta": 0.1,
+    "objective.direct_weight": None,
     "objective.gamma": None,
     "objective.label_smoothing": None,
     "objective.name": "srpo",
@@ -132,7 +133,9 @@ DEFAULTS = {
     "train.log_every": 1,
     "train.steps": 100,
 }
-PLACEHOLDERS = ("label_smoothing", "reduction", "nll_weight", "gamma", "odds_weight")
+PLACEHOLDERS = (
+    *("label_smoothing", "reduction", "nll_weight", "gamma", "direct_weight", "odds_weight"),
+)
 
 
 def changed(**changes):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 
 from srpo_jax import objectives
-from srpo_jax.objectives.losses import DIRECT_SCORES
 from srpo_jax.runtime.errors import UserError
 from tests.scores import ALL_SCORES, HYPER, B, as_jax, draw
 
 SWAPPED = {"w": "l", "l": "w", "w|l": "l|w", "l|w": "w|l", "l|l": "w|w", "w|w": "l|l"}
 # The named objectives, and SRPO with its likelihood anchor.
 CASES = HYPER | {"srpo, anchored": HYPER["srpo"] | {"nll_weight": 0.4}}
-PAIR_CASES = [case for case in CASES if case != "sft"]
+PAIR_CASES = [case for case in CASES if case not in ("sft", "sft_improve")]
 
 
 def objective_of(case):
@@ -60,6 +59,8 @@ def expected_loss(name, s, r, n):
         p = {k: np.exp(s[k] / n[k]) for k in ("w", "l")}
         odds_ratio = (p["w"] / (1 - p["w"])) / (p["l"] / (1 - p["l"]))
         return -np.log(p["w"]) - 0.4 * np.log(1 / (1 + 1 / odds_ratio))
+    if name == "sft_improve":
+        return -s["w|l"] - 0.6 * s["w"]
     assert name == "sft"
     return -s["w"]
 
@@ -216,11 +217,11 @@ def test_srpo_alpha_0_trains_only_the_sum_of_log_ratios():
         np.testing.assert_allclose(sign * gradient[name], gradient["w"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ipo", "sft"])
+@pytest.mark.parametrize("name", ["ipo", "sft", "sft_improve"])
 def test_reduction_mean_divides_by_lengths(name):
     scores, reference, _, lengths = draw(5)
     hyper = {"beta": 0.3} if name == "ipo" else {}
-    per_token = lambda x: as_jax({k: x[k] / lengths[k] for k in DIRECT_SCORES})
+    per_token = lambda x: as_jax({k: x[k] / lengths[k] for k in ALL_SCORES})
     objective = objectives.get(name)
     by_option, _ = objective(
         as_jax(scores), as_jax(reference), jnp.ones(B), lengths=lengths, reduction="mean", **hyper

@@ -1,0 +1,198 @@
+"""The completions of each document, drawn from a policy and kept on disk as they come.
+
+How the k samples of a document are related is config.pairs.draw: `answers` are independent; otherwise the
+first is an answer, and each other one
+    revisions   is drawn under the improve prompt that shows it,
+    endings     begins as it does, up to a word drawn at random, and is written anew from there,
+    spans       is it, but for up to SPAN words from there on.
+The last two are edits without an editor: they come from the direct prompt alone.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from srpo_jax import revision
+from srpo_jax.config import Settings
+from srpo_jax.data.documents import Document
+from srpo_jax.models import loading
+from srpo_jax.models.decoder import Decoder
+from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.revision import Sampling, samples
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import Progress
+
+T = TypeVar("T")
+SPAN = 3  # words written anew, at most
+# Settings of config.pairs that decide what is drawn; the others choose among what was.
+DECISIVE = (
+    *("documents", "format", "fields", "split", "skip", "count", "max_prompt_tokens"),
+    *("samples", "draw", "temperature", "top_p"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What was drawn for a document: its samples, "" for an empty one; how many were cut off."""
+
+    id: str
+    texts: tuple[str, ...]
+    cut: int
+
+
+def draw(
+    settings: Settings,
+    renderer: Renderer,
+    documents: Sequence[Document],
+    prompts: Sequence[Prompt],
+    path: Path,
+) -> list[Drawn]:
+    """config.pairs.samples completions of each document, a line each in the JSON lines file `path`.
+
+    All processes decode, process 0 reads and writes; a file of an interrupted attempt is gone on with. The
+    list is process 0's. Raises UserError for a file that other settings or documents have made.
+    """
+    own = settings.pairs
+    ids = [document.id for document in documents]
+    header = _header(settings)
+    done = distributed.from_main(lambda: _begin(path, header, ids))
+    if done < len(ids):
+        mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+        model = loading.load(settings.model.source, settings.model.dtype, mesh, settings.seed)
+        sampler = _Sampler(model, renderer, _sampling(settings), settings.seed, own.samples)
+        size = max(1, settings.sampling.batch_size // own.samples)
+        with Progress("sample pairs", len(ids), unit="documents", done=done) as progress:
+            for first in range(done, len(ids), size):
+                batch = range(first, min(first + size, len(ids)))
+                drawn = sampler.draw(own.draw, batch, [prompts[i] for i in batch], ids)
+                records = [dataclasses.asdict(one) for one in drawn]
+                distributed.from_main(functools.partial(samples.append, path, records))
+                progress.advance(len(batch))
+    return distributed.from_main(lambda: _read(path))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampler:
+    """k samples a document. Sample j of document i is row i * k + j: what it draws depends on no other."""
+
+    model: Decoder
+    renderer: Renderer
+    sampling: Sampling
+    seed: int
+    k: int
+
+    def draw(
+        self, how: str, batch: Sequence[int], prompts: Sequence[Prompt], ids: Sequence[str]
+    ) -> list[Drawn]:
+        k = self.k
+        rows = [i * k + j for i in batch for j in range(k)]
+        if how == "answers":
+            texts, cut = self._write([p for p in prompts for _ in range(k)], rows)
+        else:
+            drafts, first_cut = self._write(prompts, rows[::k])
+            # A place for each sample but the first, document after document.
+            shown = [(p, y) for p, y in zip(prompts, drafts, strict=True) for _ in range(k - 1)]
+            others, other_cut = self._related(how, shown, [row for row in rows if row % k])
+            texts, cut = _beside(drafts, others, k), _beside(first_cut, other_cut, k)
+        return [
+            Drawn(ids[i], tuple(texts[k * place :][:k]), sum(cut[k * place :][:k]))
+            for place, i in enumerate(batch)
+        ]
+
+    def _related(
+        self, how: str, shown: Sequence[tuple[Prompt, str]], rows: Sequence[int]
+    ) -> tuple[list[str], list[bool]]:
+        if not shown:
+            return [], []
+        if how == "revisions":
+            encode = self.renderer.completion
+            return self._write([_as_direct(p.improve(encode(y))) for p, y in shown], rows)
+        kept = [_kept(y, self.seed, row) for (_, y), row in zip(shown, rows, strict=True)]
+        begun = [
+            _as_direct((*p.direct, *self.renderer.completion(" ".join(beginning))))
+            for (p, _), (beginning, _) in zip(shown, kept, strict=True)
+        ]
+        written, cut = self._write(begun, rows)
+        texts = []
+        for (_, y), (beginning, span), text in zip(shown, kept, written, strict=True):
+            new, end = text.split(), []
+            if how == "spans":
+                new, end = new[:span], y.split()[len(beginning) + span :]
+            texts.append(" ".join([*beginning, *new, *end]))
+        return texts, cut
+
+    def _write(
+        self, prompts: Sequence[Prompt], rows: Sequence[int]
+    ) -> tuple[list[str], list[bool]]:
+        stops = self.renderer.stop_ids
+        written = revision.revise_ids(
+            self.model, prompts, 0, self.sampling, eos=stops, seed=self.seed, rows=rows
+        )
+        texts = [self.renderer.tokenizer.decode(y).strip() for (y,) in written]
+        return texts, [len(y) == self.sampling.max_new_tokens for (y,) in written]
+
+
+def _beside(first: Sequence[T], others: Sequence[T], k: int) -> list[T]:
+    """The first of each document before its k - 1 others."""
+    return [
+        one
+        for place, begin in enumerate(first)
+        for one in (begin, *others[(k - 1) * place :][: k - 1])
+    ]
+
+
+def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
+    """(words that are kept from the draft's beginning, number of words to write anew), drawn."""
+    words = draft.split()
+    rng = np.random.default_rng([seed, row])
+    return words[: rng.integers(max(1, len(words)))], int(rng.integers(1, SPAN + 1))
+
+
+def _as_direct(ids: Sequence[int]) -> Prompt:
+    """A prompt that is not revised."""
+    return Prompt(tuple(ids), tuple(ids), ())
+
+
+def _sampling(settings: Settings) -> Sampling:
+    own = settings.pairs
+    return dataclasses.replace(settings.sampling, temperature=own.temperature, top_p=own.top_p)
+
+
+def _header(settings: Settings) -> dict[str, Any]:
+    pairs = dataclasses.asdict(settings.pairs)
+    return {
+        "model": dataclasses.asdict(settings.model),
+        "seed": settings.seed,
+        "template": settings.data.template,
+        "sampling": dataclasses.asdict(settings.sampling),
+        "pairs": {key: pairs[key] for key in DECISIVE},
+    }
+
+
+def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:
+    """How many documents an interrupted attempt with the same settings has sampled."""
+    before, records = samples.read(path) if path.is_file() else (None, [])
+    if before is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples.append(path, [header])
+    elif before != json.loads(json.dumps(header)):
+        raise UserError(
+            f"{path} was sampled with other settings: delete it, or use another --output"
+        )
+    if [record["id"] for record in records] != ids[: len(records)]:
+        raise UserError(
+            f"{path} was sampled from other documents: delete it, or use another --output"
+        )
+    return len(records)
+
+
+def _read(path: Path) -> list[Drawn]:
+    _, records = samples.read(path)
+    return [Drawn(record["id"], tuple(record["texts"]), record["cut"]) for record in records]
