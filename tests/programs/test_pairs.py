@@ -72,7 +72,7 @@ def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypat
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
     every, written = (records.read_pairs(tmp_path / f"{name}.jsonl") for name in ("all", "pairs"))
     assert written == every[1:]
-    assert ", 1 without a verdict; " in capsys.readouterr().out
+    assert "; 1 comparisons without a verdict; " in capsys.readouterr().out
 
 
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
@@ -114,3 +114,60 @@ def test_documents_of_a_file_with_other_names(config, tmp_path):
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
     written = records.read_pairs(tmp_path / "pairs.jsonl")
     assert [pair.prompt for pair in written] == ["one text", "another"]
+
+
+def written_by(config, tmp_path, name, **changes):
+    config_module.update(config, {f"pairs.{key}": value for key, value in changes.items()}, "test")
+    pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / f"{name}.jsonl")
+    return records.read_pairs(tmp_path / f"{name}.jsonl", rejected=False)
+
+
+def test_golds_need_no_model(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(revision, "revise_ids", None)
+    written = written_by(config, tmp_path, "golds", goal="gold", count=3, skip=2)
+    kept = [d for d in DOCUMENTS if d != LONG]
+    assert [(pair.prompt, pair.chosen) for pair in written] == [
+        (d.prompt, d.gold) for d in kept[2:5]
+    ]
+
+
+@pytest.mark.parametrize("draw", ["revisions", "endings", "spans"])
+def test_edits_begin_with_one_draft_each(config, tmp_path, draw):
+    written = written_by(
+        config, tmp_path, draw, draw=draw, samples=3, goal="improve", choose="first", count=4
+    )
+    drafts = {}
+    for pair in written:
+        assert drafts.setdefault(pair.prompt, pair.rejected) == pair.rejected
+        assert pair.chosen != pair.rejected
+        if draw != "revisions":
+            words = pair.rejected.split()
+            assert pair.chosen.split()[:1] == words[:1] or len(words) <= 8
+
+
+def test_the_first_sample_is_the_same_whatever_follows(config, tmp_path):
+    """Row i * k draws what it draws with any relation of the others to it."""
+    seen = [
+        written_by(config, tmp_path, draw, draw=draw, goal="improve", choose="first", count=4)
+        for draw in ("answers", "endings")
+    ]
+    drafts = [{pair.prompt: pair.rejected for pair in one} for one in seen]
+    shared = drafts[0].keys() & drafts[1].keys()
+    assert shared
+    assert all(drafts[0][prompt] == drafts[1][prompt] for prompt in shared)
+
+
+def test_settings_that_contradict_each_other_are_named(config, tmp_path):
+    for changes, said in (
+        ({"samples": 1}, "samples=1: config.pairs.choose='extremes' needs at least 2"),
+        ({"goal": "improve", "choose": "first", "margin": 0.1}, "set config.pairs.edits=better"),
+    ):
+        with pytest.raises(UserError, match=said):
+            written_by(config, tmp_path, "none", **({"samples": 2} | changes))
+
+
+def test_another_choice_among_the_same_samples_needs_no_model(config, tmp_path, monkeypatch):
+    written_by(config, tmp_path, "one", samples=3, count=4)
+    (tmp_path / "one.jsonl").unlink()
+    monkeypatch.setattr(revision, "revise_ids", None)
+    assert len(written_by(config, tmp_path, "one", choose="all")) > 4
