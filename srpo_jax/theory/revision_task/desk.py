@@ -40,7 +40,7 @@ WRITERS: dict[str, tuple[float, ...]] = {
     "B": (0.45, 0.055, 0.055, 0.44),
     "gold": (0.75, 0.25 / 3, 0.25 / 3, 0.25 / 3),
 }
-CIRCLE = {"score": 0.0, "cycle": 2.0}  # the log-odds by which a mistake beats the next one
+CIRCLE = {"score": 0.0, "cycle": 4.0}  # the log-odds by which a mistake beats the next one
 _TABLE_SEED = 5  # of the right letters
 
 
