@@ -192,7 +192,11 @@ def run(cell: Cell, folder: Path) -> Record:
     model, training = start, {}
     if cell.method != "start":
         model, metrics = network.train(
-            start, METHODS[cell.method].objective, _examples(cell, folder), cell.recipe, cell.hyper()
+            start,
+            METHODS[cell.method].objective,
+            _examples(cell, folder),
+            cell.recipe,
+            cell.hyper(),
         )
         training = {name: float(values[-10:].mean()) for name, values in metrics.items()}
     record: Record = {"digest": cell.digest, "cell": dataclasses.asdict(cell), "training": training}

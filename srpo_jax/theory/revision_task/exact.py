@@ -110,6 +110,17 @@ class Table:
         wins = [100 * float(p @ self.preference @ self.gold) for p in distributions]
         return Curve(np.array(wins), np.array([kl(p, self.reference) for p in distributions]))
 
+    def costs(self, policy: Policy, revisions: int = REVISIONS) -> np.ndarray:
+        """[1 + revisions], nats: KL(pi || reference), then that of each revision from the editor, given its
+        draft."""
+        rows = zip(policy.improve, self.editor, strict=True)
+        of_draft = np.array([kl(mine, its) for mine, its in rows])
+        found, drafts = [kl(policy.direct, self.reference)], policy.direct
+        for _ in range(revisions):
+            found.append(float(drafts @ of_draft))
+            drafts = drafts @ policy.improve
+        return np.array(found)
+
     def kinds(self, policy: np.ndarray) -> np.ndarray:
         """[LETTERS]: how often a letter of an answer by `policy` [K] is of each kind."""
         shares: np.ndarray = policy @ self.tallies / self.desk.places

@@ -138,7 +138,11 @@ def _log_probs(graphdef: Any, trained: Any, frozen: Any, rows: Any, sources: Any
 
 
 def kl(
-    policy: Model, reference: Model, contexts: Sequence[tuple[int, ...]], answers: Answers, room: int
+    policy: Model,
+    reference: Model,
+    contexts: Sequence[tuple[int, ...]],
+    answers: Answers,
+    room: int,
 ) -> float:
     """KL(policy || reference) in nats, the mean over contexts; `answers` are samples of the policy.
 

@@ -42,6 +42,7 @@ class Plan:
     methods: tuple[str, ...] = tuple(METHODS)
     grid: int = 4
     nll_weight: float = 0.1
+    alpha: float = 0.5
     recipe: Recipe = Recipe()
     desk: Desk = Desk()
     prompts: int = 256
@@ -52,7 +53,10 @@ class Plan:
         for name in self.methods:
             if name not in METHODS:
                 raise UserError(f"--methods: no method is called {name!r}: {', '.join(METHODS)}")
-        for option, seeds in (("--seeds", self.seeds), ("--validation-seeds", self.validation_seeds)):
+        for option, seeds in (
+            ("--seeds", self.seeds),
+            ("--validation-seeds", self.validation_seeds),
+        ):
             if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
                 raise UserError(
                     f"{option} must be different numbers, 0 or more, at least one: {list(seeds)}"
@@ -72,8 +76,9 @@ class Plan:
     def cell(self, method: str, beta: float, seed: int, **changes: Any) -> Cell:
         """A test cell, unless changed."""
         weight = self.nll_weight if method != "start" and METHODS[method].anchored else 0.0
-        whole = {"split": "test", "desk": self.desk, "recipe": self.recipe, "nll_weight": weight}
-        return Cell(method, beta, seed, **(whole | {"prompts": self.prompts} | changes))
+        whole = {"split": "test", "desk": self.desk, "recipe": self.recipe, "prompts": self.prompts}
+        whole |= {"alpha": self.alpha, "nll_weight": weight}
+        return Cell(method, beta, seed, **(whole | changes))
 
     def validation(self, method: str, beta: float) -> list[Cell]:
         return [self.cell(method, beta, s, split="validation") for s in self.validation_seeds]
@@ -123,6 +128,17 @@ def by_first_answer(method: str) -> bool:
     return not METHODS[method].closed_form.startswith("srpo")
 
 
+def shown(store: Store, plan: Plan) -> list[tuple[str, float, str]]:
+    """(method, beta, note) of what the tables show: as selected, and as the first answer would select."""
+    found = []
+    for method in plan.methods:
+        best = selected(store, plan, method)
+        found.append((method, best, ""))
+        if by_first_answer(method) and (first := selected(store, plan, method, 0)) != best:
+            found.append((method, first, " (selected by N = 0)"))
+    return found
+
+
 def carry_out(store: Store, plan: Plan) -> None:
     """Everything of the plan, in two stages; what the second one runs, the first one selects."""
     first: list[Cell] = [] if plan.everything else plan.starts("validation")
@@ -131,12 +147,11 @@ def carry_out(store: Store, plan: Plan) -> None:
             first += plan.validation(method, beta)
     work(store, _by_seed(first))
     second = plan.starts("test")
-    for method in plan.methods:
-        betas = {selected(store, plan, method)}
-        if by_first_answer(method):
-            betas.add(selected(store, plan, method, 0))
-        for beta in plan.betas(method) if plan.everything else sorted(betas):
-            second += plan.tests(method, beta)
+    chosen = [(method, beta) for method, beta, _ in shown(store, plan)]
+    if plan.everything:
+        chosen = [(method, beta) for method in plan.methods for beta in plan.betas(method)]
+    for method, beta in chosen:
+        second += plan.tests(method, beta)
     for method in plan.compared():
         for preference in plan.preferences:
             for writer in WRITERS:
