@@ -42,7 +42,8 @@ class Enumerated(NamedTuple):
 
         def written(name: str) -> np.ndarray:
             probabilities = np.array(WRITERS[name])[kinds].prod(axis=1)
-            return probabilities / probabilities.sum()
+            normal: np.ndarray = probabilities / probabilities.sum()
+            return normal
 
         return cls(
             kinds,
@@ -81,7 +82,7 @@ class Enumerated(NamedTuple):
 
 
 def anchor_table(plan: Plan) -> str:
-    """By beta and weight, the exact win rates: what the anchor costs at N = 0, and what is left at the end."""
+    """By beta and weight, the exact win rates: the anchor's price at N = 0, and what is left at the end."""
     task = Enumerated.of(Desk(places=PLACES))
     rows: Rows = [["the start", "", *_numbers(task.curve(task.reference, task.editor))]]
     for beta in METHODS["srpo_anchored"].betas[: plan.grid]:

@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from srpo_jax.runtime.metrics import status
 from srpo_jax.theory.revision_task import measure, network
 from srpo_jax.theory.revision_task.desk import Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
-from srpo_jax.theory.revision_task.measure import Way
+from srpo_jax.theory.revision_task.measure import SAMPLED, Way
 from srpo_jax.theory.revision_task.network import Examples, Model, Recipe
 
 VERSION = 1  # of what a cell means; another one makes old lines strangers
@@ -67,13 +68,13 @@ class Cell:
     beta: float
     seed: int
     split: str
-    desk: Desk = Desk()
-    recipe: Recipe = Recipe()
+    desk: Desk = field(default_factory=Desk)
+    recipe: Recipe = field(default_factory=Recipe)
     writer: str = "A"
     alpha: float = 0.5
     nll_weight: float = 0.0
     prompts: int = 256
-    ways: tuple[Way, ...] = (Way(),)
+    ways: tuple[Way, ...] = (SAMPLED,)
 
     @property
     def digest(self) -> str:
@@ -223,7 +224,7 @@ def _measured(cell: Cell, model: Model, start: Model) -> Record:
             answers = [ys[part] for ys in written]
             judged = measure.judged(cell.desk, symbols[where], answers)
             found[where][way_name(way)] = dataclasses.asdict(judged)
-            if way == Way():
+            if way == SAMPLED:
                 kl = measure.distances(model, start, cell.desk, symbols[where], answers)
                 best = measure.best_of(
                     model, cell.desk, symbols[where], 1 + REVISIONS, cell.seed + 1
@@ -261,6 +262,6 @@ def _scored(
     return network.scored(_start(desk, recipe.start(), seed, folder), examples)
 
 
-def curve(record: Mapping[str, Any], where: str, way: Way = Way()) -> np.ndarray:
+def curve(record: Mapping[str, Any], where: str, way: Way = SAMPLED) -> np.ndarray:
     """Win rates in percent by number of revisions [R]."""
     return np.array(record[where][way_name(way)]["win_rate"])

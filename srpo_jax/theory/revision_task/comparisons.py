@@ -12,7 +12,7 @@ from srpo_jax.theory import bandit
 from srpo_jax.theory.revision_task.cells import METHODS, WHERE, Store, curve, way_name
 from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.markdown import Rows, signed, table
-from srpo_jax.theory.revision_task.measure import Way, gold_table
+from srpo_jax.theory.revision_task.measure import SAMPLED, gold_table
 from srpo_jax.theory.revision_task.plan import (
     BEHAVIOUR_BETAS,
     WRITERS,
@@ -131,8 +131,8 @@ def two_behaviours(store: Store, plan: Plan) -> str:
     text = table("Two behaviour policies, A and B: how far the first answers part", header, rows)
     return (
         f"{text}\n\nTotal variation, in percent, between how often a letter is right, or of each kind of "
-        "mistake; seed by seed, A and B sharing start and prompts. Beside it, that of two seeds under A: what "
-        "chance makes. Exact: the closed forms; SRPO's does not move whatever P is."
+        "mistake; seed by seed, A and B sharing start and prompts. Beside it, that of two seeds under A: "
+        "what chance makes. Exact: the closed forms; SRPO's does not move whatever P is."
     )
 
 
@@ -156,4 +156,4 @@ def _two_writers(store: Store, plan: Plan, method: str, preference: str) -> list
 def _first_kinds(record: Any) -> np.ndarray:
     """How often a letter of the first answers is of each kind, in distribution, at temperature 1 and free
     length; the last one of them is no letter."""
-    return np.array(record["in"][way_name(Way())]["kinds"][0])
+    return np.array(record["in"][way_name(SAMPLED)]["kinds"][0])

@@ -74,7 +74,11 @@ class Desk:
         return FIRST_SYMBOL + rng.choice(SYMBOLS, (count, self.places), p=shares)
 
     def write(self, symbols: np.ndarray, writer: str, rng: np.random.Generator) -> np.ndarray:
-        """A writer's answers int [N, places]."""
+        """Answers int [N, places] by a writer; by "mixed", each by "A" or by "gold"."""
+        if writer == "mixed":
+            good = rng.random((len(symbols), 1)) < 0.5
+            both = (self.write(symbols, name, rng) for name in ("gold", "A"))
+            return np.where(good, *both)
         kinds = rng.choice(LETTERS, symbols.shape, p=WRITERS[writer])
         written: np.ndarray = (self.letters(symbols) + kinds) % LETTERS
         return written
@@ -127,7 +131,7 @@ class Desk:
         return beats - beats.T
 
 
-def prompt(symbols: Sequence[int]) -> Prompt:
+def prompt(symbols: Sequence[int] | np.ndarray) -> Prompt:
     """x as the model sees it: symbols, then what is asked for."""
     x = tuple(int(symbol) for symbol in symbols)
     return Prompt((*x, DIRECT), (*x, IMPROVE), (AFTER,))

@@ -75,7 +75,8 @@ class Table:
         for place in shares:
             found = sum(share * np.roll(found, 1, axis=kind) for kind, share in enumerate(place))
         probabilities: np.ndarray = found[tuple(tallies.T)]
-        return probabilities / probabilities.sum()
+        normal: np.ndarray = probabilities / probabilities.sum()
+        return normal
 
     def behaviour(self, writer: str) -> np.ndarray:
         return self._written(np.tile(WRITERS[writer], (self.desk.places, 1)), self.tallies)
@@ -162,7 +163,8 @@ def _dpo_score(desk: Desk, writer: str) -> np.ndarray:
     mu, flat = table.behaviour(writer), np.full_like(table.reference, 1 / len(table.reference))
     improve = np.tile(flat, (len(flat), 1))
     pi, _ = bandit.fit("dpo", table.preference, mu, flat, improve, beta=1.0)
-    return np.log(pi)
+    score: np.ndarray = np.log(pi)
+    return score
 
 
 def _normalised(log_weights: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: N prompts, R revisions + 1.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -14,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from srpo_jax.prompts import Prompt
 from srpo_jax.revision.loop import revise_ids
 from srpo_jax.revision.sampling import Sampling
-from srpo_jax.theory.revision_task.desk import EOS, LETTERS, Desk, prompt
-from srpo_jax.theory.revision_task.exact import REVISIONS, Table
+from srpo_jax.theory.revision_task.desk import EOS, Desk, prompt
+from srpo_jax.theory.revision_task.exact import Table
 from srpo_jax.theory.revision_task.network import Model
 
 Answers = list[list[int]]
@@ -34,6 +34,9 @@ class Way:
 
     def tokens(self, desk: Desk) -> int:
         return desk.places + (ROOM if self.length == "free" else 0)
+
+
+SAMPLED = Way()  # at temperature 1, free length: what most tables show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +78,7 @@ def write(
 
 def judged(desk: Desk, symbols: np.ndarray, written: Sequence[Answers]) -> Written:
     kinds = [desk.tallies(symbols, answers)[0].mean(axis=0) / desk.places for answers in written]
-    pairs = list(zip(written, written[1:], strict=False))
+    pairs = list(itertools.pairwise(written))
     width = max(len(y) for answers in written for y in answers)
 
     def edits(before: Answers, after: Answers) -> float:
@@ -146,7 +149,7 @@ def kl(
 ) -> float:
     """KL(policy || reference) in nats, the mean over contexts; `answers` are samples of the policy.
 
-    Of each token the whole distribution counts, so that only which tokens come before is a matter of chance.
+    Of each token the whole distribution counts, so that which tokens come before alone is left to chance.
     """
     mine, its = (told(model, contexts, answers, room) for model in (policy, reference))
     each = (np.exp(mine.log_probs) * (mine.log_probs - its.log_probs)).sum(axis=-1)
@@ -159,9 +162,9 @@ def distances(
     """KL of each step from the reference's, nats: of y_0's direct prompt, then of each revision given its
     draft. written: samples at temperature 1 and free length."""
     asked = [prompt(x) for x in symbols]
-    room = Way().tokens(desk)
+    room = SAMPLED.tokens(desk)
     found = [kl(policy, reference, [p.direct for p in asked], written[0], room)]
-    for shown, answers in zip(written, written[1:], strict=False):
+    for shown, answers in itertools.pairwise(written):
         contexts = [p.improve(y) for p, y in zip(asked, shown, strict=True)]
         found.append(kl(policy, reference, contexts, answers, room))
     return found
@@ -169,17 +172,10 @@ def distances(
 
 def best_of(model: Model, desk: Desk, symbols: np.ndarray, count: int, seed: int) -> float:
     """Win rate in percent of that of `count` samples which is likeliest under the model."""
-    way = Way()
+    way = SAMPLED
     repeated = np.repeat(symbols, count, axis=0)
     (answers,) = write(model, desk, repeated, way, 0, seed)
-    contexts = [p.direct for p in map(_asked, repeated)]
+    contexts = [prompt(x).direct for x in repeated]
     likelihood = told(model, contexts, answers, way.tokens(desk)).log_likelihood()
     chosen = likelihood.reshape(-1, count).argmax(axis=1) + count * np.arange(len(symbols))
     return float(win_rates(desk, repeated[chosen], [answers[i] for i in chosen]).mean())
-
-
-def _asked(symbols: np.ndarray) -> Prompt:
-    return prompt(symbols)
-
-
-__all__ = ["LETTERS", "REVISIONS", "Way", "Written", "best_of", "distances", "judged", "write"]

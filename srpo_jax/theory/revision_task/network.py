@@ -41,7 +41,8 @@ SFT, PAIRS, ORDER = range(3)
 class Recipe:
     """Sizes of the network, of its data and of its training.
 
-    sft_examples: under each of the two prompts. drafts: the two answers of a pair are "independent", or
+    sft_examples: under each of the two prompts. sft_slips: the share of the drafts shown in SFT that lack
+    a letter or have one twice; what follows them has the right length. drafts: the two answers of a pair are "independent", or
     the second is the first one "edited". rate, sft_rate: learning rates, cosine to zero.
     """
 
@@ -51,6 +52,7 @@ class Recipe:
     sft_steps: int = 400
     sft_batch: int = 64
     sft_rate: float = 5e-3
+    sft_slips: float = 0.0
     pairs: int = 2_000
     steps: int = 250
     batch: int = 32
@@ -105,10 +107,14 @@ def sft_examples(desk: Desk, recipe: Recipe, seed: int) -> Examples:
     drafts = desk.write(shown, "reference", rng)
     better = desk.edited(shown, drafts, "reference", rng)
     sequences = [[(prompt(x).direct, _ended(y))] for x, y in zip(direct, answers, strict=True)]
-    sequences += [
-        [(prompt(x).improve(draft.tolist()), _ended(y))]
-        for x, draft, y in zip(shown, drafts, better, strict=True)
-    ]
+    slips = rng.random(len(drafts)) < recipe.sft_slips
+    places = rng.integers(0, desk.places, len(drafts))
+    twice = rng.random(len(drafts)) < 0.5
+    for i, (x, y) in enumerate(zip(shown, better, strict=True)):
+        draft = drafts[i].tolist()
+        if slips[i]:
+            draft[places[i] : places[i] + 1] = [draft[places[i]]] * (2 if twice[i] else 0)
+        sequences.append([(prompt(x).improve(draft), _ended(y))])
     return _laid_out(("w",), sequences, recipe.sft_steps, recipe.sft_batch, seed)
 
 
@@ -153,7 +159,8 @@ def _laid_out(
     trees = [prefix_tree.build(parts) for parts in sequences]
     data = pipeline.PairTrees(names, trees, np.ones(len(trees), np.float32))
     packing = data.packing(batch, seed + ORDER, packed=False)
-    shape = RowShape(*np.max(packing.shapes, axis=0).tolist())
+    # No wider than the largest tree: these rows are short, and rounding up would double some.
+    shape = RowShape(int(packing.slots.max()), int(packing.targets.max()), 1)
     order = [[pairs[0] for pairs in packing.batch(step).rows] for step in range(steps)]
     rows = pipeline.collate([data.row([i], shape) for i in range(len(data))])
     return Examples(names, rows, np.array(order))
@@ -197,7 +204,8 @@ def programs(architecture: DecoderConfig, objective: str, steps: int, rate: floa
             found = step.scores(model, frozen, jax.tree.map(lambda x: x[None], row))[0]
             return {name: score[0] for name, score in found.items()}
 
-        return jax.lax.map(one, rows, batch_size=SCORED_AT_ONCE)
+        whole: dict[str, jax.Array] = jax.lax.map(one, rows, batch_size=SCORED_AT_ONCE)
+        return whole
 
     return Programs(jax.jit(fit), jax.jit(scores))
 

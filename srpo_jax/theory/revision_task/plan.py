@@ -17,7 +17,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.theory.revision_task.cells import METHODS, Cell, Store, curve, work
 from srpo_jax.theory.revision_task.desk import CIRCLE, Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
-from srpo_jax.theory.revision_task.measure import Way
+from srpo_jax.theory.revision_task.measure import SAMPLED, Way
 from srpo_jax.theory.revision_task.network import Recipe
 
 RULE = (
@@ -43,8 +43,8 @@ class Plan:
     grid: int = 4
     nll_weight: float = 0.1
     alpha: float = 0.5
-    recipe: Recipe = Recipe()
-    desk: Desk = Desk()
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    desk: Desk = dataclasses.field(default_factory=Desk)
     prompts: int = 256
     everything: bool = False
     study: bool = False
@@ -76,20 +76,20 @@ class Plan:
     def cell(self, method: str, beta: float, seed: int, **changes: Any) -> Cell:
         """A test cell, unless changed."""
         weight = self.nll_weight if method != "start" and METHODS[method].anchored else 0.0
-        whole = {"split": "test", "desk": self.desk, "recipe": self.recipe, "prompts": self.prompts}
-        whole |= {"alpha": self.alpha, "nll_weight": weight}
+        whole: dict[str, Any] = {"split": "test", "desk": self.desk, "recipe": self.recipe}
+        whole |= {"prompts": self.prompts, "alpha": self.alpha, "nll_weight": weight}
         return Cell(method, beta, seed, **(whole | changes))
 
     def validation(self, method: str, beta: float) -> list[Cell]:
         return [self.cell(method, beta, s, split="validation") for s in self.validation_seeds]
 
     def tests(self, method: str, beta: float) -> list[Cell]:
-        ways = ALL_WAYS if self.everything else (Way(),)
+        ways = ALL_WAYS if self.everything else (SAMPLED,)
         return [self.cell(method, beta, seed, ways=ways) for seed in self.seeds]
 
     def starts(self, split: str) -> list[Cell]:
         seeds = self.seeds if split == "test" else self.validation_seeds
-        ways = ALL_WAYS if self.everything and split == "test" else (Way(),)
+        ways = ALL_WAYS if self.everything and split == "test" else (SAMPLED,)
         return [self.cell("start", 0.0, seed, split=split, ways=ways) for seed in seeds]
 
     def frontier(self, method: str, beta: float) -> list[Cell]:

@@ -9,11 +9,10 @@ import numpy as np
 
 
 class Mean(NamedTuple):
-    """mean, and half the width of its 95 % interval; nan for a single number. count: of numbers."""
+    """mean, and half the width of its 95 % interval; nan for a single number."""
 
     mean: float
     half: float
-    count: int
 
     def __str__(self) -> str:
         return f"{self.mean:.1f}" if np.isnan(self.half) else f"{self.mean:.1f} ± {self.half:.1f}"
@@ -27,9 +26,9 @@ def mean_of(values: np.ndarray | list[float]) -> Mean:
     """Of independent numbers [n], with Student's t of n - 1 degrees."""
     numbers = np.asarray(values, np.float64)
     if len(numbers) < 2:
-        return Mean(float(numbers.mean()), float("nan"), len(numbers))
+        return Mean(float(numbers.mean()), float("nan"))
     error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return Mean(float(numbers.mean()), float(student(len(numbers) - 1) * error), len(numbers))
+    return Mean(float(numbers.mean()), float(student(len(numbers) - 1) * error))
 
 
 def means_of(rows: np.ndarray) -> list[Mean]:

@@ -19,7 +19,7 @@ from srpo_jax.theory.revision_task.comparisons import (
 )
 from srpo_jax.theory.revision_task.exact import REVISIONS, Policy, Table
 from srpo_jax.theory.revision_task.markdown import Rows, signed, table
-from srpo_jax.theory.revision_task.measure import Way, gold_table
+from srpo_jax.theory.revision_task.measure import SAMPLED, Way, gold_table
 from srpo_jax.theory.revision_task.plan import (
     ALL_WAYS,
     RULE,
@@ -88,8 +88,8 @@ def main_table(store: Store, plan: Plan) -> str:
     header = ["", "", *(str(n) for n in range(REVISIONS + 1)), f"{REVISIONS} less 0"]
     text = table("Win rate by number of revisions: exact | network", header, rows)
     return (
-        f"{text}\n\nThe exact rows are the minimisers of the losses without anchor; DPO and IPO revise with "
-        "the start's improve policy. Perfect answers win "
+        f"{text}\n\nThe exact rows are the minimisers of the losses without anchor; DPO and IPO revise "
+        "with the start's improve policy. Perfect answers win "
         f"{100 * _perfect(gold_table(plan.desk)):.1f} %."
     )
 
@@ -102,7 +102,7 @@ def _curves(label: str, closed: Policy, plan: Plan, records: Sequence[Any]) -> R
     exact = gold_table(plan.desk).curve(closed).win_rate
     rows = [[label, "exact", *(f"{w:.1f}" for w in exact), f"{exact[-1] - exact[0]:+.1f}"]]
     for where in WHERE:
-        rows.append(["", f"network, {where}", *_network(records, where, Way())])
+        rows.append(["", f"network, {where}", *_network(records, where, SAMPLED)])
     return rows
 
 
@@ -143,7 +143,7 @@ def study_table(store: Store, plan: Plan) -> str:
     for label, cells in study(store, plan).items():
         records = store.find(cells)
         wins = [curve(record, "in") for record in records]
-        wrong = [record["in"][way_name(Way())]["wrong_length"][-1] for record in records]
+        wrong = [record["in"][way_name(SAMPLED)]["wrong_length"][-1] for record in records]
         numbers = [f"{w:.1f}" for w in np.mean(wins, axis=0)]
         rows.append([label, *numbers, f"{np.mean(wrong):.1f}"])
     header = ["", *(str(n) for n in range(REVISIONS + 1)), "wrong length, last"]
