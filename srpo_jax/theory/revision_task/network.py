@@ -42,8 +42,9 @@ class Recipe:
     """Sizes of the network, of its data and of its training.
 
     sft_examples: under each of the two prompts. sft_slips: the share of the drafts shown in SFT that lack
-    a letter or have one twice; what follows them has the right length. drafts: the two answers of a pair are "independent", or
-    the second is the first one "edited". rate, sft_rate: learning rates, cosine to zero.
+    a letter or have one twice; what follows them has the right length. drafts: the two answers of a pair
+    are "independent", or the second is the first one "edited". rate, sft_rate: learning rates, cosine to
+    zero.
     """
 
     width: int = 32

@@ -22,9 +22,11 @@ from srpo_jax.theory.revision_task.markdown import Rows, signed, table
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way, gold_table
 from srpo_jax.theory.revision_task.plan import (
     ALL_WAYS,
+    BETTER,
     RULE,
     STUDY_METHOD,
     Plan,
+    better,
     by_first_answer,
     selected,
     shown,
@@ -37,7 +39,7 @@ def summary(store: Store, plan: Plan) -> str:
     """All tables that the plan's cells give."""
     parts = [heading(plan), selection(store, plan), main_table(store, plan)]
     if plan.everything:
-        parts.append(ways(store, plan))
+        parts += [better_table(store, plan), ways(store, plan)]
     if OURS in plan.methods:
         parts += [at_equal_compute(store, plan), at_equal_kl(store, plan), anchor_table(plan)]
     if plan.compared():
@@ -110,6 +112,24 @@ def _network(records: Sequence[Any], where: str, way: Way) -> list[str]:
     wins = np.array([curve(record, where, way) for record in records])
     gain = mean_of(wins[:, -1] - wins[:, 0])
     return [*map(str, means_of(wins)), signed(gain)]
+
+
+def better_table(store: Store, plan: Plan) -> str:
+    """The recipe that the study found, at the same betas."""
+    rows = _curves(
+        "the start", gold_table(plan.desk).start(), plan, _better(store, plan, "start", 0.0)
+    )
+    for method, beta, note in shown(store, plan):
+        label = f"{METHODS[method].label}, beta {beta:g}{note}"
+        closed = gold_table(plan.desk).solve(METHODS[method].closed_form, beta)
+        rows += _curves(label, closed, plan, _better(store, plan, method, beta))
+    changes = ", ".join(f"{key} {value:g}" for key, value in BETTER.items())
+    header = ["", "", *(str(n) for n in range(REVISIONS + 1)), f"{REVISIONS} less 0"]
+    return table(f"The same with a better recipe ({changes}): exact | network", header, rows)
+
+
+def _better(store: Store, plan: Plan, method: str, beta: float) -> list[Any]:
+    return list(store.find(better(plan, method, beta)))
 
 
 def ways(store: Store, plan: Plan) -> str:
