@@ -184,7 +184,7 @@ def _short(key: tuple[int, Recipe]) -> str:
 def run(cell: Cell, folder: Path) -> Record:
     """Trains, writes and measures: {"digest", "cell", "in", "out", "seconds", …}, JSON throughout.
 
-    "in", "out": {"T free": Written as a dict} by way, and "kl", of y_0 and of each revision, nats, and
+    "in", "out": {"1 free": Written as a dict} by way, and "kl", of y_0 and of each revision, nats, and
     "best_of", the win rate of the likeliest of 1 + REVISIONS answers. "training": means of the last ten
     steps' metrics.
     """
@@ -212,12 +212,11 @@ def run(cell: Cell, folder: Path) -> Record:
 
 
 def _measured(cell: Cell, model: Model, start: Model) -> Record:
-    found: Record = {}
     rng = np.random.default_rng(PROMPTS_SEED[cell.split])
     symbols = {where: cell.desk.draw(cell.prompts, where, rng) for where in WHERE}
     both = np.concatenate(list(symbols.values()))
     parts = {"in": slice(0, cell.prompts), "out": slice(cell.prompts, None)}
-    found = {where: {} for where in WHERE}
+    found: Record = {where: {} for where in WHERE}
     for way in cell.ways:
         written = measure.write(model, cell.desk, both, way, REVISIONS, cell.seed)
         for where, part in parts.items():

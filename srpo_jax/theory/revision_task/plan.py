@@ -168,7 +168,7 @@ def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.seed)
 
 
-# --- a better recipe ---------------------------------------------------------------------------------------
+# --- a better recipe -------------------------------------------------------------------------------
 
 # What the study found to help most: a wider network, and an SFT in which some drafts have a letter too few
 # or too many and are mended, so that a slip is not carried on. At the betas selected without it.
@@ -180,7 +180,7 @@ def better(plan: Plan, method: str, beta: float) -> list[Cell]:
     return [plan.cell(method, beta, seed, recipe=recipe) for seed in plan.seeds]
 
 
-# --- the study: what keeps the network below the exact answer --------------------------------------------
+# --- the study: what keeps the network below the exact answer -------------------------------------
 
 # Each changes one thing, but for the last ones. Run with the anchored SRPO at the beta selected.
 STUDY: dict[str, dict[str, Any]] = {
