@@ -11,8 +11,11 @@ number of hosts.
 """
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
+from srpo_jax import config as config_module
 from srpo_jax import judges
 from srpo_jax.config import Settings, command
 from srpo_jax.data import document_sets
@@ -31,16 +34,17 @@ from srpo_jax.runtime.metrics import status
 def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     """Writes `output`, JSON lines of {prompt, chosen, rejected, label_prob}; does nothing if it is there.
 
-    Raises UserError for settings at fault and when no pair is left.
+    Raises UserError for settings at fault, for an `output` that other settings have made, and when no pair
+    is left.
     """
-    if distributed.from_main(output.exists):
+    if distributed.from_main(lambda: is_made(settings, output)):
         status(f"pairs: {output} is there already")
         return
     check(settings)
     renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
     chosen, prompts = select_documents(settings, renderer)
     if settings.pairs.goal == "gold":
-        distributed.from_main(lambda: write(output, golds(chosen), "golds"))
+        distributed.from_main(lambda: write(settings, output, *golds(chosen)))
         return
     drawn = drawing.draw(
         settings, renderer, chosen, prompts, output.with_name(output.name + ".samples")
@@ -77,9 +81,11 @@ def select_documents(settings: Settings, renderer: Renderer) -> tuple[list[Docum
     return chosen[own.skip :], prompts[""][own.skip :]
 
 
-def golds(chosen: list[Document]) -> list[Pair]:
-    """What people wrote."""
-    return [Pair(one.prompt, one.gold) for one in chosen if one.gold is not None]
+def golds(chosen: list[Document]) -> tuple[list[Pair], str]:
+    """What people wrote, and what there is to say of it."""
+    pairs = [Pair(one.prompt, one.gold) for one in chosen if one.gold is not None]
+    without = len(chosen) - len(pairs)
+    return pairs, "golds" + (f"; {without} documents left out (no gold)" if without else "")
 
 
 def choose(
@@ -93,6 +99,7 @@ def choose(
     labelled = f", labelled by {judge.name}" if judge and own.goal == "preferences" else ""
     cut, total = sum(one.cut for one in drawn), own.samples * len(drawn)
     write(
+        settings,
         output,
         pairs,
         f"pairs of goal {own.goal}{labelled}{counts}; {cut} of {total} completions were cut off at "
@@ -100,12 +107,42 @@ def choose(
     )
 
 
-def write(output: Path, pairs: list[Pair], what: str) -> None:
-    """Process 0: the pairs to a file. Raises UserError where there are none."""
+def write(settings: Settings, output: Path, pairs: list[Pair], what: str) -> None:
+    """Process 0: the pairs to a file, and what made them beside it; UserError where there are none."""
     if not pairs:
         raise UserError(f"pairs: none is left for {output}: 0 {what}")
+    _beside(output).write_text(json.dumps(made_of(settings), indent=2) + "\n")
     write_pairs(output, pairs)
     status(f"pairs: {output}: {len(pairs)} {what}")
+
+
+def is_made(settings: Settings, output: Path) -> bool:
+    """Whether `output` is there; UserError naming the first setting that it was made with another value of.
+
+    A file without its settings beside it, of another origin, counts as it is.
+    """
+    if not output.exists() or not _beside(output).is_file():
+        return output.exists()
+    before = json.loads(_beside(output).read_text())
+    for key, value in json.loads(json.dumps(made_of(settings))).items():
+        if before.get(key) != value:
+            raise UserError(
+                f"{output} was made with {key}={before.get(key)!r}, now {value!r}: delete it to make it "
+                "anew, or use another --output"
+            )
+    return True
+
+
+def made_of(settings: Settings) -> dict[str, Any]:
+    """The settings that decide which pairs are made, the judge apart: quickstart may judge anew."""
+    flat = config_module.flatten(dataclasses.asdict(settings))
+    decisive = ("model.", "sampling.", "pairs.")
+    exact = ("seed", "data.template")
+    return {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
+
+
+def _beside(output: Path) -> Path:
+    return output.with_name(output.name + ".settings")
 
 
 def main(settings: Settings, workdir: Path, output: str | None, **goal: str | None) -> None:

@@ -95,6 +95,8 @@ def meet(own: PairSettings, document: Document, texts: Sequence[str]) -> list[Co
         if document.gold is None:
             return []
         pairs = [(document.gold, text) for text in different if text != document.gold]
+        if own.goal == "improve":  # the second is the edit
+            pairs = [(text, gold) for gold, text in pairs]
     elif own.choose == "first":
         pairs = [(texts[0], text) for text in different if text != texts[0]] if texts[0] else []
     else:

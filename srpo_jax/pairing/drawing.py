@@ -6,6 +6,7 @@ first is an answer, and each other one
     endings     begins as it does, up to a word drawn at random, and is written anew from there,
     spans       is it, but for up to SPAN words from there on.
 The last two are edits without an editor: they come from the direct prompt alone.
+config.sampling.max_new_tokens bounds what is written anew, not what is kept.
 """
 
 import dataclasses
@@ -115,27 +116,32 @@ class _Sampler:
             encode = self.renderer.completion
             return self._write([_as_direct(p.improve(encode(y))) for p, y in shown], rows)
         kept = [_kept(y, self.seed, row) for (_, y), row in zip(shown, rows, strict=True)]
-        begun = [
-            _as_direct((*p.direct, *self.renderer.completion(" ".join(beginning))))
-            for (p, _), (beginning, _) in zip(shown, kept, strict=True)
+        begun = [self.renderer.completion(" ".join(beginning)) for beginning, _ in kept]
+        asked = [_as_direct((*p.direct, *ids)) for (p, _), ids in zip(shown, begun, strict=True)]
+        texts, cut = self._write(asked, rows, begun)
+        if how == "endings":
+            return texts, cut
+        # Of what was written, the span alone stays: where the rest would have ended says nothing.
+        texts = [
+            " ".join(text.split()[: len(beginning) + span] + y.split()[len(beginning) + span :])
+            for (_, y), (beginning, span), text in zip(shown, kept, texts, strict=True)
         ]
-        written, cut = self._write(begun, rows)
-        texts = []
-        for (_, y), (beginning, span), text in zip(shown, kept, written, strict=True):
-            new, end = text.split(), []
-            if how == "spans":
-                new, end = new[:span], y.split()[len(beginning) + span :]
-            texts.append(" ".join([*beginning, *new, *end]))
-        return texts, cut
+        return texts, [False] * len(texts)
 
     def _write(
-        self, prompts: Sequence[Prompt], rows: Sequence[int]
+        self,
+        prompts: Sequence[Prompt],
+        rows: Sequence[int],
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[str], list[bool]]:
+        """Texts, and whether each was cut off. begun: the tokens that prompts end and texts begin with."""
         stops = self.renderer.stop_ids
         written = revision.revise_ids(
             self.model, prompts, 0, self.sampling, eos=stops, seed=self.seed, rows=rows
         )
-        texts = [self.renderer.tokenizer.decode(y).strip() for (y,) in written]
+        before = begun or [()] * len(prompts)
+        decode = self.renderer.tokenizer.decode
+        texts = [decode([*ids, *y]).strip() for ids, (y,) in zip(before, written, strict=True)]
         return texts, [len(y) == self.sampling.max_new_tokens for (y,) in written]
 
 

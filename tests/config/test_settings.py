@@ -144,7 +144,12 @@ DEFAULTS = {
     "train.steps": 100,
 }
 PLACEHOLDERS = (
-    *("label_smoothing", "reduction", "nll_weight", "gamma", "direct_weight", "odds_weight"),
+    "label_smoothing",
+    "reduction",
+    "nll_weight",
+    "gamma",
+    "direct_weight",
+    "odds_weight",
 )
 
 

@@ -103,6 +103,13 @@ def test_better_edits_lead_from_the_worse_to_the_better_one():
     ]
 
 
+def test_the_gold_is_the_edit_of_a_sample():
+    pairs, _ = make(goal="improve", choose="gold")
+    assert [(pair.rejected, pair.chosen) for pair in pairs] == [
+        (draft, "the gold") for draft in ("a b c d", "a b", "a b c")
+    ]
+
+
 def test_a_share_of_the_drafts_is_kept():
     own = PairSettings(goal="improve", choose="first", keep=0.25)
     found = [(dataclasses.replace(DOCUMENT, id=str(i)), ("a b", "a c")) for i in range(400)]

@@ -1,0 +1,76 @@
+"""How the samples of a document are related, with a writer whose words are known."""
+
+import types
+
+import pytest
+
+from srpo_jax import revision
+from srpo_jax.data.tokenizer import ByteTokenizer
+from srpo_jax.pairing import drawing
+from srpo_jax.prompts import Renderer
+from srpo_jax.revision import Sampling
+
+DRAFT, NEW = "one two three four five six", "new words to the very end"
+K = 6
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """draw(how) -> (the samples of one document, its cut ones, the prompts' texts by row)."""
+    renderer = Renderer("plain", ByteTokenizer())
+    asked = {}
+
+    def write(model, prompts, revisions, sampling, *, eos, seed, rows):
+        texts = []
+        for prompt, row in zip(prompts, rows, strict=True):
+            asked[row] = renderer.tokenizer.decode(prompt.direct)
+            text = DRAFT if row % K == 0 else (" " if asked[row][-1:].isalpha() else "") + NEW
+            texts.append([renderer.tokenizer.encode(text, continued=True)])
+        return texts
+
+    monkeypatch.setattr(revision, "revise_ids", write)
+
+    def draw(how):
+        sampling = Sampling(max_new_tokens=len(NEW) + 1)
+        sampler = drawing._Sampler(None, renderer, sampling, 0, K)
+        (one,) = sampler.draw(how, [3], [renderer.prompt("the text")], ["a", "b", "c", "d"])
+        assert one.id == "d"
+        assert sorted(asked) == list(range(3 * K, 4 * K))
+        assert one.texts[0] == DRAFT
+        return types.SimpleNamespace(others=one.texts[1:], cut=one.cut, asked=asked)
+
+    return draw
+
+
+def test_endings_keep_a_beginning_and_write_the_rest_anew(drawn):
+    words = DRAFT.split()
+    found = drawn("endings")
+    places = {len(text.split()) - len(NEW.split()) for text in found.others}
+    assert len(places) > 2
+    for text in found.others:
+        kept = len(text.split()) - len(NEW.split())
+        assert text == " ".join([*words[:kept], NEW])
+        assert kept < len(words)
+    # The model was asked for what comes behind the words that are kept.
+    assert any(text.endswith("one two") or text.endswith("one") for text in found.asked.values())
+
+
+def test_spans_are_written_anew_between_what_is_kept(drawn):
+    words, new = DRAFT.split(), NEW.split()
+    lengths = set()
+    for text in drawn("spans").others:
+        possible = {
+            " ".join([*words[:kept], *new[:span], *words[kept + span :]]): span
+            for kept in range(len(words))
+            for span in range(1, drawing.SPAN + 1)
+        }
+        assert text in possible
+        lengths.add(possible[text])
+    assert len(lengths) > 1
+
+
+def test_revisions_are_asked_for_with_the_draft_shown(drawn):
+    found = drawn("revisions")
+    assert set(found.others) == {NEW}
+    assert all(DRAFT in found.asked[row] for row in range(3 * K + 1, 4 * K))
+    assert DRAFT not in found.asked[3 * K]
