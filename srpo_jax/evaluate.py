@@ -166,7 +166,7 @@ def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) ->
     if dry_run:
         distributed.from_main(lambda: estimated(settings, workdir, models))
     else:
-        evaluate(settings, workdir, models, title=title, stages=stages)
+        evaluate(settings, workdir, models, title=settings.evaluate.title or title, stages=stages)
 
 
 def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:

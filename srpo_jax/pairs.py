@@ -38,7 +38,7 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     is left.
     """
     if distributed.from_main(lambda: is_made(settings, output)):
-        status(f"pairs: {output} is there already")
+        distributed.from_main(lambda: say_made(settings, output))
         return
     check(settings)
     renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
@@ -111,7 +111,9 @@ def write(settings: Settings, output: Path, pairs: list[Pair], what: str) -> Non
     """Process 0: the pairs to a file, and what made them beside it; UserError where there are none."""
     if not pairs:
         raise UserError(f"pairs: none is left for {output}: 0 {what}")
-    _beside(output).write_text(json.dumps(made_of(settings), indent=2) + "\n")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    said = made_of(settings) | {"judge.name": settings.judge.name}
+    _beside(output).write_text(json.dumps(said, indent=2) + "\n")
     write_pairs(output, pairs)
     status(f"pairs: {output}: {len(pairs)} {what}")
 
@@ -133,8 +135,18 @@ def is_made(settings: Settings, output: Path) -> bool:
     return True
 
 
+def say_made(settings: Settings, output: Path) -> None:
+    """Process 0: that the pairs are there, and whether another judge than today's has labelled them."""
+    name = settings.judge.name
+    kept = json.loads(_beside(output).read_text()) if _beside(output).is_file() else {}
+    other = kept.get("judge.name", name)
+    note = f", judged by {other!r} and not by {name!r}: delete it for that" if other != name else ""
+    status(f"pairs: {output} is there already{note}")
+
+
 def made_of(settings: Settings) -> dict[str, Any]:
-    """The settings that decide which pairs are made, the judge apart: quickstart may judge anew."""
+    """The settings that decide which pairs are made, the judge apart, who is often changed to judge models
+    that are trained already."""
     flat = config_module.flatten(dataclasses.asdict(settings))
     decisive = ("model.", "sampling.", "pairs.")
     exact = ("seed", "data.template")

@@ -46,7 +46,7 @@ MAY_CHANGE = (
         "train.evaluate_",
         "data.held_out",
     ),  # pairs that were trained on stay so: see claim's fingerprint
-    *("sampling.", "pairs.", "evaluate.", "judge.", "quickstart."),  # settings of other programs
+    *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
 
 

@@ -1,12 +1,12 @@
-"""Settings of the programs that make pairs, evaluate, and do all of it."""
+"""Settings of the programs that make pairs, evaluate, and run the stages of a recipe."""
 
 import dataclasses
 import re
+from typing import Any
 
 from srpo_jax.data import document_sets
 from srpo_jax.data.document_sets import FORMATS, DocumentSet
 from srpo_jax.data.documents import SPLITS
-from srpo_jax.objectives import OBJECTIVES
 from srpo_jax.revision.sampling import TEMPERATURE, TOP_P
 from srpo_jax.runtime.settings import (
     FRACTION,
@@ -35,6 +35,10 @@ def _is_named(entry: str) -> bool:
 
 def _is_opponent(entry: str) -> bool:
     return entry in ("gold", "own") or bool(re.fullmatch(r"baseline:.+", entry))
+
+
+def _is_stage(name: str) -> bool:
+    return bool(re.fullmatch(r"\w[\w.-]*", name))
 
 
 NAMED = each(Check(_is_named, "NAME=SOURCE"))
@@ -147,6 +151,7 @@ class EvaluateSettings:
     )
     best_temperature: float = setting(1.0, "of those samples", POSITIVE)
     best_top_p: float = setting(1.0, "of those samples", TOP_P)
+    title: str = setting("", "of the report; empty: after the workdir")
     judge_check: int = setting(
         200, "validation documents on which the judge itself is tested", at_least(0)
     )
@@ -156,16 +161,30 @@ class EvaluateSettings:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuickstartSettings:
-    """Program quickstart: the methods that are compared, one entry each."""
+class StageSettings:
+    """A stage of a recipe: one program with settings of its own."""
 
-    methods: tuple[str, ...] = setting(
-        ("srpo", "dpo"),
-        "objectives, trained from one start on the same pairs",
-        each(one_of(*OBJECTIVES)),
+    name: str = setting(
+        "", "its folder in the workdir", Check(_is_stage, "a name of letters, digits, . - and _")
     )
-    beta: tuple[float, ...] = setting((0.1, 0.1), "of each method", each(POSITIVE))
-    learning_rate: tuple[float, ...] = setting((1e-4, 1e-4), "of each method", each(at_least(0)))
+    program: str = setting("train", "what it runs", one_of("pairs", "train", "evaluate"))
+    set: dict[str, Any] = setting(  # noqa: RUF009 (a field, and a new dictionary for each)
+        {},
+        "its settings where they differ from the file's, e.g. {'objective.beta': 0.05}; {NAME} in a text "
+        "is what the earlier stage NAME made: its pairs, or its folder",
+    )
 
     def __post_init__(self) -> None:
-        check(self, "config.quickstart")
+        check(self, "config.recipe.stages")
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeSettings:
+    """Program recipe: its stages, one after the other."""
+
+    stages: tuple[StageSettings, ...] = setting(
+        (), "dictionaries of name, program (pairs, train or evaluate) and set"
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "config.recipe")

@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from srpo_jax.config.programs import EvaluateSettings, PairSettings, QuickstartSettings
+from srpo_jax.config.programs import EvaluateSettings, PairSettings, RecipeSettings
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.objectives import ObjectiveSettings
@@ -24,6 +24,8 @@ from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
 from srpo_jax.training.optimizer import OptimizerSettings
 from srpo_jax.training.settings import DataSettings, TrainSettings
+
+RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Settings:
     pairs: PairSettings = dataclasses.field(default_factory=PairSettings)
     evaluate: EvaluateSettings = dataclasses.field(default_factory=EvaluateSettings)
     judge: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
-    quickstart: QuickstartSettings = dataclasses.field(default_factory=QuickstartSettings)
+    recipe: RecipeSettings = dataclasses.field(default_factory=RecipeSettings)
 
     def __post_init__(self) -> None:
         check(self, "config")
@@ -80,14 +82,15 @@ def save(settings: Settings, path: Path) -> None:
 
 
 def read(path: Path) -> Settings:
-    """Settings written by `save`; what is new since has its default.
+    """Settings written by `save`; what is new since has its default, and a section of old is passed over.
 
     Raises UserError for a missing file, for a key unknown today, and for a value that cannot be used.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: not the workdir of a training run")
     try:
-        return build(Settings, json.loads(path.read_text()), "config")
+        kept = json.loads(path.read_text())
+        return build(Settings, {k: v for k, v in kept.items() if k not in RETIRED}, "config")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

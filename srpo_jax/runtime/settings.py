@@ -67,7 +67,10 @@ class Setting:
 
 def setting(default: T, meaning: str, check: Check | None = None) -> T:
     """A dataclass field; None passes every check where the field's type allows None."""
-    return dataclasses.field(default=default, metadata={"setting": Setting(meaning, check)})
+    said = {"setting": Setting(meaning, check)}
+    if isinstance(default, dict):
+        return typing.cast(T, dataclasses.field(default_factory=default.copy, metadata=said))
+    return dataclasses.field(default=default, metadata=said)
 
 
 def described(section: object) -> dict[str, Setting]:
@@ -102,9 +105,9 @@ def check(section: object, name: str, *, ranges: bool = True) -> None:
 def build(kind: type[T], values: Mapping[str, Any], name: str) -> T:
     """A section, or a dataclass of sections, from a mapping as JSON or a ConfigDict holds it.
 
-    Lists become tuples, whole numbers floats and, in `tuple[str | DATACLASS, ...]`, mappings records, where
-    the field says so; what is not given keeps its default. name: of the mapping, "config.train". Raises
-    UserError for an unknown key and for what `check` refuses.
+    Lists become tuples, whole numbers floats and, in `tuple[str | DATACLASS, ...]` and
+    `tuple[DATACLASS, ...]`, mappings records, where the field says so; what is not given keeps its default.
+    name: of the mapping, "config.train". Raises UserError for an unknown key and for what `check` refuses.
     """
     fields = kinds(kind)
     given: dict[str, Any] = {}
@@ -127,8 +130,8 @@ def without_none(kind: Any) -> Any:
 
 
 def _record(kind: Any) -> Any:
-    """The dataclass of `str | DATACLASS`; None of another type."""
-    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+    """The dataclass of `DATACLASS` or `str | DATACLASS`; None of another type."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return next((part for part in parts if dataclasses.is_dataclass(part)), None)
 
 
@@ -139,8 +142,19 @@ def _converted(value: Any, kind: Any, name: str) -> Any:
         return tuple(_converted(part, entry, name) for part in value)
     if isinstance(value, Mapping) and _record(kind):
         return build(_record(kind), value, name)
+    if typing.get_origin(kind) is dict:
+        return _without_lists(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    return value
+
+
+def _without_lists(value: Any) -> Any:
+    """With tuples for the lists, at any depth, as JSON has lost them."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_without_lists, value))
+    if isinstance(value, Mapping):
+        return {key: _without_lists(part) for key, part in value.items()}
     return value
 
 
@@ -151,6 +165,8 @@ def _is_a(value: Any, kind: Any) -> bool:
     if typing.get_origin(plain) is tuple:
         entry = typing.get_args(plain)[0]
         return isinstance(value, tuple) and all(_is_a(part, entry) for part in value)
+    if typing.get_origin(plain) is dict:
+        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
     if plain in _NUMBERS:
         return isinstance(value, _NUMBERS[plain]) and not isinstance(value, bool)
     return isinstance(value, plain)
@@ -168,8 +184,15 @@ _WORDS: dict[Any, tuple[str, str]] = {
 def _words(kind: Any) -> str:
     plain = without_none(kind)
     if typing.get_origin(plain) is tuple:
-        entry = typing.get_args(plain)[0]
-        words = f"a tuple of {'texts and dictionaries' if _record(entry) else _WORDS[entry][1]}"
+        words = f"a tuple of {_plural(typing.get_args(plain)[0])}"
+    elif typing.get_origin(plain) is dict:
+        words = "a dictionary of texts"
     else:
         words = _WORDS[plain][0]
     return words if plain is kind else f"{words}, or None"
+
+
+def _plural(entry: Any) -> str:
+    if dataclasses.is_dataclass(entry):
+        return "dictionaries"
+    return "texts and dictionaries" if _record(entry) else _WORDS[entry][1]

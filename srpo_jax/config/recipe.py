@@ -1,0 +1,114 @@
+"""The stages of a recipe with the settings that each of them has in full.
+
+A recipe is a configuration and, in config.recipe.stages, how each stage differs from it; what an earlier
+stage made is named {STAGE}.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from srpo_jax.config.programs import RecipeSettings, StageSettings
+from srpo_jax.config.settings import Settings, checked, config_dict, flatten, update
+from srpo_jax.runtime.errors import UserError
+
+PAIRS = "pairs.jsonl"  # what a stage of pairs makes, in its folder
+# The sections that decide what a program makes.
+READS = {
+    "pairs": ("seed", "model", "data", "sampling", "pairs", "judge"),
+    "train": ("seed", "model", "lora", "data", "objective", "train", "optimizer"),
+    "evaluate": ("seed", "model", "data", "sampling", "evaluate", "judge"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """settings: as its program takes them. folder: its workdir. reads: the stages that it names."""
+
+    name: str
+    program: str
+    settings: Settings
+    folder: Path
+    reads: frozenset[str] = frozenset()
+
+    @property
+    def made(self) -> Path:
+        """What later stages read."""
+        return self.folder / PAIRS if self.program == "pairs" else self.folder
+
+    def is_finished(self) -> bool:
+        """Whether it was finished here with these settings, of those that decide what it makes."""
+        return self._kept.is_file() and json.loads(self._kept.read_text()) == self._flat()
+
+    def finish(self) -> None:
+        """Remembers that the stage is finished. For process 0."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self._kept.with_suffix(".part")
+        part.write_text(json.dumps(self._flat(), indent=2) + "\n")
+        part.replace(self._kept)
+
+    @property
+    def _kept(self) -> Path:
+        return self.folder / "finished.json"
+
+    def _flat(self) -> dict[str, Any]:
+        whole = dataclasses.asdict(self.settings)
+        read = {section: whole[section] for section in READS[self.program]}
+        plain: dict[str, Any] = json.loads(json.dumps(flatten(read) | {"program": self.program}))
+        return plain
+
+
+def resolve(settings: Settings, workdir: Path) -> list[Stage]:
+    """All stages, in order, each in workdir/NAME.
+
+    Raises UserError for no stages, for a name given twice, for {NAME} of no earlier stage, and for a
+    setting at fault, naming the stage: all before anything runs.
+    """
+    if not settings.recipe.stages:
+        raise UserError("config.recipe.stages is empty: a recipe is a file that has them")
+    base = dataclasses.replace(settings, recipe=RecipeSettings())
+    found: dict[str, Stage] = {}
+    for own in settings.recipe.stages:
+        if own.name in found:
+            raise UserError(f"config.recipe.stages: two stages are called {own.name!r}")
+        try:
+            found[own.name] = _stage(base, own, workdir / own.name, found)
+        except UserError as error:
+            raise UserError(f"config.recipe.stages: stage {own.name!r}: {error}") from error
+    return list(found.values())
+
+
+def _stage(base: Settings, own: StageSettings, folder: Path, earlier: Mapping[str, Stage]) -> Stage:
+    reads: set[str] = set()
+
+    def made(named: re.Match[str]) -> str:
+        name = named[1]
+        if name not in earlier:
+            known = ", ".join(earlier) or "there is none"
+            raise UserError(f"{{{name}}} names no earlier stage: {known}")
+        reads.add(name)
+        return str(earlier[name].made)
+
+    config = config_dict(base)
+    update(config, _filled(own.set, made), "set")
+    settings = checked(config)
+    compared = settings.evaluate.models or settings.evaluate.outputs
+    if own.program == "evaluate" and not compared:
+        raise UserError(
+            "nothing is evaluated: set evaluate.models, e.g. ('start={sft}', 'srpo={srpo}')"
+        )
+    return Stage(own.name, own.program, settings, folder, frozenset(reads))
+
+
+def _filled(value: Any, made: Callable[[re.Match[str]], str]) -> Any:
+    """With what `made` gives of every {NAME}, in all texts at any depth."""
+    if isinstance(value, str):
+        return re.sub(r"\{([^{}]*)\}", made, value)
+    if isinstance(value, list | tuple):
+        return tuple(_filled(part, made) for part in value)
+    if isinstance(value, Mapping):
+        return {key: _filled(part, made) for key, part in value.items()}
+    return value

@@ -1,0 +1,90 @@
+"""Runs the stages of a recipe: pairs, training and evaluation, one after the other, from one file.
+
+    python -m srpo_jax.recipe --config=configs/NAME.py --workdir=DIR [--until=STAGE]
+
+A stage lives in DIR/STAGE, as if its program had been called with that workdir. The same command goes on
+where an interrupted one stopped; --until ends it behind a stage. A finished stage runs again when a setting
+that decides what it makes has changed, or a stage that it reads has run again. It does then what its program
+alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
+"""
+
+from pathlib import Path
+
+from srpo_jax import objectives
+from srpo_jax.config import Settings, command
+from srpo_jax.config.recipe import Stage, resolve
+from srpo_jax.evaluate import evaluate
+from srpo_jax.pairs import make_pairs
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import INTERRUPTED
+from srpo_jax.train import train
+
+
+def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
+    """The stages up to `until`, or all. Returns False if it was asked to stop early.
+
+    Raises UserError for a recipe at fault, before the first stage, and for what a stage's program raises.
+    """
+    stages = resolve(settings, workdir)
+    last = _number(stages, until) if until is not None else len(stages)
+    ran: set[str] = set()
+    for number, stage in enumerate(stages[:last], 1):
+        status(f"\n{number} of {len(stages)}. {stage.name} ({stage.program})")
+        if distributed.from_main(stage.is_finished) and not stage.reads & ran:
+            status(f"{stage.folder} is finished")
+            continue
+        ran.add(stage.name)
+        if not _carry_out(stage, stages[: number - 1]):
+            return False
+        distributed.from_main(stage.finish)
+    return True
+
+
+def _number(stages: list[Stage], name: str) -> int:
+    names = [stage.name for stage in stages]
+    if name not in names:
+        raise UserError(f"--until={name} is no stage: {', '.join(names)}")
+    return names.index(name) + 1
+
+
+def _carry_out(stage: Stage, earlier: list[Stage]) -> bool:
+    settings, folder = stage.settings, stage.folder
+    if stage.program == "train":
+        return train(settings, folder)
+    if stage.program == "pairs":
+        make_pairs(settings, folder, stage.made)
+    else:
+        title = settings.evaluate.title or f"Win rates: {stage.name}"
+        evaluate(settings, folder, {}, title=title, facts=_facts(earlier))
+    return True
+
+
+def _facts(earlier: list[Stage]) -> list[tuple[str, str]]:
+    """How the models were trained, as the report shows it."""
+    return [(stage.name, _trained(stage.settings)) for stage in earlier if stage.program == "train"]
+
+
+def _trained(settings: Settings) -> str:
+    reads = objectives.get(settings.objective.name).hyperparameters
+    hyper = [f"{key} {value}" for key, value in settings.objective.given().items() if key in reads]
+    how = [settings.objective.name, *hyper, f"learning rate {settings.optimizer.learning_rate:g}"]
+    if settings.lora.rank:
+        how.append(f"LoRA rank {settings.lora.rank}")
+    return ", ".join([*how, f"{settings.train.steps} steps of {settings.train.batch_size}"])
+
+
+def main(settings: Settings, workdir: Path, until: str | None) -> int:
+    distributed.initialize()
+    return 0 if run(settings, workdir, until) else INTERRUPTED
+
+
+SECTIONS = (
+    *("model", "lora", "mesh", "data", "objective", "train", "optimizer"),
+    *("sampling", "pairs", "evaluate", "judge", "recipe"),
+)
+OPTIONS = {"until": "the last stage to run (default: the recipe's last)"}
+
+if __name__ == "__main__":
+    command.run(main, SECTIONS, options=OPTIONS)

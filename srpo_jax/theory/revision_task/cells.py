@@ -1,0 +1,266 @@
+"""One run, a cell of the grid, and the file that keeps what came of it.
+
+A cell says all that decides its result, and its digest is the key of its line in OUTPUT/cells.jsonl: a
+command that was interrupted goes on where it stopped, and several processes share the work. What they take
+is a seed: its start and its trees are made once. A lock on a file says that a seed is taken; the system
+lets go of it when the process ends, however it ends.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srpo_jax import objectives
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
+from srpo_jax.theory.revision_task import measure, network
+from srpo_jax.theory.revision_task.desk import Desk
+from srpo_jax.theory.revision_task.exact import REVISIONS
+from srpo_jax.theory.revision_task.measure import SAMPLED, Way
+from srpo_jax.theory.revision_task.network import Examples, Model, Recipe
+
+VERSION = 2  # of what a cell means; another one makes old lines strangers
+WHERE = ("in", "out")  # of distribution
+# Prompts are the same for all seeds; those of validation are not those of the test.
+PROMPTS_SEED = {"validation": 7, "test": 17}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How a policy is trained, and the values of beta that are tried, the largest first.
+
+    objective: "" for the start as it is. closed_form: the method of `exact` that it is laid beside.
+    """
+
+    label: str
+    objective: str
+    betas: tuple[float, ...]
+    closed_form: str
+    anchored: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "srpo": Method("SRPO, the paper's loss", "srpo", (0.2, 0.1, 0.05, 0.025), "srpo"),
+    "srpo_anchored": Method("SRPO, anchored", "srpo", (0.2, 0.1, 0.05, 0.025), "srpo", True),
+    "dpo": Method("DPO", "dpo", (2.0, 1.0, 0.5, 0.25), "dpo"),
+    "dpo_anchored": Method("DPO, anchored (RPO)", "rpo", (2.0, 1.0, 0.5, 0.25), "dpo", True),
+    "ipo": Method("IPO", "ipo", (0.4, 0.2, 0.1, 0.05), "ipo"),
+}
+START = Method("the start (SFT)", "", (0.0,), "start")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """method: a key of METHODS, or "start". split: of the prompts. ways: how its answers are decoded."""
+
+    method: str
+    beta: float
+    seed: int
+    split: str
+    desk: Desk = field(default_factory=Desk)
+    recipe: Recipe = field(default_factory=Recipe)
+    writer: str = "A"
+    alpha: float = 0.5
+    nll_weight: float = 0.0
+    prompts: int = 256
+    ways: tuple[Way, ...] = (SAMPLED,)
+
+    @property
+    def digest(self) -> str:
+        text = json.dumps([VERSION, dataclasses.asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def hyper(self) -> dict[str, float]:
+        """What the loss takes. SRPO without its anchor runs the same program with weight 0."""
+        given = {"beta": self.beta, "alpha": self.alpha, "nll_weight": self.nll_weight}
+        reads = objectives.get(METHODS[self.method].objective).hyperparameters
+        return {name: value for name, value in given.items() if name in reads}
+
+
+Record = dict[str, Any]
+
+
+# --- the file -----------------------------------------------------------------------------------------
+
+
+class Store:
+    """OUTPUT, its cells.jsonl, and the locks of those who work on it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.path = folder / "cells.jsonl"
+
+    def records(self) -> dict[str, Record]:
+        """digest -> what was found. A line that a killed process left half written counts as none."""
+        found = {}
+        if self.path.is_file():
+            for line in self.path.read_text("utf-8").splitlines():
+                with contextlib.suppress(json.JSONDecodeError):
+                    record = json.loads(line)
+                    found[record["digest"]] = record
+        return found
+
+    def find(self, cells: Iterable[Cell]) -> list[Record]:
+        """The records of these cells. Raises UserError where one has not been run."""
+        records = self.records()
+        chosen = []
+        for cell in cells:
+            if cell.digest not in records:
+                raise UserError(
+                    f"{self.path} lacks {cell.method} beta {cell.beta:g} seed {cell.seed}: run the "
+                    "command again with the same --output"
+                )
+            chosen.append(records[cell.digest])
+        return chosen
+
+    def add(self, record: Record) -> None:
+        with self.path.open("a+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            size = file.seek(0, os.SEEK_END)
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":  # the half line of a killed process
+                    file.write(b"\n")
+            file.write(json.dumps(record).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def taken(self, name: str, wait: bool) -> Iterator[bool]:
+        """Whether the lock `name` is ours for the block; with wait, it will be."""
+        path = self.folder / "locks" / f"{name}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+
+def work(store: Store, cells: Sequence[Cell]) -> None:
+    """Returns when all cells are in the store, whoever ran them."""
+    seeds: dict[tuple[int, Recipe], list[Cell]] = {}
+    for cell in cells:
+        seeds.setdefault((cell.seed, cell.recipe.start()), []).append(cell)
+    busy = []
+    for key, mine in seeds.items():
+        if not _work_on(store, key, mine, wait=False):
+            busy.append(key)
+    for key in busy:  # what others have begun; if they ended before it was done, it is done here
+        _work_on(store, key, seeds[key], wait=True)
+
+
+def _work_on(store: Store, key: tuple[int, Recipe], cells: Sequence[Cell], wait: bool) -> bool:
+    """False where another process is at it."""
+    with store.taken(f"seed-{_short(key)}", wait) as ours:
+        if not ours:
+            return False
+        records = store.records()
+        for cell in dict.fromkeys(cells):
+            if cell.digest not in records:
+                store.add(run(cell, store.folder))
+    return True
+
+
+def _short(key: tuple[int, Recipe]) -> str:
+    seed, recipe = key
+    return f"{seed}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
+
+
+# --- one cell -----------------------------------------------------------------------------------------
+
+
+def run(cell: Cell, folder: Path) -> Record:
+    """Trains, writes and measures: {"digest", "cell", "in", "out", "seconds", …}, JSON throughout.
+
+    "in", "out": {"1 free": Written as a dict} by way, and "kl", of y_0 and of each revision, nats, and
+    "best_of", the win rate of the likeliest of 1 + REVISIONS answers. "training": means of the last ten
+    steps' metrics.
+    """
+    began = time.perf_counter()
+    start = _start(cell.desk, cell.recipe.start(), cell.seed, folder)
+    model, training = start, {}
+    if cell.method != "start":
+        model, metrics = network.train(
+            start,
+            METHODS[cell.method].objective,
+            _examples(cell, folder),
+            cell.recipe,
+            cell.hyper(),
+        )
+        training = {name: float(values[-10:].mean()) for name, values in metrics.items()}
+    record: Record = {"digest": cell.digest, "cell": dataclasses.asdict(cell), "training": training}
+    record |= _measured(cell, model, start)
+    record["seconds"] = round(time.perf_counter() - began, 1)
+    wins = " ".join(f"{w:.1f}" for w in record["in"][way_name(cell.ways[0])]["win_rate"])
+    status(
+        f"{cell.split} seed {cell.seed} {cell.method} beta {cell.beta:g} {cell.desk.preference} "
+        f"{cell.writer}: {wins} ({record['seconds']:.0f} s)"
+    )
+    return record
+
+
+def _measured(cell: Cell, model: Model, start: Model) -> Record:
+    rng = np.random.default_rng(PROMPTS_SEED[cell.split])
+    symbols = {where: cell.desk.draw(cell.prompts, where, rng) for where in WHERE}
+    both = np.concatenate(list(symbols.values()))
+    parts = {"in": slice(0, cell.prompts), "out": slice(cell.prompts, None)}
+    found: Record = {where: {} for where in WHERE}
+    for way in cell.ways:
+        written = measure.write(model, cell.desk, both, way, REVISIONS, cell.seed)
+        for where, part in parts.items():
+            answers = [ys[part] for ys in written]
+            judged = measure.judged(cell.desk, symbols[where], answers)
+            found[where][way_name(way)] = dataclasses.asdict(judged)
+            if way == SAMPLED:
+                kl = measure.distances(model, start, cell.desk, symbols[where], answers)
+                best = measure.best_of(
+                    model, cell.desk, symbols[where], 1 + REVISIONS, cell.seed + 1
+                )
+                found[where] |= {"kl": kl, "best_of": best}
+    return found
+
+
+def way_name(way: Way) -> str:
+    return f"{way.temperature:g} {way.length}"
+
+
+@functools.lru_cache(maxsize=4)
+def _begun(desk: Desk, recipe: Recipe, seed: int, folder: Path) -> Model:
+    key = hashlib.sha256(repr((VERSION, desk, recipe)).encode()).hexdigest()[:8]
+    return network.begin(desk, recipe, seed, folder / "starts" / f"{key}-{seed}.npz")
+
+
+def _start(desk: Desk, recipe: Recipe, seed: int, folder: Path) -> Model:
+    # The start knows no preference.
+    return _begun(dataclasses.replace(desk, preference="score"), recipe, seed, folder)
+
+
+def _examples(cell: Cell, folder: Path) -> Examples:
+    needs = objectives.get(METHODS[cell.method].objective).needs
+    return _scored(cell.desk, cell.recipe, cell.writer, cell.seed, needs, folder)
+
+
+@functools.lru_cache(maxsize=6)
+def _scored(
+    desk: Desk, recipe: Recipe, writer: str, seed: int, needs: tuple[str, ...], folder: Path
+) -> Examples:
+    pairs = network.labelled_pairs(desk, recipe, writer, seed)
+    examples = network.pair_examples(pairs, needs, recipe.steps, recipe.batch, seed)
+    return network.scored(_start(desk, recipe.start(), seed, folder), examples)
+
+
+def curve(record: Mapping[str, Any], where: str, way: Way = SAMPLED) -> np.ndarray:
+    """Win rates in percent by number of revisions [R]."""
+    return np.array(record[where][way_name(way)]["win_rate"])
