@@ -4,8 +4,8 @@
 
 A stage lives in DIR/STAGE, as if its program had been called with that workdir. The same command goes on
 where an interrupted one stopped; --until ends it behind a stage. A finished stage runs again when a setting
-that decides what it makes has changed, or a stage that it reads has run again. It does then what its program
-alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
+that decides what it makes has changed, or when a stage that it reads has run again. It does then what its
+program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
 """
 
 from pathlib import Path

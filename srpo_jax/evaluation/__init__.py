@@ -2,5 +2,5 @@
 small one while a model is trained (`during.py`).
 
 May import: config, judges, revision, training, reporting, prompts, models, trees, data, runtime. Imported
-by: the programs train, evaluate, pairs and quickstart.
+by: the programs train, evaluate, pairs and recipe.
 """

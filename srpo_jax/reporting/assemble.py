@@ -204,6 +204,7 @@ def _style(texts: Texts) -> Style:
         unchanged=tuple(
             measures.mean([measures.unchanged(ys, k) for ys in texts.revisions]) for k in ks
         ),
+        edits=tuple(measures.mean([measures.edited(ys, k) for ys in texts.revisions]) for k in ks),
         repetition=tuple(measures.mean([measures.repetition(y) for y in column[k]]) for k in ks),
         cut=tuple(measures.mean([c[k] for c in texts.cut]) for k in ks) if texts.cut else (),
     )

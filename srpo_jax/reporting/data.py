@@ -14,6 +14,7 @@ from srpo_jax.reporting.verdicts import GOLD, OWN, Key
 SIGNIFICANT = 0.05  # of a p-value after Holm's correction
 MANY_MISSING = 0.05  # share of verdicts that a reader must be told of
 MANY_CUT = 0.05  # share of completions cut off, likewise
+MANY_EDITS = 0.6  # share of words, of the revisions that change something
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class Difference:
 class Style:
     """How one model's texts on one set look, by revision.
 
-    unchanged: share equal to the revision before; repetition: mean share of word trigrams seen before in
-    the same text; cut: share that ended at the token limit, () where it is not known.
+    unchanged: share equal to the revision before; edits: mean share of the words changed from it, over
+    those of the longer, () in a report made before it was measured; repetition: mean share of word trigrams
+    seen before in the same text; cut: share that ended at the token limit, () where it is not known.
     """
 
     model: str
@@ -111,6 +113,7 @@ class Style:
     unchanged: tuple[float, ...]
     repetition: tuple[float, ...]
     cut: tuple[float, ...] = ()
+    edits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from srpo_jax.reporting.data import (
     MANY_CUT,
+    MANY_EDITS,
     MANY_MISSING,
     Curve,
     Difference,
@@ -29,7 +30,8 @@ def findings(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """What makes the numbers worth less: proxies, judges that do not judge, missing verdicts, cut texts."""
+    """What makes the numbers worth less: proxies, judges that do not judge, missing verdicts, cut texts,
+    and a first model that rewrites where it should edit."""
     judged = {judge for judge, _ in report.views}
     found = [
         f"{judge.name} is a proxy: it stands in for human readers, has not been validated against "
@@ -51,7 +53,23 @@ def warnings(report: Report) -> list[str]:
                 f"{looks(report.evidence.models)[style.model].label} on {style.documents}: up to "
                 f"{percent(max(style.cut))} % of completions end at the token limit."
             )
+    for documents in report.sets:
+        found += _rewrites(report, documents)
     return found
+
+
+def _rewrites(report: Report, documents: Documents) -> list[str]:
+    """Of the first model, from which the others are usually trained."""
+    for style in report.styled(documents.name)[:1]:
+        if len(style.edits) > 1 and style.unchanged[1] < 1:
+            share = style.edits[1] / (1 - style.unchanged[1])
+            if share > MANY_EDITS:
+                return [
+                    f"{looks(report.evidence.models)[style.model].label} on {documents.name}: where its "
+                    f"first revision changes something, it changes {percent(share)} % of the words: it "
+                    "writes anew rather than edits, and revisions have little to build on."
+                ]
+    return []
 
 
 def _finding(report: Report, curve: Curve, documents: Documents, count: int) -> str:

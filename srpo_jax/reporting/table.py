@@ -101,6 +101,7 @@ def _styles(report: Report, documents: Documents) -> list[str]:
                 "revisions",
                 "words",
                 "unchanged (%)",
+                "words changed (%)",
                 "repeated trigrams (%)",
                 "cut off (%)",
             ],
@@ -265,6 +266,7 @@ def _style(style: Style, k: int) -> list[str]:
     return [
         fixed(style.mean_words[k]),
         percent(style.unchanged[k]) if k else "",
+        percent(style.edits[k]) if k and style.edits else "",
         percent(style.repetition[k]),
         percent(style.cut[k]) if style.cut else "unknown",
     ]

@@ -37,6 +37,11 @@ def edit_distance(a: str, b: str) -> float:
     return float(costs[-1]) / max(len(before), len(after), 1)
 
 
+def edited(revisions: Sequence[str], k: int) -> float:
+    """The edit distance of revision k from revision k - 1; 0 for k = 0."""
+    return edit_distance(revisions[k - 1], revisions[k]) if k else 0.0
+
+
 def mean(values: Sequence[float]) -> float:
     """The mean as a Python float."""
     return float(np.mean(values))

@@ -8,6 +8,7 @@ import pytest
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.data import Interval, Rules
+from srpo_jax.reporting.summary import warnings
 from srpo_jax.reporting.verdicts import GOLD, OWN
 from tests.reports import documents, evidence, report, texts, verdicts
 
@@ -82,8 +83,25 @@ def test_texts_are_measured():
     style = report().styled("Wikipedia")[0]
     assert style.mean_words == (3.0, 4.0, 4.0)
     assert style.unchanged == (0.0, 0.0, 1.0)
+    assert style.edits == (0.0, 0.25, 0.0)  # a fourth word
     assert style.cut == (0.25, 0.0, 0.0)
     assert style.repetition == (0.0, 0.0, 0.0)
+
+
+def test_a_first_model_that_rewrites_is_told_of_and_one_that_edits_is_not():
+    made = report()
+    assert not [line for line in warnings(made) if "writes anew" in line]
+    anew = [
+        dataclasses.replace(t, revisions=tuple((a, f"{a} b c d e f g", a) for a, *_ in t.revisions))
+        if t.model == "start"
+        else t
+        for t in evidence().texts
+    ]
+    (line, *others) = [
+        line for line in warnings(report(texts=tuple(anew))) if "writes anew" in line
+    ]
+    assert "where its first revision changes something, it changes 66.7 % of the words" in line
+    assert len(others) == len({t.documents for t in anew}) - 1
 
 
 def test_outputs_without_cut_marks_have_no_cut_share():

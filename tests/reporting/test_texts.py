@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from srpo_jax.reporting.texts import edit_distance, repetition, unchanged, words
+from srpo_jax.reporting.texts import edit_distance, edited, repetition, unchanged, words
 
 
 def test_words_are_parted_by_white_space():
@@ -16,6 +16,10 @@ def test_words_are_parted_by_white_space():
 )
 def test_repetition_is_the_share_of_trigrams_had_before(text, expected):
     assert repetition(text) == pytest.approx(expected)
+
+
+def test_a_revision_is_compared_with_the_one_before():
+    assert [edited(("a b", "a b", "a c"), k) for k in range(3)] == [0.0, 0.0, 0.5]
 
 
 def test_only_an_equal_revision_is_unchanged():
