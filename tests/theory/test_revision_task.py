@@ -11,7 +11,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.theory import bandit
 from srpo_jax.theory.revision_task import command, measure, network
 from srpo_jax.theory.revision_task.anchored import Enumerated
-from srpo_jax.theory.revision_task.cells import Cell, Store, curve, run, work
+from srpo_jax.theory.revision_task.cells import Cell, Store, _dealt, _group, curve, run, work
 from srpo_jax.theory.revision_task.desk import (
     CIRCLE,
     EOS,
@@ -267,13 +267,20 @@ def test_cells_are_kept_and_run_once(tmp_path, monkeypatch):
     assert [record["beta"] for record in store.find(cells)] == [2.0, 1.0, 2.0, 1.0]
 
 
-def test_a_seed_that_is_taken_is_left_to_who_has_it(tmp_path):
+def test_processes_begin_with_other_seeds_and_other_methods():
+    cells = [Cell(m, 1.0, seed, "test") for seed in (1, 2, 3) for m in ("srpo", "dpo", "ipo")]
+    dealt = [(group.method, group.seed) for group in _dealt([_group(cell) for cell in cells])]
+    assert dealt[:4] == [("srpo", 1), ("ipo", 2), ("srpo", 3), ("dpo", 1)]
+    assert sorted(dealt) == sorted((cell.method, cell.seed) for cell in cells)
+
+
+def test_what_is_taken_is_left_to_who_has_it(tmp_path):
     store = Store(tmp_path)
-    with store.taken("seed", wait=True) as ours:
+    with store.taken("cells", wait=True) as ours:
         assert ours
-        with Store(tmp_path).taken("seed", wait=False) as theirs:
+        with Store(tmp_path).taken("cells", wait=False) as theirs:
             assert not theirs
-    with store.taken("seed", wait=False) as ours:
+    with store.taken("cells", wait=False) as ours:
         assert ours
 
 

@@ -2,8 +2,8 @@
 
 A cell says all that decides its result, and its digest is the key of its line in OUTPUT/cells.jsonl: a
 command that was interrupted goes on where it stopped, and several processes share the work. What they take
-is a seed: its start and its trees are made once. A lock on a file says that a seed is taken; the system
-lets go of it when the process ends, however it ends.
+is a method on one seed, with all its betas. A lock on a file says that it is taken; the system lets go of
+the lock when the process ends, however it ends.
 """
 
 import contextlib
@@ -11,13 +11,14 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import itertools
 import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way
 from srpo_jax.theory.revision_task.network import Examples, Model, Recipe
 
-VERSION = 2  # of what a cell means; another one makes old lines strangers
+VERSION = 3  # of what a cell means; another one makes old lines strangers
 WHERE = ("in", "out")  # of distribution
 # Prompts are the same for all seeds; those of validation are not those of the test.
 PROMPTS_SEED = {"validation": 7, "test": 17}
@@ -150,20 +151,40 @@ class Store:
 
 def work(store: Store, cells: Sequence[Cell]) -> None:
     """Returns when all cells are in the store, whoever ran them."""
-    seeds: dict[tuple[int, Recipe], list[Cell]] = {}
+    groups: dict[Group, list[Cell]] = {}
     for cell in cells:
-        seeds.setdefault((cell.seed, cell.recipe.start()), []).append(cell)
-    busy = []
-    for key, mine in seeds.items():
-        if not _work_on(store, key, mine, wait=False):
-            busy.append(key)
-    for key in busy:  # what others have begun; if they ended before it was done, it is done here
-        _work_on(store, key, seeds[key], wait=True)
+        groups.setdefault(_group(cell), []).append(cell)
+    busy = [g for g in _dealt(list(groups)) if not _work_on(store, g, groups[g], wait=False)]
+    for group in busy:  # what others have begun; if they ended before it was done, it is done here
+        _work_on(store, group, groups[group], wait=True)
 
 
-def _work_on(store: Store, key: tuple[int, Recipe], cells: Sequence[Cell], wait: bool) -> bool:
+class Group(NamedTuple):
+    """The cells that one process takes at a time: those of a start and of pairs that it has in hand."""
+
+    seed: int
+    method: str
+    rest: tuple[Recipe, Desk, str]
+
+
+def _group(cell: Cell) -> Group:
+    return Group(cell.seed, cell.method, (cell.recipe, cell.desk, cell.writer))
+
+
+def _dealt(groups: Sequence[Group]) -> list[Group]:
+    """So that processes which take them in this order make different starts and compile different programs:
+    from seed to seed in turn, and of every second seed the last ones first."""
+    seeds: dict[int, list[Group]] = {}
+    for group in groups:
+        seeds.setdefault(group.seed, []).append(group)
+    turns = [mine[:: -1 if i % 2 else 1] for i, mine in enumerate(seeds.values())]
+    rounds = itertools.zip_longest(*turns)
+    return [group for one in rounds for group in one if group is not None]
+
+
+def _work_on(store: Store, group: Group, cells: Sequence[Cell], wait: bool) -> bool:
     """False where another process is at it."""
-    with store.taken(f"seed-{_short(key)}", wait) as ours:
+    with store.taken(f"cells-{_short(group)}", wait) as ours:
         if not ours:
             return False
         records = store.records()
@@ -173,9 +194,8 @@ def _work_on(store: Store, key: tuple[int, Recipe], cells: Sequence[Cell], wait:
     return True
 
 
-def _short(key: tuple[int, Recipe]) -> str:
-    seed, recipe = key
-    return f"{seed}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:8]}"
+def _short(key: object) -> str:
+    return hashlib.sha256(repr((VERSION, key)).encode()).hexdigest()[:16]
 
 
 # --- one cell -----------------------------------------------------------------------------------------
@@ -238,8 +258,9 @@ def way_name(way: Way) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _begun(desk: Desk, recipe: Recipe, seed: int, folder: Path) -> Model:
-    key = hashlib.sha256(repr((VERSION, desk, recipe)).encode()).hexdigest()[:8]
-    return network.begin(desk, recipe, seed, folder / "starts" / f"{key}-{seed}.npz")
+    name = f"{_short((desk, recipe))}-{seed}"
+    with Store(folder).taken(f"start-{name}", wait=True):  # it is made once
+        return network.begin(desk, recipe, seed, folder / "starts" / f"{name}.npz")
 
 
 def _start(desk: Desk, recipe: Recipe, seed: int, folder: Path) -> Model:

@@ -111,17 +111,23 @@ def _recipe(given: list[str]) -> Recipe:
 def perform(store: Store, plan: Plan, workers: int) -> None:
     """Carries the plan out with this process and workers - 1 others; they share what is left to do."""
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_worker, args=(store, plan)) for _ in range(workers - 1)]
+    places = range(1, workers)
+    others = [context.Process(target=_worker, args=(store, plan, i, workers)) for i in places]
     for process in others:
         process.start()
     try:
-        _worker(store, plan)
+        _worker(store, plan, 0, workers)
     finally:
         for process in others:
             process.join()
 
 
-def _worker(store: Store, plan: Plan) -> None:
+def _worker(store: Store, plan: Plan, place: int, workers: int) -> None:
+    # Processes that share cores wait for each other; where the system lets it be said, each has its own.
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        if 1 < workers <= len(cores):
+            os.sched_setaffinity(0, cores[place::workers])
     # What one process has compiled, the others and the next command read.
     jax.config.update("jax_compilation_cache_dir", str(store.folder.resolve() / "compiled"))
     carry_out(store, plan)

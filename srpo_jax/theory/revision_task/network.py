@@ -74,7 +74,7 @@ class Recipe:
             heads=4,
             kv_heads=4,
             head_dim=self.width // 4,
-            mlp_width=4 * self.width,
+            mlp_width=2 * self.width,
             max_length=64,
             dtype="float32",
             remat="none",

@@ -8,7 +8,6 @@ is run too.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -148,7 +147,7 @@ def carry_out(store: Store, plan: Plan) -> None:
     for method in plan.methods:
         for beta in plan.betas(method):
             first += plan.validation(method, beta)
-    work(store, _by_seed(first))
+    work(store, first)
     second = plan.starts("test")
     chosen = [(method, beta) for method, beta, _ in shown(store, plan)]
     if plan.everything:
@@ -161,11 +160,7 @@ def carry_out(store: Store, plan: Plan) -> None:
                 second += plan.behaviours(method, preference, writer)
     if plan.study:
         second += [cell for cells in study(store, plan).values() for cell in cells]
-    work(store, _by_seed(second))
-
-
-def _by_seed(cells: Sequence[Cell]) -> list[Cell]:
-    return sorted(cells, key=lambda cell: cell.seed)
+    work(store, second)
 
 
 # --- the study: what keeps the network below the exact answer -------------------------------------
