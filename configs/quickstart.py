@@ -24,6 +24,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def get_config() -> ConfigDict:
     config = default()
     config.model.source = "smollm2-135m-instruct"
+    config.model.dtype = "float32"  # as fast as any on CPUs
+    config.model.remat = "none"
     config.lora.rank = 8
     config.lora.alpha = 16.0
     config.train.batch_size = 4

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from srpo_jax.config import default
 
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
-GOLDS, EDITS, PAIRS = 512, 384, 512
+GOLDS, EDITS, PAIRS = 384, 256, 384
 METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
     "srpo_anchored": ("srpo", (0.05, 0.02), {"objective.nll_weight": 0.1}),
     "dpo": ("dpo", (0.3, 0.1), {}),
@@ -26,6 +26,9 @@ METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
 def get_config(documents: str = "wikipedia") -> ConfigDict:
     config = default()
     config.model.source = "smollm2-135m-instruct"
+    # On two CPU cores three times as fast as the defaults, which are for accelerators.
+    config.model.dtype = "float32"
+    config.model.remat = "none"
     config.lora.rank = 16
     config.lora.alpha = 32.0
     config.train.batch_size = 8
@@ -41,7 +44,7 @@ def get_config(documents: str = "wikipedia") -> ConfigDict:
     config.pairs.max_prompt_tokens = 160
     config.evaluate.documents = (documents,)
     config.evaluate.split = "validation"
-    config.evaluate.count = 128
+    config.evaluate.count = 96
     config.evaluate.max_prompt_tokens = 160
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")

@@ -8,7 +8,10 @@ that decides what it makes has changed, or when a stage that it reads has run ag
 program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
 """
 
+import os
 from pathlib import Path
+
+import jax
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
@@ -77,6 +80,9 @@ def _trained(settings: Settings) -> str:
 
 def main(settings: Settings, workdir: Path, until: str | None) -> int:
     distributed.initialize()
+    # Stages run many equal programs: what one has compiled, the others read.
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
     return 0 if run(settings, workdir, until) else INTERRUPTED
 
 

@@ -29,7 +29,7 @@ def test_every_file_named_exists(page):
     ]
     # docs/running.md
     workdir = {"checkpoints/", "documents/", "samples/", "tensorboard/", "verdicts/", "report/"}
-    assert not set(missing) - workdir
+    assert not set(missing) - workdir - {"compiled/"}
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))

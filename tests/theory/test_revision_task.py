@@ -349,22 +349,22 @@ def test_the_command_prints_its_tables_and_draws(tmp_path, capsys):
     assert (tmp_path / "revision_task.png").read_bytes().startswith(b"\x89PNG")
 
 
-# Seeds on which the paper's loss at beta .05 is known to collapse; others keep a part of what they win.
-COLLAPSING = ()
+# The recipe without what makes the start robust: on these seeds the paper's loss is known to collapse.
+FRAGILE = Recipe(width=32, sft_slips=0.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", COLLAPSING)
+@pytest.mark.parametrize("seed", [3, 4])
 def test_the_papers_loss_collapses_and_the_anchor_cures_it(seed, tmp_path):
-    plain = Cell("srpo", 0.05, seed, "test")
+    plain = Cell("srpo", 0.05, seed, "test", recipe=FRAGILE)
     paper, anchored = (
         run(dataclasses.replace(plain, method=method, nll_weight=weight), tmp_path)
         for method, weight in (("srpo", 0.0), ("srpo_anchored", 0.1))
     )
     lost, won = curve(paper, "in"), curve(anchored, "in")
-    assert lost[-1] < lost[0] - 10
-    assert won[-1] > won[0] + 25
+    assert lost[-1] < lost[0] - 25
+    assert won[-1] > won[0] + 15
     assert won[-1] > lost[-1] + 25
     # Likelihood displacement: the mass has gone to answers of another length, which no pair has.
     assert paper["in"]["1 free"]["wrong_length"][-1] > 40
-    assert anchored["in"]["1 free"]["wrong_length"][-1] < 15
+    assert anchored["in"]["1 free"]["wrong_length"][-1] < 30
