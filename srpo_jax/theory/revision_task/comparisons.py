@@ -15,15 +15,15 @@ from srpo_jax.theory.revision_task.markdown import Rows, signed, table
 from srpo_jax.theory.revision_task.measure import SAMPLED, gold_table
 from srpo_jax.theory.revision_task.plan import (
     BEHAVIOUR_BETAS,
+    OURS,
     WRITERS,
     Plan,
     by_first_answer,
+    frontier,
     selected,
     shown,
 )
 from srpo_jax.theory.revision_task.statistics import mean_of
-
-OURS = "srpo_anchored"  # what the others are compared with
 
 
 def at_equal_compute(store: Store, plan: Plan) -> str:
@@ -81,7 +81,7 @@ def _beside(store: Store, plan: Plan, beta: float, method: str) -> Rows:
     row += [METHODS[method].label, f"{same[0]:.1f}", f"{same.max():.1f}"]
     row += [f"{rates[-1] - same.max():+.1f}", f"{costs.sum():.1f}", f"{dear[0]:.1f}"]
     rows = [row]
-    mine = store.find(plan.frontier(OURS, beta))
+    mine = store.find(frontier(store, plan, OURS, beta))
     for where in WHERE:
         costs = np.array([record[where]["kl"] for record in mine])
         wins = np.array([curve(record, where) for record in mine])
@@ -106,7 +106,7 @@ def _interpolated(
 ) -> np.ndarray | None:
     """[seeds, R]: the win rates of `method` at these KLs [seeds]; None where its grid ends before."""
     columns = [store.find(plan.starts(plan.frontier_split))]
-    columns += [store.find(plan.frontier(method, beta)) for beta in plan.betas(method)]
+    columns += [store.find(frontier(store, plan, method, beta)) for beta in plan.betas(method)]
     found = []
     for seed, target in enumerate(kl):
         mine = [column[seed] for column in columns]

@@ -25,6 +25,7 @@ RULE = (
     "selected, of equals the larger beta; test seeds and test prompts choose nothing"
 )
 ALL_WAYS = tuple(Way(t, length) for t in (1.0, 0.0) for length in ("free", "fixed"))
+OURS = "srpo_anchored"  # what the others are compared with, and what the study is of
 WRITERS = ("A", "B")  # the behaviour policies
 USUAL = ("srpo", "srpo_anchored", "dpo", "ipo")  # the methods where none are asked for
 # Who is compared under two behaviour policies, and at which beta: gentle ones, where the closed forms of
@@ -85,6 +86,7 @@ class Plan:
         return [self.cell(method, beta, s, split="validation") for s in self.validation_seeds]
 
     def tests(self, method: str, beta: float) -> list[Cell]:
+        """Of what the tables show."""
         ways = ALL_WAYS if self.everything else (SAMPLED,)
         return [self.cell(method, beta, seed, ways=ways) for seed in self.seeds]
 
@@ -92,10 +94,6 @@ class Plan:
         seeds = self.seeds if split == "test" else self.validation_seeds
         ways = ALL_WAYS if self.everything and split == "test" else (SAMPLED,)
         return [self.cell("start", 0.0, seed, split=split, ways=ways) for seed in seeds]
-
-    def frontier(self, method: str, beta: float) -> list[Cell]:
-        """Where the whole grid has been run: on the test's seeds with everything, else on validation's."""
-        return (self.tests if self.everything else self.validation)(method, beta)
 
     @property
     def frontier_split(self) -> str:
@@ -125,6 +123,15 @@ def selected(store: Store, plan: Plan, method: str, revisions: int = REVISIONS) 
     return plan.betas(method)[int(np.argmax(rates))]  # the first of equals: betas fall
 
 
+def frontier(store: Store, plan: Plan, method: str, beta: float) -> list[Cell]:
+    """Where the whole grid has been run: on the test's seeds with everything, else on validation's."""
+    if not plan.everything:
+        return plan.validation(method, beta)
+    if (method, beta) in [(name, chosen) for name, chosen, _ in shown(store, plan)]:
+        return plan.tests(method, beta)
+    return [plan.cell(method, beta, seed) for seed in plan.seeds]
+
+
 def by_first_answer(method: str) -> bool:
     """Whether a method is also shown as selected by its first answer."""
     return not METHODS[method].closed_form.startswith("srpo")
@@ -149,11 +156,12 @@ def carry_out(store: Store, plan: Plan) -> None:
             first += plan.validation(method, beta)
     work(store, first)
     second = plan.starts("test")
-    chosen = [(method, beta) for method, beta, _ in shown(store, plan)]
-    if plan.everything:
-        chosen = [(method, beta) for method in plan.methods for beta in plan.betas(method)]
-    for method, beta in chosen:
+    for method, beta, _ in shown(store, plan):
         second += plan.tests(method, beta)
+    for method in plan.methods:
+        if method == OURS or by_first_answer(method):  # who is compared at equal KL
+            for beta in plan.betas(method):
+                second += frontier(store, plan, method, beta)
     for method in plan.compared():
         for preference in plan.preferences:
             for writer in WRITERS:
@@ -183,18 +191,17 @@ STUDY: dict[str, dict[str, Any]] = {
     "anchor .03": {"nll_weight": 0.03},
     "anchor .3": {"nll_weight": 0.3},
 }
-STUDY_METHOD = "srpo_anchored"
 
 
 def study(store: Store, plan: Plan) -> dict[str, list[Cell]]:
     """By label, on validation seeds and prompts: a study chooses nothing that the test shows."""
-    beta = selected(store, plan, STUDY_METHOD)
+    beta = selected(store, plan, OURS)
     cells = {}
     for label, change in STUDY.items():
         of_cell = {key: v for key, v in change.items() if key in ("nll_weight", "writer")}
         sizes = {key: v for key, v in change.items() if key not in of_cell}
         of_cell["recipe"] = dataclasses.replace(plan.recipe, **sizes)
         cells[label] = [
-            dataclasses.replace(cell, **of_cell) for cell in plan.validation(STUDY_METHOD, beta)
+            dataclasses.replace(cell, **of_cell) for cell in plan.validation(OURS, beta)
         ]
     return cells

@@ -12,7 +12,6 @@ import numpy as np
 from srpo_jax.theory.revision_task.anchored import anchor_table
 from srpo_jax.theory.revision_task.cells import METHODS, START, WHERE, Store, curve, way_name
 from srpo_jax.theory.revision_task.comparisons import (
-    OURS,
     at_equal_compute,
     at_equal_kl,
     two_behaviours,
@@ -22,8 +21,8 @@ from srpo_jax.theory.revision_task.markdown import Rows, signed, table
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way, gold_table
 from srpo_jax.theory.revision_task.plan import (
     ALL_WAYS,
+    OURS,
     RULE,
-    STUDY_METHOD,
     Plan,
     by_first_answer,
     selected,
@@ -147,7 +146,7 @@ def study_table(store: Store, plan: Plan) -> str:
         numbers = [f"{w:.1f}" for w in np.mean(wins, axis=0)]
         rows.append([label, *numbers, f"{np.mean(wrong):.1f}"])
     header = ["", *(str(n) for n in range(REVISIONS + 1)), "wrong length, last"]
-    beta = selected(store, plan, STUDY_METHOD)
+    beta = selected(store, plan, OURS)
     title = (
         f"What keeps the network below: SRPO, anchored, beta {beta:g}, validation seeds and prompts"
     )
