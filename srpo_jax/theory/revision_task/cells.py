@@ -13,7 +13,9 @@ import functools
 import hashlib
 import itertools
 import json
+import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -104,13 +106,9 @@ class Store:
 
     def records(self) -> dict[str, Record]:
         """digest -> what was found. A line that a killed process left half written counts as none."""
-        found = {}
-        if self.path.is_file():
-            for line in self.path.read_text("utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):
-                    record = json.loads(line)
-                    found[record["digest"]] = record
-        return found
+        if not self.path.is_file():
+            return {}
+        return _parsed(self.path, self.path.stat().st_size)
 
     def find(self, cells: Iterable[Cell]) -> list[Record]:
         """The records of these cells. Raises UserError where one has not been run."""
@@ -147,6 +145,17 @@ class Store:
                 yield False
                 return
             yield True
+
+
+@functools.lru_cache(maxsize=1)
+def _parsed(path: Path, size: int) -> dict[str, Record]:
+    """size: of the file, to which lines are only added."""
+    found = {}
+    for line in path.read_text("utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            record = json.loads(line)
+            found[record["digest"]] = record
+    return found
 
 
 def work(store: Store, cells: Sequence[Cell]) -> None:
@@ -189,6 +198,8 @@ def _work_on(store: Store, group: Group, cells: Sequence[Cell], wait: bool) -> b
             return False
         records = store.records()
         for cell in dict.fromkeys(cells):
+            if (parent := multiprocessing.parent_process()) and not parent.is_alive():
+                sys.exit("the command that began this process has ended")
             if cell.digest not in records:
                 store.add(run(cell, store.folder))
     return True
