@@ -5,7 +5,7 @@
 Golds of some leads teach it to answer; its own answers with other endings teach it to edit; a judge
 compares its answers with its edits of them; on these pairs SRPO (anchored) and DPO are trained from the
 same start, each with the one beta given here: neither was tuned. All three then revise descriptions of
-held-out Wikipedia leads and of ACL abstracts. README.md has how long it takes and what came out.
+held-out Wikipedia leads and of ACL abstracts. It has not been timed yet.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 def get_config() -> ConfigDict:
     config = default()
     config.model.source = "smollm2-135m-instruct"
-    config.model.dtype = "float32"  # as fast as any on CPUs
+    config.model.dtype = "float32"  # faster than bfloat16 where a CPU has no instructions for it
     config.model.remat = "none"
     config.lora.rank = 8
     config.lora.alpha = 16.0

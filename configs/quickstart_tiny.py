@@ -1,4 +1,4 @@
-"""The quickstart's every stage with a tiny random model on bytes: under 4 minutes, run in CI.
+"""The quickstart's every stage with a tiny random model on bytes: under 5 minutes, run in CI.
 
     python -m srpo_jax.quickstart --config=configs/quickstart_tiny.py --workdir=runs/tiny
 

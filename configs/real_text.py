@@ -1,9 +1,9 @@
-"""Does a small model improve its own answer on real text? The stages of docs/experiment.md, as a recipe.
+"""Does a small model improve its own answer on real text? The recipe under trial.
 
     python -m srpo_jax.recipe --config=configs/real_text.py --workdir=runs/real_text [--config.seed=1]
     python -m srpo_jax.recipe --config=configs/real_text.py:FILE.jsonl --workdir=DIR
 
-The second line takes the documents of a file (fields document, gold_summary, split) for Wikipedia's.
+The second line takes the documents of a file for Wikipedia's. No run of it has been finished yet.
 SFT on golds; SFT that teaches the improve prompt, on own samples whose endings are written anew; pairs of
 own answers and own revisions, compared by the judge; on the same pairs and from the same start SRPO with
 its anchor and DPO, each with as many betas; validation of all of them. No stage touches test documents.
@@ -26,7 +26,7 @@ METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
 def get_config(documents: str = "wikipedia") -> ConfigDict:
     config = default()
     config.model.source = "smollm2-135m-instruct"
-    # On two CPU cores three times as fast as the defaults, which are for accelerators.
+    # On two CPU cores nearly twice as fast as the defaults, which are for accelerators.
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.lora.rank = 16
