@@ -18,13 +18,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from srpo_jax import revision
 from srpo_jax.config import Settings
 from srpo_jax.data.documents import Document
 from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt, Renderer
-from srpo_jax.revision import Sampling, samples
+from srpo_jax.revision import Branch, Sampling, Trunks, samples
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
@@ -92,15 +91,28 @@ class _Sampler:
     def draw(
         self, how: str, batch: Sequence[int], prompts: Sequence[Prompt], ids: Sequence[str]
     ) -> list[Drawn]:
-        k = self.k
+        k, places = self.k, range(len(batch))
+        trunks = Trunks.of(
+            self.model,
+            [p.direct for p in prompts],
+            self.sampling,
+            eos=self.renderer.stop_ids,
+            seed=self.seed,
+        )
         rows = [i * k + j for i in batch for j in range(k)]
         if how == "answers":
-            texts, cut = self._write([p for p in prompts for _ in range(k)], rows)
+            asked = [
+                Branch(place, prompts[place].direct, rows[place * k + j])
+                for place in places
+                for j in range(k)
+            ]
+            texts, cut = self._write(trunks, asked)
         else:
-            drafts, first_cut = self._write(prompts, rows[::k])
+            asked = [Branch(place, prompts[place].direct, rows[place * k]) for place in places]
+            drafts, first_cut = self._write(trunks, asked)
             # A place for each sample but the first, document after document.
-            shown = [(p, y) for p, y in zip(prompts, drafts, strict=True) for _ in range(k - 1)]
-            others, other_cut = self._related(how, shown, [row for row in rows if row % k])
+            shown = [(place, rows[place * k + j]) for place in places for j in range(1, k)]
+            others, other_cut = self._related(how, trunks, prompts, drafts, shown)
             texts, cut = _beside(drafts, others, k), _beside(first_cut, other_cut, k)
         return [
             Drawn(ids[i], tuple(texts[k * place :][:k]), sum(cut[k * place :][:k]))
@@ -108,41 +120,46 @@ class _Sampler:
         ]
 
     def _related(
-        self, how: str, shown: Sequence[tuple[Prompt, str]], rows: Sequence[int]
+        self,
+        how: str,
+        trunks: Trunks,
+        prompts: Sequence[Prompt],
+        drafts: Sequence[str],
+        shown: Sequence[tuple[int, int]],
     ) -> tuple[list[str], list[bool]]:
-        if not shown:
-            return [], []
+        """Samples that show, or begin as, a draft. shown: (place of prompt and draft, row) of each."""
+        encode = self.renderer.completion
         if how == "revisions":
-            encode = self.renderer.completion
-            return self._write([_as_direct(p.improve(encode(y))) for p, y in shown], rows)
-        kept = [_kept(y, self.seed, row) for (_, y), row in zip(shown, rows, strict=True)]
-        begun = [self.renderer.completion(" ".join(beginning)) for beginning, _ in kept]
-        asked = [_as_direct((*p.direct, *ids)) for (p, _), ids in zip(shown, begun, strict=True)]
-        texts, cut = self._write(asked, rows, begun)
+            asked = [Branch(i, prompts[i].improve(encode(drafts[i])), row) for i, row in shown]
+            return self._write(trunks, asked)
+        kept = [_kept(drafts[i], self.seed, row) for i, row in shown]
+        begun = [encode(" ".join(beginning)) for beginning, _ in kept]
+        asked = [
+            Branch(i, (*prompts[i].direct, *ids), row)
+            for (i, row), ids in zip(shown, begun, strict=True)
+        ]
+        texts, cut = self._write(trunks, asked, begun)
         if how == "endings":
             return texts, cut
         # Of what was written, the span alone stays: where the rest would have ended says nothing.
-        texts = [
-            " ".join(text.split()[: len(beginning) + span] + y.split()[len(beginning) + span :])
-            for (_, y), (beginning, span), text in zip(shown, kept, texts, strict=True)
-        ]
-        return texts, [False] * len(texts)
+        spans = []
+        for (i, _), (beginning, span), text in zip(shown, kept, texts, strict=True):
+            end = len(beginning) + span
+            spans.append(" ".join(text.split()[:end] + drafts[i].split()[end:]))
+        return spans, [False] * len(spans)
 
     def _write(
         self,
-        prompts: Sequence[Prompt],
-        rows: Sequence[int],
+        trunks: Trunks,
+        branches: Sequence[Branch],
         begun: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[str], list[bool]]:
-        """Texts, and whether each was cut off. begun: the tokens that prompts end and texts begin with."""
-        stops = self.renderer.stop_ids
-        written = revision.revise_ids(
-            self.model, prompts, 0, self.sampling, eos=stops, seed=self.seed, rows=rows
-        )
-        before = begun or [()] * len(prompts)
+        """Texts, and whether each was cut off. begun: the tokens that branches end and texts begin with."""
+        written = trunks.write(branches)
+        before = begun or [()] * len(branches)
         decode = self.renderer.tokenizer.decode
-        texts = [decode([*ids, *y]).strip() for ids, (y,) in zip(before, written, strict=True)]
-        return texts, [len(y) == self.sampling.max_new_tokens for (y,) in written]
+        texts = [decode([*ids, *y]).strip() for ids, y in zip(before, written, strict=True)]
+        return texts, [len(y) == self.sampling.max_new_tokens for y in written]
 
 
 def _beside(first: Sequence[T], others: Sequence[T], k: int) -> list[T]:
@@ -159,11 +176,6 @@ def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
     words = draft.split()
     rng = np.random.default_rng([seed, row])
     return words[: rng.integers(max(1, len(words)))], int(rng.integers(1, SPAN + 1))
-
-
-def _as_direct(ids: Sequence[int]) -> Prompt:
-    """A prompt that is not revised."""
-    return Prompt(tuple(ids), tuple(ids), ())
 
 
 def _sampling(settings: Settings) -> Sampling:

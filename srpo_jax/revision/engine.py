@@ -73,6 +73,12 @@ class Engine:
         self.spent.prefill += time.perf_counter() - began
         return result
 
+    def branch(self, cache: Cache, indices: np.ndarray, slots: int) -> Cache:
+        """The cache's rows at `indices` [B], each as often as it is named, with `slots` slots."""
+        placed = self._placed(indices)
+        result: Cache = programs.branch(self.model, cache, placed, slots)
+        return result
+
     def decode(
         self, cache: Cache, logits: Array, start: Start[np.ndarray]
     ) -> tuple[list[list[int]], Cache]:

@@ -15,10 +15,10 @@ import numpy as np
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt
+from srpo_jax.revision import programs
 from srpo_jax.revision.engine import Engine, Spent
-from srpo_jax.revision.plan import Plan, start
+from srpo_jax.revision.plan import Plan, check_fit, start
 from srpo_jax.revision.sampling import Sampling
-from srpo_jax.runtime.errors import UserError
 
 Array = jax.Array
 
@@ -79,9 +79,11 @@ def revise_ids(
     eos: what ends a completion, one token or any of several.
     """
     stops = (eos,) if isinstance(eos, int) else tuple(eos)
-    _check_lengths(prompts, sampling, model.config.max_length)
+    new = sampling.max_new_tokens
+    needs = [max(len(prompt.direct), len(prompt.improve([0] * new))) for prompt in prompts]
+    check_fit(needs, new, model.config.max_length)
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(numbers)
+    keys = programs.keys(seed, numbers)
     engine = Engine.of(model, sampling, stops, Spent() if spent is None else spent)
     results: list[list[list[int]]] = [[] for _ in prompts]
     # Rows of a batch are padded to its longest; the longest batch first, so that what does not fit into
@@ -117,14 +119,3 @@ def revise_batch(
         ys, _ = engine.decode(cache, logits, start(rows, keys, revision))
         written.append(ys)
     return written
-
-
-def _check_lengths(prompts: Sequence[Prompt], sampling: Sampling, limit: int) -> None:
-    new = sampling.max_new_tokens
-    for i, prompt in enumerate(prompts):
-        need = max(len(prompt.direct), len(prompt.improve([0] * new)))
-        if need + new > limit:
-            raise UserError(
-                f"prompt {i} needs {need} tokens and {new} to be written, the model has {limit} "
-                "positions: shorten it or lower config.sampling.max_new_tokens"
-            )

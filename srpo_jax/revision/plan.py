@@ -23,6 +23,7 @@ from srpo_jax.models.cache import Cache
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import programs
 from srpo_jax.revision.programs import Rows, Start
+from srpo_jax.runtime.errors import UserError
 
 # The parts are as wide as a multiple of this, longer ones of more: see `_width`.
 ROUND = 4
@@ -94,6 +95,26 @@ class Plan:
         return _span(self.first + self.second, slot, counts)
 
 
+def opening(prompts: Tokens) -> Rows[np.ndarray]:
+    """Prompts alone, in a cache with slots for nothing else."""
+    width = _width(max(map(len, prompts)))
+    tokens, counts = _padded(prompts, width)
+    none = np.zeros(len(prompts), np.int32)
+    return Rows(tokens, counts, none, _span(width, 0, none), np.array(0, np.int32))
+
+
+def departing(prompts: Tokens, rows: Tokens, slot: int) -> Rows[np.ndarray]:
+    """Rows [B] behind what each has in common with its prompt, which lies in front of `slot`.
+
+    At least the last token of a row is left, to have the logits behind it.
+    """
+    known = np.array([_common(p, ids[:-1]) for p, ids in zip(prompts, rows, strict=True)], np.int32)
+    rest = [ids[start:] for ids, start in zip(rows, known, strict=True)]
+    width = _width(max(map(len, rest)))
+    tokens, counts = _padded(rest, width)
+    return Rows(tokens, counts, known, _span(slot + width, 0, known), np.array(slot, np.int32))
+
+
 def start(rows: Rows[np.ndarray], keys: jax.Array, revision: int) -> Start[np.ndarray]:
     """Where the completions of these rows, once they are prefilled, begin."""
     valid = rows.valid | _span(rows.valid.shape[1], int(rows.slot), rows.counts)
@@ -101,8 +122,24 @@ def start(rows: Rows[np.ndarray], keys: jax.Array, revision: int) -> Start[np.nd
     return Start(keys, np.array(revision, np.int32), positions, valid)
 
 
+def check_fit(prompts: Sequence[int], new: int, limit: int) -> None:
+    """UserError naming the first of the prompts, lengths, that with `new` tokens is beyond the limit."""
+    for i, need in enumerate(prompts):
+        if need + new > limit:
+            raise UserError(
+                f"prompt {i} needs {need} tokens and {new} to be written, the model has {limit} "
+                "positions: shorten it or lower config.sampling.max_new_tokens"
+            )
+
+
 def rounded(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _span(slots: int, slot: int, counts: np.ndarray) -> np.ndarray:

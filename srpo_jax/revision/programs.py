@@ -191,6 +191,33 @@ def keep(cache: Cache, part: Cache, slot: int) -> Cache:
     return Cache(keys, values, positions)
 
 
+@functools.partial(jax.jit, static_argnames="slots")
+def branch(model: Model, cache: Cache, rows: Array, slots: int) -> Cache:
+    """The cache's rows [B] at these indices, with `slots` slots in all: those behind its own are empty."""
+
+    def of(x: Array, dimensions: int, axis: int) -> Array:
+        """x of `dimensions` without layers, its slots along `axis` from the end."""
+        batch = x.ndim - dimensions
+        taken = jnp.take(x, rows, axis=batch)
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, slots - x.shape[axis])
+        axes = ("layers",) * batch + ("batch", "kv_heads", None, None)
+        return mesh_module.constrain(
+            jnp.pad(taken, padding), axes if dimensions == 4 else axes[::3]
+        )
+
+    with _on(model.mesh):
+        keys = jax.tree.map(lambda x: of(x, 4, -1), cache.keys)
+        values = jax.tree.map(lambda x: of(x, 4, -2), cache.values)
+        return Cache(keys, values, jax.tree.map(lambda x: of(x, 2, -1), cache.positions))
+
+
+@jax.jit
+def keys(seed: Array | int, rows: Array) -> Array:
+    """[B] random keys: of each row's number, uint32 [B], its own."""
+    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
+
+
 def _streams(start: Start[Array], new: int) -> Array:
     """[G, B] random keys: a row's own, for each token of this revision."""
 

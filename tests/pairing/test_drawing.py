@@ -4,7 +4,6 @@ import types
 
 import pytest
 
-from srpo_jax import revision
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.pairing import drawing
 from srpo_jax.prompts import Renderer
@@ -20,15 +19,17 @@ def drawn(monkeypatch):
     renderer = Renderer("plain", ByteTokenizer())
     asked = {}
 
-    def write(model, prompts, revisions, sampling, *, eos, seed, rows):
+    def write(branches):
         texts = []
-        for prompt, row in zip(prompts, rows, strict=True):
-            asked[row] = renderer.tokenizer.decode(prompt.direct)
+        for branch in branches:
+            row = branch.row
+            asked[row] = renderer.tokenizer.decode(branch.ids)
             text = DRAFT if row % K == 0 else (" " if asked[row][-1:].isalpha() else "") + NEW
-            texts.append([renderer.tokenizer.encode(text, continued=True)])
+            texts.append(renderer.tokenizer.encode(text, continued=True))
         return texts
 
-    monkeypatch.setattr(revision, "revise_ids", write)
+    trunks = types.SimpleNamespace(write=write)
+    monkeypatch.setattr(drawing.Trunks, "of", lambda *arguments, **named: trunks)
 
     def draw(how):
         sampling = Sampling(max_new_tokens=len(NEW) + 1)
