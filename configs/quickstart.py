@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from srpo_jax.config import default
+from srpo_jax.config import default, stage
 
 SFT_DOCUMENTS, PAIR_DOCUMENTS = 96, 128  # the pairs are of documents that SFT has not seen
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -41,12 +41,12 @@ def get_config() -> ConfigDict:
     config.evaluate.max_prompt_tokens = 320
     config.evaluate.revisions = 3
     config.recipe.stages = (
-        stage("golds", "pairs", **{"pairs.goal": "gold", "pairs.count": SFT_DOCUMENTS}),
-        trained("sft", "sft", "{golds}", SFT_DOCUMENTS, **{"objective.reduction": "mean"}),
+        stage("golds", "pairs", {"pairs.goal": "gold", "pairs.count": SFT_DOCUMENTS}),
+        trained("sft", "sft", "{golds}", SFT_DOCUMENTS, {"objective.reduction": "mean"}),
         stage(
             "edits",
             "pairs",
-            **{
+            {
                 "model.source": "{sft}",
                 "pairs.goal": "improve",
                 "pairs.draw": "endings",
@@ -60,12 +60,12 @@ def get_config() -> ConfigDict:
             "sft_improve",
             "{edits}",
             SFT_DOCUMENTS,
-            **{"model.source": "{sft}", "objective.reduction": "mean"},
+            {"model.source": "{sft}", "objective.reduction": "mean"},
         ),
         stage(
             "preferences",
             "pairs",
-            **{
+            {
                 "model.source": "{start}",
                 "pairs.draw": "revisions",
                 "pairs.skip": SFT_DOCUMENTS,
@@ -73,32 +73,21 @@ def get_config() -> ConfigDict:
             },
         ),
         *(
-            trained(
-                name, name, "{preferences}", PAIR_DOCUMENTS, **{"model.source": "{start}", **own}
-            )
+            trained(name, name, "{preferences}", PAIR_DOCUMENTS, {"model.source": "{start}"} | own)
             for name, own in OBJECTIVES.items()
         ),
         stage(
             "evaluation",
             "evaluate",
-            **{"evaluate.models": ("start={start}", *(f"{n}={{{n}}}" for n in OBJECTIVES))},
+            {"evaluate.models": ("start={start}", *(f"{n}={{{n}}}" for n in OBJECTIVES))},
         ),
     )
     return config
 
 
-def stage(name: str, program: str, **settings: Any) -> dict[str, Any]:
-    return {"name": name, "program": program, "set": settings}
-
-
 def trained(
-    name: str, objective: str, pairs: str, documents: int, **settings: Any
+    name: str, objective: str, pairs: str, documents: int, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """One pass over a pair a document, by 4 pairs a step."""
-    own = {
-        "objective.name": objective,
-        "data.pairs": pairs,
-        "train.steps": documents // 4,
-        **settings,
-    }
-    return stage(name, "train", **own)
+    own = {"objective.name": objective, "data.pairs": pairs, "train.steps": documents // 4}
+    return stage(name, "train", own | settings)

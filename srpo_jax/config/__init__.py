@@ -4,6 +4,7 @@ May import: the rooms whose settings it gathers (training, revision, judges, mod
 Imported by: theory, the programs, the files in configs/.
 """
 
+from srpo_jax.config.recipe import stage
 from srpo_jax.config.settings import (
     Settings,
     checked,
@@ -23,5 +24,6 @@ __all__ = [
     "flatten",
     "read",
     "save",
+    "stage",
     "update",
 ]

@@ -61,6 +61,11 @@ class Stage:
         return plain
 
 
+def stage(name: str, program: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry of config.recipe.stages. settings: {"objective.beta": 0.1, …}, what it has of its own."""
+    return {"name": name, "program": program, "set": dict(settings)}
+
+
 def resolve(settings: Settings, workdir: Path) -> list[Stage]:
     """All stages, in order, each in workdir/NAME.
 

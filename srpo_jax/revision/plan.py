@@ -27,6 +27,8 @@ from srpo_jax.runtime.errors import UserError
 
 # The parts are as wide as a multiple of this, longer ones of more: see `_width`.
 ROUND = 4
+# Branches come in small batches, each with lengths of its own: fewer widths, and fewer sizes of the cache.
+COARSE, SLOTS = 4, 32
 
 Tokens = Sequence[Sequence[int]]  # of each row
 
@@ -97,7 +99,7 @@ class Plan:
 
 def opening(prompts: Tokens) -> Rows[np.ndarray]:
     """Prompts alone, in a cache with slots for nothing else."""
-    width = _width(max(map(len, prompts)))
+    width = _width(max(map(len, prompts)), COARSE)
     tokens, counts = _padded(prompts, width)
     none = np.zeros(len(prompts), np.int32)
     return Rows(tokens, counts, none, _span(width, 0, none), np.array(0, np.int32))
@@ -110,9 +112,10 @@ def departing(prompts: Tokens, rows: Tokens, slot: int) -> Rows[np.ndarray]:
     """
     known = np.array([_common(p, ids[:-1]) for p, ids in zip(prompts, rows, strict=True)], np.int32)
     rest = [ids[start:] for ids, start in zip(rows, known, strict=True)]
-    width = _width(max(map(len, rest)))
+    width = _width(max(map(len, rest)), COARSE)
     tokens, counts = _padded(rest, width)
-    return Rows(tokens, counts, known, _span(slot + width, 0, known), np.array(slot, np.int32))
+    slots = rounded(slot + width, SLOTS)
+    return Rows(tokens, counts, known, _span(slots, 0, known), np.array(slot, np.int32))
 
 
 def start(rows: Rows[np.ndarray], keys: jax.Array, revision: int) -> Start[np.ndarray]:
@@ -155,6 +158,6 @@ def _padded(rows: Tokens, width: int) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
-def _width(length: int) -> int:
-    """The next of 16 widths to each power of two: few programs, and little of them padding."""
-    return rounded(length, max(ROUND, 2 ** (length.bit_length() - 5)))
+def _width(length: int, widths: int = 16) -> int:
+    """The next of so many widths to each power of two: few programs, and little of them padding."""
+    return rounded(length, max(ROUND, 2 ** length.bit_length() // (2 * widths)))
