@@ -161,14 +161,16 @@ def sequences(
 
     "w", "l" stand under the direct prompt; "a|b" is a under the improve prompt that shows b.
     """
-    ids = {"w": tuple(chosen), "l": tuple(rejected)}
-
-    def one(name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    completions = {"w": (*chosen, eos), "l": (*rejected, eos)}
+    contexts = {
+        "": prompt.direct,
+        **{shown: prompt.improve(ids[:-1]) for shown, ids in completions.items()},
+    }
+    found = []
+    for name in names:
         completion, _, shown = name.partition("|")
-        context = prompt.improve(ids[shown]) if shown else prompt.direct
-        return context, (*ids[completion], eos)
-
-    return [one(name) for name in names]
+        found.append((contexts[shown], completions[completion]))
+    return found
 
 
 def _as_chat(turns: Sequence[str], system: str, name: str, tokenizer: Tokenizer) -> str:

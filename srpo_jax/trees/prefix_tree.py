@@ -16,8 +16,7 @@ Sequences are numbered in the same order, so those that a target counts for are 
 """
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -107,26 +106,6 @@ class Rows(NamedTuple):
     pair: Any
 
 
-@dataclasses.dataclass
-class _Token:
-    """A token of the trie: how many sequences pass here, which end here, for which it is completion."""
-
-    token: int
-    depth: int
-    passing: int = 0
-    scored: list[int] = dataclasses.field(default_factory=list)
-    ending: list[int] = dataclasses.field(default_factory=list)
-    children: dict[int, "_Token"] = dataclasses.field(default_factory=dict)
-
-
-class _Target(NamedTuple):
-    source: int
-    token: int
-    first: int  # the sequences that pass here are numbered first … first + passing - 1
-    passing: int
-    scored: list[int]
-
-
 def build(sequences: Sequence[Sequence[Ids]]) -> Tree:
     """The prefix tree of sequences [(prompt ids, completion ids), …].
 
@@ -135,79 +114,117 @@ def build(sequences: Sequence[Sequence[Ids]]) -> Tree:
     predicted from the last token of a sequence, so unless another sequence goes on through it, it
     takes no slot. Raises ValueError for an empty prompt or completion.
     """
-    root = _trie(sequences)
-    slots: list[tuple[int, int]] = []  # token, position
-    parents: list[int] = []
-    targets: list[_Target] = []
-    order: list[int] = []  # sequences, depth first
-    # On a stack of (token, parent's slot): prompts are longer than Python's recursion limit.
-    stack = [(child, -1) for child in reversed(root.children.values())]
-    while stack:
-        at, parent = stack.pop()
-        if at.scored:
-            targets.append(_Target(parent, at.token, len(order), at.passing, at.scored))
-        order.extend(at.ending)
-        if not at.children:
-            continue
-        stack.extend((child, len(slots)) for child in reversed(at.children.values()))
-        slots.append((at.token, at.depth))
-        parents.append(parent)
-
-    end = list(range(1, len(slots) + 1))
-    for slot in reversed(range(len(slots))):
-        if parents[slot] >= 0:
-            end[parents[slot]] = max(end[parents[slot]], end[slot])
+    ids, scored, lengths = _flat(sequences)
+    alike = _alike(ids, lengths)
+    order = _depth_first(alike, lengths)
     rank = np.empty(len(order), np.int32)
     rank[order] = np.arange(len(order))
-    tokens, positions = zip(*slots, strict=True)
-    intervals = [
-        (target.source, target.token, first, last)
-        for target in targets
-        for first, last in _intervals(target, rank)
-    ]
-    sources, target_tokens, firsts, lasts = zip(*intervals, strict=True)
-    return Tree(
-        tokens=np.array(tokens, np.int32),
-        positions=np.array(positions, np.int32),
-        end=np.array(end, np.int32),
-        target_source=np.array(sources, np.int32),
-        target_token=np.array(target_tokens, np.int32),
-        target_first=np.array(firsts, np.int32),
-        target_last=np.array(lasts, np.int32),
-        rank=rank,
-        lengths=np.array([sum(map(len, s[1::2])) for s in sequences], np.int32),
-    )
+    # From here on sequences stand depth first.
+    paths = _Paths(ids[order], scored[order], lengths[order], alike[np.ix_(order, order)])
+    return Tree(*paths.slots(), *paths.targets(), rank, scored.sum(1, dtype=np.int32))
 
 
-def _trie(sequences: Sequence[Sequence[Ids]]) -> _Token:
-    root = _Token(-1, -1)
-    for i, segments in enumerate(sequences):
-        if len(segments) % 2 or not all(len(segment) for segment in segments):
+class _Paths:
+    """Sequences depth first: ids and scored [n, L], lengths [n], alike [n, n] as of `_alike`.
+
+    Each *brings* the tokens from the depth on at which it departs from those before it, that is, from the
+    one directly before it. Who else passes a token stands directly behind the sequence that brought it.
+    """
+
+    def __init__(self, ids: np.ndarray, scored: np.ndarray, lengths: np.ndarray, alike: np.ndarray):
+        self.ids, self.scored = ids, scored
+        self.depths = np.arange(ids.shape[1])
+        self.new = np.array([0, *np.diagonal(alike, 1)])
+        # A last token takes a slot only where a longer sequence goes on through it.
+        through = (alike >= lengths[:, None]) & (lengths > lengths[:, None])
+        self.stop = np.maximum(self.new, lengths - ~through.any(axis=1))
+        self.behind = np.cumsum(
+            self.stop - self.new
+        )  # slots up to the last one that a sequence brings
+        self.first = self.behind - self.stop  # plus the depth: the slot of a token that it brings
+        # [n, L]: the sequence that brought a token. What is behind a sequence's end means nothing.
+        self.by = np.zeros(ids.shape, np.int32)
+        for number, new in enumerate(self.new):
+            self.by[number, :new] = self.by[number - 1, :new]
+            self.by[number, new:] = number
+
+    def slots(self) -> Iterator[np.ndarray]:
+        """tokens, positions, end."""
+        brings = (self.depths >= self.new[:, None]) & (self.depths < self.stop[:, None])
+        last = np.empty(brings.shape, np.int32)  # that passes a token
+        for number in reversed(range(len(last))):
+            last[number] = number
+            if number + 1 < len(last):
+                both = self.new[number + 1]
+                last[number, :both] = last[number + 1, :both]
+        taken = np.flatnonzero(brings)
+        yield self.ids.ravel()[taken]
+        yield (taken % self.ids.shape[1]).astype(np.int32)
+        yield self.behind[last.ravel()[taken]].astype(np.int32)
+
+    def targets(self) -> Iterator[np.ndarray]:
+        """target_source, target_token, target_first, target_last.
+
+        A token is one target for the sequences that pass it and have it in a completion. Where some that
+        are numbered between them have it in a prompt, it is a target several times.
+        """
+        # [n - 1, L]: whether a sequence and the next one have a token in common, and in a completion.
+        goes_on = self.scored[:-1] & self.scored[1:] & (self.new[1:, None] > self.depths)
+        begins, ends = self.scored.copy(), self.scored.copy()
+        begins[1:] &= ~goes_on
+        ends[:-1] &= ~goes_on
+        depth, first = np.nonzero(begins.T)
+        last = np.nonzero(ends.T)[1] + 1
+        by = self.by[first, depth]
+        turn = np.lexsort((first, depth, by))
+        depth, first, last, by = depth[turn], first[turn], last[turn], by[turn]
+        above = self.first[self.by[by, depth - 1]] + depth - 1
+        yield np.where(depth > 0, above, -1).astype(np.int32)
+        yield self.ids[first, depth]
+        yield first.astype(np.int32)
+        yield last.astype(np.int32)
+
+
+def _flat(sequences: Sequence[Sequence[Ids]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """ids int32 [n, L], which of them are completion, bool [n, L], and the lengths, int [n]."""
+    # A prompt or completion that several sequences have is one object, and turned into an array once.
+    distinct = {id(segment): segment for segments in sequences for segment in segments}
+    made = {key: np.asarray(segment, np.int32) for key, segment in distinct.items()}
+    arrays = [[made[id(segment)] for segment in segments] for segments in sequences]
+    for i, segments in enumerate(arrays):
+        if len(segments) % 2 or not all(map(len, segments)):
             empty = next((j for j, segment in enumerate(segments) if not len(segment)), 1)
             raise ValueError(f"sequence {i} has an empty {'completion' if empty % 2 else 'prompt'}")
-        at = root
-        ids = [(token, j % 2) for j, segment in enumerate(segments) for token in segment]
-        for depth, (token, scored) in enumerate(ids):
-            at = at.children.setdefault(int(token), _Token(int(token), depth))
-            at.passing += 1
-            if scored:
-                at.scored.append(i)
-        at.ending.append(i)
-    return root
+    lengths = np.array([sum(map(len, segments)) for segments in arrays])
+    ids = np.zeros((len(arrays), lengths.max()), np.int32)
+    scored = np.zeros(ids.shape, bool)
+    for i, segments in enumerate(arrays):
+        ids[i, : lengths[i]] = np.concatenate(segments)
+        begin = 0
+        for j, segment in enumerate(segments):
+            scored[i, begin : begin + len(segment)] = j % 2
+            begin += len(segment)
+    return ids, scored, lengths
 
 
-def _intervals(target: _Target, rank: Int32[np.ndarray, " n"]) -> list[tuple[int, int]]:
-    """The numbers of the sequences that a target counts for, as intervals [first, last).
+def _alike(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """int [n, n]: how many tokens two sequences begin with in common; its own length with itself."""
+    same = ids[:, None] == ids
+    same &= np.arange(ids.shape[1]) < np.minimum(lengths[:, None], lengths)[..., None]
+    common: np.ndarray = np.where(same.all(axis=-1), ids.shape[1], same.argmin(axis=-1))
+    return common
 
-    Nearly always one. A token may be completion in some of the sequences that pass it and prompt in others
-    that are numbered between them; it is then a target several times.
+
+def _depth_first(alike: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The sequences in the order of a walk through the tree, its branches as they were given, int [n].
+
+    Where two part, first comes the one that ends there, else the one whose branch the earliest took.
     """
-    if len(target.scored) == target.passing:
-        return [(target.first, target.first + target.passing)]
-    numbers = sorted(int(rank[i]) for i in target.scored)
-    runs = itertools.groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
-    ends = [[number for _, number in run] for _, run in runs]
-    return [(run[0], run[-1] + 1) for run in ends]
+    parting = np.unique(alike)
+    branches = (alike[:, :, None] > parting).argmax(axis=0)  # [n, depths]: the first that took it
+    branches[lengths[:, None] <= parting] = -1
+    order: np.ndarray = np.lexsort(branches.T[::-1])
+    return order
 
 
 def pack(

@@ -43,6 +43,43 @@ def test_random_sequences_are_read_back(seed):
     assert len(tree.tokens) <= len(distinct)
 
 
+def walked(sequences):
+    """(tokens and depths of the slots, the sequences) as a walk through nested dictionaries meets them."""
+    root = {}
+    for i, parts in enumerate(sequences):
+        at = root
+        for token in (int(token) for part in parts for token in part):
+            at = at.setdefault(token, {"ends": []})
+        at["ends"].append(i)
+    slots, order = [], []
+
+    def walk(node, depth):
+        order.extend(node.get("ends", ()))
+        for token, child in node.items():
+            if token != "ends":
+                if len(child) > 1:
+                    slots.append((token, depth))
+                walk(child, depth + 1)
+
+    walk(root, 0)
+    return slots, order
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_slots_and_sequences_are_numbered_as_a_walk_meets_them(seed):
+    rng = np.random.default_rng(seed)
+    draw = lambda most: rng.integers(0, 2, rng.integers(1, most))
+    sequences = [(draw(4), draw(4), draw(3), draw(3)) for _ in range(8)]
+    tree = prefix_tree.build(sequences)
+    slots, order = walked(sequences)
+    assert list(zip(tree.tokens, tree.positions, strict=True)) == slots
+    assert list(np.argsort(tree.rank)) == order
+    # The slots that descend from one are those behind it that lie deeper.
+    for slot, (_, depth) in enumerate(slots):
+        last = next((i for i in range(slot + 1, len(slots)) if slots[i][1] <= depth), len(slots))
+        assert tree.end[slot] == last
+
+
 def test_six_sequences_of_a_pair_cost_one_prompt_and_eight_completions():
     x, w, l = [*range(100, 500)], [*range(1000, 1040)], [*range(2000, 2040)]
     direct, shows_l, shows_w = [*x, 1], [*x, 2, *l, 3], [*x, 2, *w, 3]
