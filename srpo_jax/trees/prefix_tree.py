@@ -16,7 +16,7 @@ Sequences are numbered in the same order, so those that a target counts for are 
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -148,7 +148,7 @@ class _Paths:
             self.by[number, :new] = self.by[number - 1, :new]
             self.by[number, new:] = number
 
-    def slots(self) -> Iterator[np.ndarray]:
+    def slots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """tokens, positions, end."""
         brings = (self.depths >= self.new[:, None]) & (self.depths < self.stop[:, None])
         last = np.empty(brings.shape, np.int32)  # that passes a token
@@ -158,11 +158,11 @@ class _Paths:
                 both = self.new[number + 1]
                 last[number, :both] = last[number + 1, :both]
         taken = np.flatnonzero(brings)
-        yield self.ids.ravel()[taken]
-        yield (taken % self.ids.shape[1]).astype(np.int32)
-        yield self.behind[last.ravel()[taken]].astype(np.int32)
+        tokens, depth = self.ids.ravel()[taken], taken % self.ids.shape[1]
+        end = self.behind[last.ravel()[taken]]
+        return tokens, depth.astype(np.int32), end.astype(np.int32)
 
-    def targets(self) -> Iterator[np.ndarray]:
+    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """target_source, target_token, target_first, target_last.
 
         A token is one target for the sequences that pass it and have it in a completion. Where some that
@@ -179,10 +179,8 @@ class _Paths:
         turn = np.lexsort((first, depth, by))
         depth, first, last, by = depth[turn], first[turn], last[turn], by[turn]
         above = self.first[self.by[by, depth - 1]] + depth - 1
-        yield np.where(depth > 0, above, -1).astype(np.int32)
-        yield self.ids[first, depth]
-        yield first.astype(np.int32)
-        yield last.astype(np.int32)
+        source = np.where(depth > 0, above, -1).astype(np.int32)
+        return source, self.ids[first, depth], first.astype(np.int32), last.astype(np.int32)
 
 
 def _flat(sequences: Sequence[Sequence[Ids]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
