@@ -18,6 +18,7 @@ from srpo_jax.prompts import Prompt
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import pipeline
 from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.forest import Forest
 from srpo_jax.trees.packing import RowShape
 from srpo_jax.trees.prefix_tree import Tree
 
@@ -117,7 +118,7 @@ def separate_batch(
             )
     data = _data([_with_all_targets(t) if score_all else t for t in trees], names)
     longest = max(len(tree.tokens) for tree in trees)
-    targets = max(len(tree.target_token) for tree in data.trees)
+    targets = int(data.trees.targets.max())
     length = max(row_length, longest)
     shape = RowShape(length, length if score_all else targets, 1)
     batch = pipeline.collate([data.row([i], shape) for i in range(len(trees))])
@@ -160,6 +161,6 @@ def _with_all_targets(tree: Tree) -> Tree:
 
 
 def _data(trees: list[Tree], names: tuple[str, ...]) -> pipeline.PairTrees:
-    data = pipeline.PairTrees(names, trees, np.ones(len(trees), np.float32))
+    data = pipeline.PairTrees(names, Forest.of(trees), np.ones(len(trees), np.float32))
     data.reference = {name: np.zeros(len(trees), np.float32) for name in names}
     return data

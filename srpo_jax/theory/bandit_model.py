@@ -38,6 +38,7 @@ from srpo_jax.theory.bandit_picture import (
 from srpo_jax.training import pipeline, step
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.forest import Forest
 
 PREFERENCE = EXAMPLES["cycle"]
 BETA, ALPHA = 0.3, 0.5
@@ -76,10 +77,10 @@ def population(names: Sequence[str], counts: Sequence[int]) -> pipeline.PairTree
         scored, _, shown = name.partition("|")
         return [IMPROVE, action[shown]] if shown else [DIRECT], [action[scored]]
 
-    trees = [prefix_tree.build([sequence(name, pair) for name in names]) for pair in pairs]
+    trees = (prefix_tree.build([sequence(name, pair) for name in names]) for pair in pairs)
     return pipeline.PairTrees(
         names=tuple(names),
-        trees=trees,
+        trees=Forest.of(trees),
         label_prob=np.array([PREFERENCE[pair] for pair in pairs], np.float32),
     )
 

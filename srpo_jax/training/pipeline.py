@@ -15,6 +15,7 @@ from srpo_jax.prompts import Renderer, sequences
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.settings import OVERLONG
 from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.forest import Forest
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
 
@@ -33,7 +34,7 @@ class PairTrees:
     """
 
     names: tuple[str, ...]
-    trees: list[Tree]
+    trees: Forest
     label_prob: np.ndarray
     row_length: int = 0
     dropped: int = 0
@@ -47,8 +48,8 @@ class PairTrees:
     ) -> Packing:
         """How these trees are packed; see `packing.Packing`."""
         return Packing(
-            np.array([len(tree.tokens) for tree in self.trees]),
-            np.array([len(tree.target_token) for tree in self.trees]),
+            self.trees.slots,
+            self.trees.targets,
             batch_size,
             seed,
             parts=parts,
@@ -77,26 +78,19 @@ class PairTrees:
     @functools.cached_property
     def tokens(self) -> int:
         """Slots that hold a token, summed over all pairs."""
-        return sum(len(tree.tokens) for tree in self.trees)
+        return len(self.trees.tokens)
 
     @functools.cached_property
     def separate_tokens(self) -> int:
         """Tokens the same sequences would take in rows of their own."""
-        return sum(
-            int(tree.positions[tree.target_source[tree.targets_of(i)]].max()) + 2
-            for tree in self.trees
-            for i in range(len(self.names))
-        )
+        return int(self.trees.depths.sum())
 
     @property
     def fingerprint(self) -> str:
         """sha256 of everything that scores and labels depend on, the weights apart."""
         digest = hashlib.sha256(repr(self.names).encode())
         digest.update(self.label_prob.tobytes())
-        for tree in self.trees:
-            for field in dataclasses.fields(tree):
-                values = getattr(tree, field.name)
-                digest.update(repr((values.dtype.str, values.shape)).encode() + values.tobytes())
+        digest.update(self.trees.digest().encode())
         return digest.hexdigest()
 
 
@@ -119,28 +113,31 @@ def prepare(
     """
     if overlong not in OVERLONG:
         raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
-    trees, labels = [], []
-    for pair in pairs:
-        where = f"{source}:{pair.line}" if pair.line else source
-        parts = pair_sequences(pair, renderer, names, where)
-        longest = max(sum(map(len, part)) for part in parts)
-        tree = prefix_tree.build(parts)
-        slots = len(tree.tokens)
-        if longest > max_length or (row_length and slots > row_length):
-            if overlong == "drop":
-                continue
-            limit = (
-                f"{longest} tokens under one prompt, more than the model's {max_length}"
-                if longest > max_length
-                else f"{slots} slots, more than config.data.row_length={row_length}"
-            )
-            raise UserError(
-                f"{where}: this pair needs {limit}; shorten it, or leave such pairs out with "
-                "--config.data.overlong=drop"
-            )
-        trees.append(tree)
-        labels.append(pair.label_prob)
-    if not trees:
+    labels: list[float] = []
+
+    def fitting() -> Iterator[Tree]:
+        for pair in pairs:
+            where = f"{source}:{pair.line}" if pair.line else source
+            parts = pair_sequences(pair, renderer, names, where)
+            longest = max(sum(map(len, part)) for part in parts)
+            tree = prefix_tree.build(parts)
+            slots = len(tree.tokens)
+            if longest <= max_length and (not row_length or slots <= row_length):
+                labels.append(pair.label_prob)
+                yield tree
+            elif overlong == "error":
+                limit = (
+                    f"{longest} tokens under one prompt, more than the model's {max_length}"
+                    if longest > max_length
+                    else f"{slots} slots, more than config.data.row_length={row_length}"
+                )
+                raise UserError(
+                    f"{where}: this pair needs {limit}; shorten it, or leave such pairs out with "
+                    "--config.data.overlong=drop"
+                )
+
+    trees = Forest.of(fitting())
+    if not labels:
         raise UserError(
             f"{source}: none of {len(pairs)} pairs fits config.data.row_length={row_length}"
         )
@@ -149,7 +146,7 @@ def prepare(
         trees=trees,
         label_prob=np.array(labels, np.float32),
         row_length=row_length,
-        dropped=len(pairs) - len(trees),
+        dropped=len(pairs) - len(labels),
     )
 
 
@@ -177,19 +174,21 @@ def pair_sequences(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Rows:
-    """All rows of all batches: a Grain random-access source without end."""
+class _Batches:
+    """A process's share of all batches: a Grain random-access source without end."""
 
     data: PairTrees
     packing: Packing
+    process: int
+    processes: int
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
-        step, number = divmod(int(index), self.packing.rows)
-        layout = self.packing.batch(step)
-        return self.data.row(layout.rows[number], layout.shape)
+        layout = self.packing.batch(int(index))
+        mine = layout.rows[self.process :: self.processes]
+        return collate([self.data.row(pairs, layout.shape) for pairs in mine])
 
 
 def batches(
@@ -208,9 +207,8 @@ def batches(
     which pairs form the batch of a step depends on (seed, step) alone.
     """
     _check_share(packing, processes)
-    order: Any = grain.MapDataset.source(_Rows(data, packing))
-    order = order[start * packing.rows + process :: processes]
-    dataset = order.batch(packing.rows // processes, batch_fn=collate).to_iter_dataset(READ_AHEAD)
+    order: Any = grain.MapDataset.source(_Batches(data, packing, process, processes))
+    dataset = order[start:].to_iter_dataset(READ_AHEAD)
     if workers:
         if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
             flags.FLAGS.mark_as_parsed()

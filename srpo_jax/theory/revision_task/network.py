@@ -29,6 +29,7 @@ from srpo_jax.training import pipeline
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 from srpo_jax.training.step import TrainState, TrainStep
 from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.forest import Forest
 from srpo_jax.trees.packing import RowShape
 
 State = nnx.State[Any, Any]
@@ -157,7 +158,7 @@ def _ended(answer: np.ndarray) -> tuple[int, ...]:
 def _laid_out(
     names: tuple[str, ...], sequences: Sequence[Any], steps: int, batch: int, seed: int
 ) -> Examples:
-    trees = [prefix_tree.build(parts) for parts in sequences]
+    trees = Forest.of(prefix_tree.build(parts) for parts in sequences)
     data = pipeline.PairTrees(names, trees, np.ones(len(trees), np.float32))
     packing = data.packing(batch, seed + ORDER, packed=False)
     # No wider than the largest tree: these rows are short, and rounding up would double some.
