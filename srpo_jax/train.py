@@ -3,13 +3,14 @@
     python -m srpo_jax.train --config=configs/NAME.py --workdir=DIR [--config.objective.beta=0.05]
 
 The same command resumes an interrupted run where it stopped, on any number of devices; a finished run
-says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensorboard/ and
+says so. DIR receives config.json, run.json, checkpoints/, metrics.jsonl, tensorboard/, trees/ and
 reference_scores.npz. With --config.train.evaluate_every=N held-out pairs and a few revisions are evaluated
 on the way.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from jax.sharding import Mesh
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
-from srpo_jax.data.records import Pair
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, loading
 from srpo_jax.models.loading import Source
@@ -33,7 +33,8 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED
-from srpo_jax.training import diagnosis, hooks, pipeline, reference, step
+from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
+from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer
@@ -41,7 +42,7 @@ from srpo_jax.trees.packing import Packing
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE = (
-    *("mesh.", "data.workers", "train.log_every", "train.checkpoint_", "train.keep_"),
+    *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
     *(
         "train.evaluate_",
         "data.held_out",
@@ -65,7 +66,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     asked = during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
-    data, held_out = prepare_data(settings, source, objective)
+    data, held_out = prepare_data(settings, workdir, source, objective)
     if is_main():
         identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
         claim(workdir, settings, identity, MAY_CHANGE)
@@ -112,30 +113,28 @@ def train(settings: Settings, workdir: Path) -> bool:
 
 
 def prepare_data(
-    settings: Settings, source: Source, objective: Objective
+    settings: Settings, workdir: Path, source: Source, objective: Objective
 ) -> tuple[pipeline.PairTrees, pipeline.PairTrees | None]:
     """The pairs of config.data as trees, for what the objective needs: to train on, and held out.
 
-    The latter are None where nothing is evaluated during the run.
+    The latter are None where nothing is evaluated during the run. An earlier start has kept them on disk.
     """
     data, evaluated = settings.data, settings.train.evaluate_every > 0
     rejected = any("l" in name for name in objective.needs)
-    pairs, held_out = read_pairs(data, rejected=rejected, evaluated=evaluated)
+    read = functools.cache(lambda: read_pairs(data, rejected=rejected, evaluated=evaluated))
+    origin = distributed.from_main(lambda: pairs_origin(data, read))
+    folder = Path(data.cache) if data.cache else workdir / "trees"
+    limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
     renderer = Renderer(data.template, source.tokenizer)
 
-    def trees(pairs: Sequence[Pair], where: str) -> pipeline.PairTrees:
-        return pipeline.prepare(
-            pairs,
-            renderer,
-            objective.needs,
-            max_length=source.config.max_length,
-            row_length=data.row_length,
-            overlong=data.overlong,
-            source=where,
+    def trees(part: int, where: str) -> pipeline.PairTrees:
+        found = f"{part} {evaluated} {origin}"
+        return tree_files.prepare(
+            folder, found, lambda: read()[part], renderer, objective.needs, limits, where
         )
 
-    held = trees(held_out, data.held_out or data.pairs) if evaluated else None
-    return trees(pairs, data.pairs), held
+    held = trees(1, data.held_out or data.pairs) if evaluated else None
+    return trees(0, data.pairs), held
 
 
 def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:

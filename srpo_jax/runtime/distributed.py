@@ -92,13 +92,39 @@ def from_main(work: Callable[[], T]) -> T:
     return value
 
 
+def everywhere(work: Callable[[], T]) -> list[T]:
+    """What `work` returns in each process, in their order; all processes call this, in the same order.
+
+    T: anything JSON holds. Each waits for all, however long it takes; what fails in one fails everywhere,
+    with the sentence of the first that failed.
+    """
+    if jax.process_count() == 1:
+        return [work()]
+    global _asked
+    _asked += 1
+    key = f"srpo_jax/everywhere/{_asked}"
+    client: Any = global_state.client
+    try:
+        said = [False, work()]
+    except UserError as error:
+        said = [True, str(error)]
+    except BaseException as error:
+        said = [True, f"process {jax.process_index()} failed: {error!r}"]
+    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(said))
+    found = [json.loads(_wait(client, f"{key}/{i}")) for i in range(jax.process_count())]
+    for failed, value in found:
+        if failed:
+            raise UserError(value)
+    return [value for _, value in found]
+
+
 def _wait(client: Any, key: str) -> str:
     while True:
         try:
             return cast(str, client.blocking_key_value_get(key, _PATIENCE_MS))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise UserError(f"process 0 is gone: {_reason(error)}") from error
+                raise UserError(f"another process is gone: {_reason(error)}") from error
 
 
 class StopSignal:

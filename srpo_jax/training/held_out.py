@@ -1,6 +1,8 @@
 """Held-out pairs: which they are, and the objective on them, without a gradient."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,29 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.training.pipeline import PairTrees
 from srpo_jax.training.settings import DataSettings
+
+
+def origin(data: DataSettings, read: Callable[[], tuple[list[Pair], list[Pair]]]) -> str:
+    """A digest of the pairs of config.data: of the files that they are read from, else of themselves.
+
+    read: reads them.
+    """
+    given = [data.format, data.split, data.fields, data.held_out_split, data.held_out_count]
+    sources = [Path(source) for source in (data.pairs, data.held_out) if source]
+    if all(source.is_file() for source in sources):
+        digests = [_file_digest(source) for source in sources]
+        return repr((*given, *digests))
+    digest = hashlib.sha256()
+    for pairs in read():
+        for pair in pairs:
+            digest.update(repr(pair).encode())
+        digest.update(b"held out")
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_pairs(

@@ -15,7 +15,7 @@ from srpo_jax.prompts import Renderer, sequences
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.settings import OVERLONG
 from srpo_jax.trees import prefix_tree
-from srpo_jax.trees.forest import Forest
+from srpo_jax.trees.forest import Forest, Shares
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
 
@@ -34,7 +34,7 @@ class PairTrees:
     """
 
     names: tuple[str, ...]
-    trees: Forest
+    trees: Forest | Shares
     label_prob: np.ndarray
     row_length: int = 0
     dropped: int = 0
@@ -78,7 +78,7 @@ class PairTrees:
     @functools.cached_property
     def tokens(self) -> int:
         """Slots that hold a token, summed over all pairs."""
-        return len(self.trees.tokens)
+        return int(self.trees.slots.sum())
 
     @functools.cached_property
     def separate_tokens(self) -> int:
@@ -113,41 +113,65 @@ def prepare(
     """
     if overlong not in OVERLONG:
         raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
-    labels: list[float] = []
-
-    def fitting() -> Iterator[Tree]:
-        for pair in pairs:
-            where = f"{source}:{pair.line}" if pair.line else source
-            parts = pair_sequences(pair, renderer, names, where)
-            longest = max(sum(map(len, part)) for part in parts)
-            tree = prefix_tree.build(parts)
-            slots = len(tree.tokens)
-            if longest <= max_length and (not row_length or slots <= row_length):
-                labels.append(pair.label_prob)
-                yield tree
-            elif overlong == "error":
-                limit = (
-                    f"{longest} tokens under one prompt, more than the model's {max_length}"
-                    if longest > max_length
-                    else f"{slots} slots, more than config.data.row_length={row_length}"
-                )
-                raise UserError(
-                    f"{where}: this pair needs {limit}; shorten it, or leave such pairs out with "
-                    "--config.data.overlong=drop"
-                )
-
-    trees = Forest.of(fitting())
-    if not labels:
-        raise UserError(
-            f"{source}: none of {len(pairs)} pairs fits config.data.row_length={row_length}"
-        )
+    limits = Limits(max_length, row_length, overlong)
+    found = built(pairs, renderer, names, limits, source)
+    kept = [(label, tree) for _, label, tree in found if tree is not None]
+    if not kept:
+        raise none_fits(source, len(pairs), row_length)
     return PairTrees(
         names=names,
-        trees=trees,
-        label_prob=np.array(labels, np.float32),
+        trees=Forest.of(tree for _, tree in kept),
+        label_prob=np.array([label for label, _ in kept], np.float32),
         row_length=row_length,
-        dropped=len(pairs) - len(labels),
+        dropped=len(pairs) - len(kept),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """max_length: positions of a sequence. row_length: slots of a tree, 0 for any. overlong: OVERLONG."""
+
+    max_length: int
+    row_length: int = 0
+    overlong: str = "error"
+
+
+def built(
+    pairs: Sequence[Pair],
+    renderer: Renderer,
+    names: tuple[str, ...],
+    limits: Limits,
+    source: str,
+    process: int = 0,
+    processes: int = 1,
+) -> Iterator[tuple[int, float, Tree | None]]:
+    """(number, label, tree) of every `processes`-th pair; a dropped one has no tree. See `prepare`."""
+    for number in range(process, len(pairs), processes):
+        pair = pairs[number]
+        where = f"{source}:{pair.line}" if pair.line else source
+        parts = pair_sequences(pair, renderer, names, where)
+        longest = max(sum(map(len, part)) for part in parts)
+        tree = prefix_tree.build(parts)
+        slots = len(tree.tokens)
+        if longest <= limits.max_length and (not limits.row_length or slots <= limits.row_length):
+            yield number, pair.label_prob, tree
+        elif limits.overlong == "drop":
+            yield number, pair.label_prob, None
+        else:
+            needs = (
+                f"{longest} tokens under one prompt, more than the model's {limits.max_length}"
+                if longest > limits.max_length
+                else f"{slots} slots, more than config.data.row_length={limits.row_length}"
+            )
+            raise UserError(
+                f"{where}: this pair needs {needs}; shorten it, or leave such pairs out with "
+                "--config.data.overlong=drop"
+            )
+
+
+def none_fits(source: str, pairs: int, row_length: int) -> UserError:
+    """What to raise where every pair was dropped."""
+    return UserError(f"{source}: none of {pairs} pairs fits config.data.row_length={row_length}")
 
 
 def pair_sequences(

@@ -50,6 +50,10 @@ class DataSettings:
     overlong: str = setting(
         "error", "a pair that does not fit is an error, or dropped and counted", one_of(*OVERLONG)
     )
+    cache: str = setting(
+        "",
+        "folder in which the pairs' trees are kept for later starts; empty: trees/ in the workdir",
+    )
     workers: int = setting(
         0, "Grain processes that prepare batches; 0 does it in this one", at_least(0)
     )

@@ -1,4 +1,4 @@
-"""Many prefix trees in few arrays: a fifth of their size, and fast to open from a file.
+"""Many prefix trees in few arrays: a third of their size, and read from a file where they lie.
 
 A tree's positions, ends and targets run on by one or stay as they are for as long as nothing branches, so
 they are kept as runs: a tree of 750 slots has about ten. Tokens are kept as they are.
@@ -6,15 +6,17 @@ they are kept as runs: a tree of 750 slots has about ten. Tokens are kept as the
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, UInt8
 
 from srpo_jax.trees.prefix_tree import Tree
 
 CHUNK = 4096  # trees that are joined at once
+DIGEST = 16  # bytes of a tree's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Forest(Sequence[Tree]):
     target_runs [U, 4]: of targets, (how many, source of the first, first and last sequence of all).
     bounds [n + 1, 4]: where each tree begins in tokens, runs, target_token, target_runs; then their sizes.
     rank, lengths [n, k]: as in Tree. depths [n, k]: tokens of each sequence, prompts included.
+    digests [n, 16]: of all that a tree is.
     """
 
     tokens: Int32[np.ndarray, " S"]
@@ -36,37 +39,32 @@ class Forest(Sequence[Tree]):
     rank: Int32[np.ndarray, "n k"]
     lengths: Int32[np.ndarray, "n k"]
     depths: Int32[np.ndarray, "n k"]
+    digests: UInt8[np.ndarray, "n 16"]
 
     @classmethod
     def of(cls, trees: Iterable[Tree]) -> "Forest":
         """Trees of equally many sequences; they are read once, and may be made on the way."""
-        chunks: list[Forest] = []
-        waiting: list[Forest] = []
-        for tree in trees:
-            waiting.append(_single(tree))
-            if len(waiting) == CHUNK:
-                chunks.append(_joined(waiting))
-                waiting = []
-        return _joined([*chunks, *waiting])
+        chunks = list(in_chunks(trees))
+        return _joined(chunks) if chunks else _empty()
 
     @property
-    def slots(self) -> np.ndarray:
-        """int64 [n]: of each tree."""
+    def slots(self) -> Int64[np.ndarray, " n"]:
+        """Of each tree."""
         return np.diff(self.bounds[:, 0])
 
     @property
-    def targets(self) -> np.ndarray:
-        """int64 [n]: of each tree."""
+    def targets(self) -> Int64[np.ndarray, " n"]:
+        """Of each tree."""
         return np.diff(self.bounds[:, 2])
 
     def digest(self) -> str:
         """sha256 of all that the trees are."""
-        found = hashlib.sha256()
-        for field in dataclasses.fields(self):
-            values: np.ndarray = getattr(self, field.name)
-            found.update(f"{field.name} {values.dtype.str} {values.shape}".encode())
-            found.update(np.ascontiguousarray(values).data)
-        return found.hexdigest()
+        return hashlib.sha256(np.ascontiguousarray(self.digests).data).hexdigest()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process an array that lies in a file goes as the file's name."""
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return _restored, tuple(_Mapped.of(x) if isinstance(x, np.memmap) else x for x in values)
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -81,20 +79,97 @@ class Forest(Sequence[Tree]):
         i = range(len(self))[index]
         parts = (self.tokens, self.runs, self.target_token, self.target_runs)
         tokens, runs, target_token, target_runs = (
-            part[begin:end]
+            np.asarray(part[begin:end])
             for part, begin, end in zip(parts, self.bounds[i], self.bounds[i + 1], strict=True)
         )
         positions, end = _expanded(runs)
         source, first, last = _expanded(target_runs)
-        return Tree(
-            np.asarray(tokens),
-            *(positions, end),
-            *(source, np.asarray(target_token), first, last),
-            *(np.asarray(self.rank[i]), np.asarray(self.lengths[i])),
-        )
+        counts = np.asarray(self.rank[i]), np.asarray(self.lengths[i])
+        return Tree(tokens, positions, end, source, target_token, first, last, *counts)
 
     def __iter__(self) -> Iterator[Tree]:
         return (self[i] for i in range(len(self)))
+
+
+class _Mapped(NamedTuple):
+    """An array in a file, to be mapped where it is needed."""
+
+    path: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, array: np.memmap[Any, Any]) -> "_Mapped":
+        return cls(str(array.filename), array.dtype, array.shape)
+
+
+def _restored(*values: np.ndarray | _Mapped) -> Forest:
+    return Forest(
+        *(
+            np.memmap(x.path, x.dtype, "r", shape=x.shape) if isinstance(x, _Mapped) else x
+            for x in values
+        )
+    )
+
+
+class Shares(Sequence[Tree]):
+    """Forests as one, in another order: tree i is the one whose number is the i-th smallest.
+
+    numbers: int64 [n] of the trees of each forest, all different.
+    """
+
+    def __init__(self, forests: Sequence[Forest], numbers: Sequence[np.ndarray]):
+        self.forests = tuple(forests)
+        self.order = np.argsort(np.concatenate(numbers))
+        self.first = np.cumsum([0, *map(len, forests)])  # of each forest, in their concatenation
+
+    def column(self, name: str) -> np.ndarray:
+        """That of all trees, in their order."""
+        values: np.ndarray = np.concatenate([getattr(forest, name) for forest in self.forests])
+        return values[self.order]
+
+    @property
+    def slots(self) -> np.ndarray:
+        return self.column("slots")
+
+    @property
+    def targets(self) -> np.ndarray:
+        return self.column("targets")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return self.column("lengths")
+
+    @property
+    def depths(self) -> np.ndarray:
+        return self.column("depths")
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.column("digests").data).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tree]: ...
+    def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = self.order[index]
+        share = int(np.searchsorted(self.first, place, side="right")) - 1
+        return self.forests[share][int(place - self.first[share])]
+
+    def __iter__(self) -> Iterator[Tree]:
+        return (self[i] for i in range(len(self)))
+
+
+def in_chunks(trees: Iterable[Tree]) -> Iterator[Forest]:
+    """Forests of at most CHUNK trees, for as many as there are."""
+    single = map(_single, trees)
+    while chunk := list(itertools.islice(single, CHUNK)):
+        yield _joined(chunk)
 
 
 def _single(tree: Tree) -> Forest:
@@ -105,6 +180,9 @@ def _single(tree: Tree) -> Forest:
     number = np.arange(len(tree.rank))[:, None]
     inside = (tree.target_first <= number) & (number < tree.target_last)
     depths = np.where(inside, tree.positions[tree.target_source] + 2, 0).max(axis=1)
+    digest = hashlib.blake2b(repr(counts).encode(), digest_size=DIGEST)
+    for part in (tree.tokens, runs, tree.target_token, target_runs, tree.rank, tree.lengths):
+        digest.update(np.ascontiguousarray(part).data)
     return Forest(
         tree.tokens,
         runs,
@@ -114,24 +192,40 @@ def _single(tree: Tree) -> Forest:
         tree.rank[None],
         tree.lengths[None],
         depths[tree.rank].astype(np.int32)[None],
+        np.frombuffer(digest.digest(), np.uint8)[None],
     )
 
 
 def _joined(forests: Sequence[Forest]) -> Forest:
     if len(forests) == 1:
         return forests[0]
-    if not forests:
-        flat, square = np.zeros(0, np.int32), np.zeros((0, 0), np.int32)
-        runs, target_runs = flat.reshape(0, 3), flat.reshape(0, 4)
-        bounds = np.zeros((1, 4), np.int64)
-        return Forest(flat, runs, flat, target_runs, bounds, square, square, square)
     sizes = np.concatenate([np.diff(forest.bounds, axis=0) for forest in forests])
     joined = {
         field.name: np.concatenate([getattr(forest, field.name) for forest in forests])
         for field in dataclasses.fields(Forest)
         if field.name != "bounds"
     }
-    return Forest(**joined, bounds=np.concatenate([np.zeros((1, 4), np.int64), sizes.cumsum(0)]))
+    return Forest(**joined, bounds=bounds_of(sizes))
+
+
+def bounds_of(sizes: Int64[np.ndarray, "n 4"]) -> Int64[np.ndarray, "n1 4"]:
+    """`Forest.bounds` of trees of these sizes."""
+    return np.concatenate([np.zeros((1, 4), np.int64), sizes.cumsum(axis=0)])
+
+
+def _empty() -> Forest:
+    flat, square = np.zeros(0, np.int32), np.zeros((0, 0), np.int32)
+    return Forest(
+        flat,
+        flat.reshape(0, 3),
+        flat,
+        flat.reshape(0, 4),
+        np.zeros((1, 4), np.int64),
+        square,
+        square,
+        square,
+        np.zeros((0, DIGEST), np.uint8),
+    )
 
 
 def _compressed(rising: np.ndarray, *constant: np.ndarray) -> np.ndarray:
@@ -147,7 +241,7 @@ def _compressed(rising: np.ndarray, *constant: np.ndarray) -> np.ndarray:
 
 def _expanded(runs: np.ndarray) -> list[np.ndarray]:
     """The values that `_compressed` was given: the first rise by one along a run, the others stay."""
-    lengths, rising, *constant = np.asarray(runs).T
+    lengths, rising, *constant = runs.T
     begins = np.cumsum(lengths, dtype=np.int32) - lengths
     number = np.arange(lengths.sum(), dtype=np.int32)
     return [

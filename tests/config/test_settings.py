@@ -27,6 +27,7 @@ DEFAULTS = {
     "data.split": "train",
     "data.template": "chat",
     "data.workers": 0,
+    "data.cache": "",
     "evaluate.against": ("gold",),
     "evaluate.best_by": "mean",
     "evaluate.best_of": (),

@@ -154,7 +154,7 @@ def make(config, workdir: Path, mesh: jax.sharding.Mesh) -> tuple[during.Evaluat
     source = loading.open_source("tiny")
     objective = objectives.get(given.objective.name)
     hyper = {"beta": 0.1, "alpha": 0.5} if objective.name == "srpo" else {}
-    _, held = train.prepare_data(given, source, objective)
+    _, held = train.prepare_data(given, workdir, source, objective)
     architecture = loading.decoder_config(given.model, given.lora)
     graphdef, trained, frozen = train.prepare_model(architecture, source, mesh, 0)
     optimizer, _ = make_optimizer(given.optimizer, STEPS)
