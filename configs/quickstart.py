@@ -2,10 +2,10 @@
 
     python -m srpo_jax.quickstart
 
-Golds of some leads teach it to answer; its own answers with other endings teach it to edit; a judge
-compares its answers with its edits of them; on these pairs SRPO (anchored) and DPO are trained from the
-same start, each with the one beta given here: neither was tuned. All three then revise descriptions of
-held-out Wikipedia leads and of ACL abstracts. It has not been timed yet.
+Golds of some leads teach it to answer; its own answers, the better of two near ones, teach it to edit; a
+judge compares its answers with its edits of them; on these pairs SRPO (anchored) and DPO are trained from
+the same start, each with the one beta given here: neither was tuned. All three then revise descriptions of
+held-out Wikipedia leads and of ACL abstracts.
 """
 
 from typing import Any
@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from srpo_jax.config import default, stage
 
-SFT_DOCUMENTS, PAIR_DOCUMENTS = 96, 128  # the pairs are of documents that SFT has not seen
+# Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
+GOLDS, EDITS, PAIRS = 160, 64, 96
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "srpo": {"objective.beta": 0.02, "objective.nll_weight": 0.1},
+    "srpo": {"objective.beta": 0.03, "objective.nll_weight": 0.1},
     "dpo": {"objective.beta": 0.1},
 }
 
@@ -26,63 +27,66 @@ def get_config() -> ConfigDict:
     config.model.source = "smollm2-135m-instruct"
     config.model.dtype = "float32"  # faster than bfloat16 where a CPU has no instructions for it
     config.model.remat = "none"
-    config.lora.rank = 8
-    config.lora.alpha = 16.0
+    config.data.template = "plain"  # a third fewer tokens than the chat's
+    config.lora.rank = 16
+    config.lora.alpha = 32.0
     config.train.batch_size = 4
-    config.train.checkpoint_every = 16
+    config.train.checkpoint_every = 50
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 4
+    # At temperature 1 there is something to improve.
+    config.sampling.temperature = 1.0
+    config.sampling.top_p = 0.95
     config.sampling.max_new_tokens = 20
     config.sampling.batch_size = 64
-    config.pairs.max_prompt_tokens = 128
-    config.pairs.temperature = 0.8
+    config.pairs.max_prompt_tokens = 112
     config.evaluate.title = "SRPO quickstart: does the model improve its own answer?"
-    config.evaluate.count = 48
-    config.evaluate.max_prompt_tokens = 320
+    config.evaluate.count = 32
+    config.evaluate.max_prompt_tokens = 256
     config.evaluate.revisions = 3
-    config.recipe.stages = (
-        stage("golds", "pairs", {"pairs.goal": "gold", "pairs.count": SFT_DOCUMENTS}),
-        trained("sft", "sft", "{golds}", SFT_DOCUMENTS, {"objective.reduction": "mean"}),
-        stage(
-            "edits",
-            "pairs",
-            {
-                "model.source": "{sft}",
-                "pairs.goal": "improve",
-                "pairs.draw": "endings",
-                "pairs.choose": "first",
-                "pairs.skip": SFT_DOCUMENTS,
-                "pairs.count": SFT_DOCUMENTS,
-            },
-        ),
-        trained(
-            "start",
-            "sft_improve",
-            "{edits}",
-            SFT_DOCUMENTS,
-            {"model.source": "{sft}", "objective.reduction": "mean"},
-        ),
-        stage(
-            "preferences",
-            "pairs",
-            {
-                "model.source": "{start}",
-                "pairs.draw": "revisions",
-                "pairs.skip": SFT_DOCUMENTS,
-                "pairs.count": PAIR_DOCUMENTS,
-            },
-        ),
+    config.recipe.stages = (*taught(), *compared())
+    return config
+
+
+def taught() -> list[dict[str, Any]]:
+    """Up to `start`, an editor of its own answers, and the pairs of its own."""
+    per_token = {"objective.reduction": "mean"}
+    edits = {
+        "model.source": "{sft}",
+        "pairs.goal": "improve",
+        "pairs.draw": "endings",
+        "pairs.samples": 4,
+        "pairs.choose": "nearest",
+        "pairs.edits": "better",
+        "pairs.skip": GOLDS,
+        "pairs.count": EDITS,
+    }
+    preferences = {
+        "model.source": "{start}",
+        "pairs.draw": "revisions",
+        "pairs.samples": 4,
+        "pairs.skip": GOLDS + EDITS,
+        "pairs.count": PAIRS,
+    }
+    return [
+        stage("golds", "pairs", {"pairs.goal": "gold", "pairs.count": GOLDS}),
+        trained("sft", "sft", "{golds}", GOLDS, per_token),
+        stage("edits", "pairs", edits),
+        trained("start", "sft_improve", "{edits}", EDITS, {"model.source": "{sft}", **per_token}),
+        stage("preferences", "pairs", preferences),
+    ]
+
+
+def compared() -> list[dict[str, Any]]:
+    """SRPO and DPO on the same pairs, and both with their start on held-out documents."""
+    models = ("start={start}", *(f"{name}={{{name}}}" for name in OBJECTIVES))
+    return [
         *(
-            trained(name, name, "{preferences}", PAIR_DOCUMENTS, {"model.source": "{start}"} | own)
+            trained(name, name, "{preferences}", PAIRS, {"model.source": "{start}"} | own)
             for name, own in OBJECTIVES.items()
         ),
-        stage(
-            "evaluation",
-            "evaluate",
-            {"evaluate.models": ("start={start}", *(f"{n}={{{n}}}" for n in OBJECTIVES))},
-        ),
-    )
-    return config
+        stage("evaluation", "evaluate", {"evaluate.models": models}),
+    ]
 
 
 def trained(

@@ -4,9 +4,9 @@
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR --workdir=runs/real_text [--config.seed=1]
 
 Without DIR the documents are Wikipedia's. SFT on golds; SFT that teaches the improve prompt, on own samples
-whose endings are written anew, the better one by the judge as the edit; pairs of own answers and own
-revisions, the best against the worst of four; on the same pairs and from the same start SRPO with its
-anchor and DPO; validation of all of them. No stage touches test documents.
+whose endings are written anew, of the two nearest the better one by the judge being the edit; pairs of own
+answers and own revisions, the best against the worst of four; on the same pairs and from the same start
+SRPO with its anchor and DPO; validation of all of them. No stage touches test documents.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from srpo_jax.config import default, stage
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
 GOLDS, EDITS, PAIRS = 768, 320, 384
 METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
-    "srpo_anchored": ("srpo", (0.1, 0.03), {"objective.nll_weight": 0.1}),
+    "srpo_anchored": ("srpo", (0.03,), {"objective.nll_weight": 0.1}),
     "dpo": ("dpo", (0.1,), {}),
 }
 
@@ -64,6 +64,7 @@ def taught() -> list[dict[str, Any]]:
         "pairs.goal": "improve",
         "pairs.draw": "endings",
         "pairs.samples": 4,
+        "pairs.choose": "nearest",
         "pairs.edits": "better",
         "pairs.skip": GOLDS,
         "pairs.count": EDITS,
