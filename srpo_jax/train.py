@@ -80,7 +80,8 @@ def train(settings: Settings, workdir: Path) -> bool:
     if objective.needs_reference:
         score = lambda rows: programs.reference(*weights, rows)
         path = workdir / "reference_scores.npz"
-        data.reference = reference.load_or_score(path, data, weights, score, packing, mesh)
+        used = packing.used(settings.train.steps)
+        data.reference = reference.load_or_score(path, data, weights, score, packing, mesh, used)
     hooks.report_model(trained, frozen, mesh)
     known = diagnosis.report_copying(data, hyper)
     evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)

@@ -22,9 +22,10 @@ def copying(data: PairTrees, hyper: Mapping[str, Any]) -> dict[str, float]:
     """
     if not {"w|l", "l|l"} <= data.reference.keys():
         return {}
-    advantage = np.asarray(diagnostics.copy_advantage(data.reference))
+    scored = ~np.isnan(data.reference["w|l"])  # the pairs that the run uses
+    advantage = np.asarray(diagnostics.copy_advantage(data.reference))[scored]
     low, median, high = np.percentile(advantage, [25, 50, 75])
-    beyond = np.mean((data.label_prob - 0.5) / hyper["beta"] > advantage)
+    beyond = np.mean((data.label_prob[scored] - 0.5) / hyper["beta"] > advantage)
     return {
         "copy_advantage": float(median),
         "copy_advantage_low": float(low),

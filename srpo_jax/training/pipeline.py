@@ -243,11 +243,16 @@ def batches(
 
 
 def once(
-    data: PairTrees, packing: Packing, *, process: int = 0, processes: int = 1
+    data: PairTrees,
+    packing: Packing,
+    chosen: np.ndarray | None = None,
+    *,
+    process: int = 0,
+    processes: int = 1,
 ) -> Iterator[Rows]:
-    """This process's share of the rows [B, …] of batches that hold every pair once."""
+    """This process's share of the rows [B, …] of batches that hold every pair once, or the chosen ones."""
     _check_share(packing, processes)
-    for layout in packing.once():
+    for layout in packing.once(chosen):
         mine = layout.rows[process::processes]
         yield prefix_tree.stack([data.row(pairs, layout.shape)["rows"] for pairs in mine])
 

@@ -1,4 +1,4 @@
-"""Reference scores: computed once, kept beside the run, and never used for anything else.
+"""Reference scores: computed once, for the pairs that a run uses, and kept beside it as they come.
 
 The file carries a fingerprint of all they depend on: the reference's weights, and the trees (which the
 tokenizer, the template, the pairs and their lengths determine). A file with another fingerprint is an
@@ -9,8 +9,9 @@ import functools
 import hashlib
 import json
 import os
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from srpo_jax.trees.packing import Packing
 from srpo_jax.trees.prefix_tree import Rows
 
 Scores = dict[str, np.ndarray]
+PIECE_SECONDS = 60.0  # between two writes of what has been scored
+NUMBERS = "numbers"  # of the pairs in a piece
 Score = Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]]
 
 
@@ -37,61 +40,73 @@ def load_or_score(
     score: Score,
     packing: Packing,
     mesh: jax.sharding.Mesh,
+    used: np.ndarray | None = None,
 ) -> Scores:
-    """{name: float32 [n]} for all pairs of data, from `path` if it is there, else scored and written.
+    """{name: float32 [n]} of the pairs that are used: read from `path`, what it lacks scored and added.
 
     weights: pytree of the reference's arrays, for the fingerprint. score: rows -> (scores under the
-    reference, pair of each), on every process. Called by all processes; process 0 reads and writes.
-    Raises UserError when the file belongs to other weights, template, tokenizer or pairs, and when a
-    score is not finite.
+    reference, pair of each), on every process. used: bool [n], by default all; of others that were never
+    scored there is NaN. Called by all processes; process 0 reads and writes, every PIECE_SECONDS what there
+    is, so that an interrupted attempt is gone on with. Raises UserError when the file belongs to other
+    weights, template, tokenizer or pairs, and when a score is not finite.
     """
     fingerprint = hashlib.sha256(
         f"{data.fingerprint}{weights_digest(weights)}".encode()
     ).hexdigest()
-    kept = _read(path, fingerprint, data) if metrics.is_main() else None
-    if jax.process_count() > 1:
-        found = multihost_utils.broadcast_one_to_all(np.array(kept is not None))
-        if bool(found):
-            empty = {name: np.zeros(len(data), np.float32) for name in data.names}
-            kept = multihost_utils.broadcast_one_to_all(kept or empty)
-            kept = {name: np.asarray(values) for name, values in kept.items()}
-    if kept is not None:
-        metrics.status(f"reference scores: {len(data)} pairs read from {path}")
-        return kept
-    with metrics.Progress("reference scores", len(data), unit="pairs") as progress:
-        result = score_all(data, score, packing, mesh, progress.advance)
-    bad = [name for name, values in result.items() if not np.isfinite(values).all()]
-    if bad:
-        first = int(np.flatnonzero(~np.isfinite(result[bad[0]]))[0])
-        raise UserError(
-            f"the reference score {bad[0]!r} of pair {first} is not finite: check its weights"
-        )
+    result = _known(path, fingerprint, data)
+    asked = np.ones(len(data), bool) if used is None else used
+    missing = np.flatnonzero(asked & np.isnan(result[data.names[0]]))
+    if not len(missing):
+        metrics.status(f"reference scores: {asked.sum()} pairs read from {path}")
+        return result
+    keep = _Pieces(path, fingerprint)
+    done = int(asked.sum()) - len(missing)
+    with metrics.Progress("reference scores", int(asked.sum()), "pairs", done) as progress:
+        for numbers, scores in _scored(data, score, packing, mesh, missing):
+            for name, values in scores.items():
+                if not np.isfinite(values).all():
+                    first = int(numbers[~np.isfinite(values)][0])
+                    raise UserError(
+                        f"the reference score {name!r} of pair {first} is not finite: check its weights"
+                    )
+                result[name][numbers] = values
+            keep.add(numbers, scores)
+            progress.advance(len(numbers))
     if metrics.is_main():
         _write(path, fingerprint, result)
+        keep.remove()
     return result
 
 
 def score_all(
+    data: pipeline.PairTrees, score: Score, packing: Packing, mesh: jax.sharding.Mesh
+) -> Scores:
+    """{name: float32 [n]} for all pairs of data, on every process; called by all of them.
+
+    score: rows -> (scores, pair of each), on every process.
+    """
+    result = {name: np.zeros(len(data), np.float32) for name in data.names}
+    for numbers, scores in _scored(data, score, packing, mesh, np.arange(len(data))):
+        for name, values in scores.items():
+            result[name][numbers] = values
+    return result
+
+
+def _scored(
     data: pipeline.PairTrees,
     score: Score,
     packing: Packing,
     mesh: jax.sharding.Mesh,
-    advance: Callable[[int], None] = lambda pairs: None,
-) -> Scores:
-    """{name: float32 [n]} for all pairs of data, on every process; called by all of them.
-
-    score: rows -> (scores, pair of each), on every process. advance: is told the pairs done.
-    """
-    result = {name: np.zeros(len(data), np.float32) for name in data.names}
+    pairs: np.ndarray,
+) -> Iterator[tuple[np.ndarray, Scores]]:
+    """(numbers [m], {name: float32 [m]}) of these pairs, a batch at a time, on every process."""
     shares = {"process": jax.process_index(), "processes": jax.process_count()}
-    for rows in pipeline.once(data, packing, **shares):
+    for rows in pipeline.once(data, packing, pairs, **shares):
         # The order of rows over processes is the mesh's affair: each place says whose it is.
         scores, pair = score(mesh_module.host_to_global(mesh, rows))
-        there = np.asarray(pair) >= 0
-        for name, values in scores.items():
-            result[name][np.asarray(pair)[there]] = np.asarray(values)[there]
-        advance(int(there.sum()))
-    return result
+        numbers = np.asarray(pair)
+        there = numbers >= 0
+        yield numbers[there], {name: np.asarray(v)[there] for name, v in scores.items()}
 
 
 def weights_digest(weights: Any) -> str:
@@ -117,7 +132,52 @@ def _digest(x: jax.Array) -> jax.Array:
     return jnp.sum(bits.astype(jnp.uint32) * ((index ^ (index >> 15)) | 1), dtype=jnp.uint32)
 
 
-def _read(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores | None:
+class _Pieces:
+    """What has been scored so far, in files beside `path`. Process 0 writes them."""
+
+    def __init__(self, path: Path, fingerprint: str):
+        self.path, self.fingerprint = path, fingerprint
+        self.numbers: list[np.ndarray] = []
+        self.scores: list[Scores] = []
+        self.written = time.monotonic()
+
+    def add(self, numbers: np.ndarray, scores: Scores) -> None:
+        if not metrics.is_main():
+            return
+        self.numbers.append(numbers)
+        self.scores.append(scores)
+        if time.monotonic() - self.written >= PIECE_SECONDS:
+            joined = {n: np.concatenate([one[n] for one in self.scores]) for n in scores}
+            free = self.path.with_name(f"{self.path.name}.piece{len(_pieces(self.path))}")
+            _write(free, self.fingerprint, joined | {NUMBERS: np.concatenate(self.numbers)})
+            self.numbers, self.scores, self.written = [], [], time.monotonic()
+
+    def remove(self) -> None:
+        for piece in _pieces(self.path):
+            piece.unlink()
+
+
+def _pieces(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{path.name}.piece*"))
+
+
+def _known(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores:
+    """{name: float32 [n]} from the file and its pieces, NaN where there is nothing; on every process."""
+    known = {name: np.full(len(data), np.nan, np.float32) for name in data.names}
+    if metrics.is_main():
+        if (whole := _read(path, fingerprint)) is not None:
+            known = {name: whole[name].copy() for name in data.names}
+        for piece in _pieces(path):
+            if (part := _read(piece, fingerprint)) is not None:
+                for name in data.names:
+                    known[name][part[NUMBERS]] = part[name]
+    if jax.process_count() > 1:
+        shared = multihost_utils.broadcast_one_to_all(known)
+        known = {name: np.array(values) for name, values in shared.items()}
+    return known
+
+
+def _read(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
@@ -130,7 +190,7 @@ def _read(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores | No
             f"{path} was scored with other reference weights, template, tokenizer or pairs: use another "
             "--workdir, or delete the file if the change is meant"
         )
-    return {name: kept[name] for name in data.names}
+    return kept
 
 
 def _write(path: Path, fingerprint: str, scores: Scores) -> None:

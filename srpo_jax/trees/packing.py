@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 WINDOW = 1 << 16  # pairs that are dealt at once
 MAX_ROW = 1 << 14  # slots: a device takes several rows rather than one that is longer
@@ -84,15 +84,26 @@ class Packing:
         """The batch of step 0, 1, …."""
         return self._laid_out(self._pairs(step))
 
-    def once(self) -> Iterator[Layout]:
-        """Every pair once, in as few batches as there can be; the last may have fewer pairs."""
+    def once(self, chosen: Int[np.ndarray, " m"] | None = None) -> Iterator[Layout]:
+        """Every pair, or each of the chosen, once, in as few batches as can be; the last may be short."""
+        pairs = np.arange(len(self.slots)) if chosen is None else chosen
+        whole = len(pairs) // self.batch_size * self.batch_size
+        if whole:
+            for batch in self._deal(pairs[:whole], 0):
+                yield self._laid_out(batch)
+        if whole < len(pairs):
+            yield self._laid_out(pairs[whole:])
+
+    def used(self, steps: int) -> Bool[np.ndarray, " n"]:
+        """Which pairs are in the batches of the first so many steps."""
         count = len(self.slots)
-        whole = count // self.batch_size * self.batch_size
-        everything = np.arange(count)
-        for pairs in self._deal(everything[:whole], 0):
-            yield self._laid_out(pairs)
-        if whole < count:
-            yield self._laid_out(everything[whole:])
+        # A window is no longer than an epoch: what the first epoch deals is used in twice its steps.
+        if steps * self.batch_size >= 2 * count:
+            return np.ones(count, bool)
+        found = np.zeros(count, bool)
+        for step in range(steps):
+            found[self._pairs(step)] = True
+        return found
 
     def fill(self, layout: Layout) -> float:
         """The fraction of a batch's slots that hold a token."""

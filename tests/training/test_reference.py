@@ -1,5 +1,7 @@
 """Reference scores are read again only for exactly what they were computed from."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,8 +44,8 @@ def mesh():
 PAIRS = data()
 
 
-def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score):
-    return reference.load_or_score(path, data, weights, score, data.packing(4, 0), mesh)
+def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score, used=None):
+    return reference.load_or_score(path, data, weights, score, data.packing(4, 0), mesh, used)
 
 
 def test_every_pair_is_scored_once_and_then_read(tmp_path, mesh):
@@ -57,6 +59,48 @@ def test_every_pair_is_scored_once_and_then_read(tmp_path, mesh):
         np.testing.assert_array_equal(again[name], scores[name])
         assert again[name].dtype == np.float32
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def counted(seen, fail_at=None):
+    """`score` that remembers the pairs, and ends like a killed program before its `fail_at`-th batch."""
+
+    def one(rows):
+        if fail_at is not None and len(seen) >= fail_at:
+            raise KeyboardInterrupt
+        seen.append([int(i) for i in np.ravel(rows.pair) if i >= 0])
+        return score(rows)
+
+    return one
+
+
+def test_what_is_not_used_is_not_scored_until_it_is(tmp_path, mesh):
+    path, seen = tmp_path / "reference_scores.npz", []
+    used = np.array([True, False, True, False, False])
+    first = load(path, mesh, used=used, score=counted(seen))
+    np.testing.assert_array_equal(np.isnan(first["w"]), ~used)
+    assert sorted(itertools.chain(*seen)) == [0, 2]
+    seen.clear()
+    whole = load(path, mesh, score=counted(seen))
+    assert sorted(itertools.chain(*seen)) == [1, 3, 4]
+    plain = load(tmp_path / "other.npz", mesh)
+    for name in DIRECT_SCORES:
+        np.testing.assert_array_equal(whole[name], plain[name])
+
+
+def test_an_interrupted_attempt_is_gone_on_with(tmp_path, mesh, monkeypatch):
+    monkeypatch.setattr(reference, "PIECE_SECONDS", 0.0)
+    path, seen, pairs = tmp_path / "reference_scores.npz", [], data(count=19)
+    for batches in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            load(path, mesh, pairs, score=counted(seen, fail_at=batches))
+        assert not path.exists()
+        assert len(list(tmp_path.glob("*.piece*"))) == batches
+    scores = load(path, mesh, pairs, score=counted(seen))
+    assert sorted(itertools.chain(*seen)) == list(range(19)), "each pair once"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    plain = load(tmp_path / "other.npz", mesh, pairs)
+    for name in DIRECT_SCORES:
+        np.testing.assert_array_equal(scores[name], plain[name])
 
 
 @pytest.mark.parametrize(

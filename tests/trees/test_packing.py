@@ -100,6 +100,20 @@ def test_without_packing_every_tree_has_a_row_of_its_own():
     assert [len(row) for row in last.rows] == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_pairs_of_the_first_steps_and_only_those_can_be_had_once(packed):
+    slots, targets = tldr_like(50)
+    packing = Packing(slots, targets, 8, seed=0, packed=packed)
+    for steps in (1, 3, 9, 13):
+        drawn = {i for step in range(steps) for row in packing.batch(step).rows for i in row}
+        used = packing.used(steps)
+        assert set(np.flatnonzero(used)) == drawn
+        again = [
+            i for layout in packing.once(np.flatnonzero(used)) for row in layout.rows for i in row
+        ]
+        assert sorted(again) == sorted(drawn)
+
+
 @pytest.mark.parametrize("per_row", [3, 4, 8])
 def test_rows_are_balanced(per_row):
     """The largest row stays within 8 % of the mean, and every index is used once."""
