@@ -14,7 +14,7 @@ from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Renderer, sequences
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.settings import OVERLONG
-from srpo_jax.trees import prefix_tree
+from srpo_jax.trees import forest, prefix_tree
 from srpo_jax.trees.forest import Forest, Shares
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
@@ -60,16 +60,16 @@ class PairTrees:
     def row(self, pairs: Sequence[int], shape: RowShape) -> dict[str, Any]:
         """One row of a batch; see `batches` for the fields, here without B. Empty places are harmless."""
         chosen = list(pairs)
-        trees = [self.trees[i] for i in chosen]
+        counts = self.trees.lengths[chosen]
 
         def places(values: Any, empty: float) -> np.ndarray:
             row = np.full(shape.places, empty, np.float32)
             row[: len(chosen)] = values
             return row
 
-        lengths = {name: [t.lengths[k] for t in trees] for k, name in enumerate(self.names)}
+        lengths = {name: counts[:, k] for k, name in enumerate(self.names)}
         return {
-            "rows": prefix_tree.pack(trees, *shape, pairs=chosen, sequences=len(self.names)),
+            "rows": forest.pack(self.trees, chosen, *shape, len(self.names)),
             "label_prob": places(self.label_prob[chosen], 0.5),
             "lengths": {name: places(values, 1.0) for name, values in lengths.items()},
             "reference": {name: places(v[chosen], 0.0) for name, v in self.reference.items()},

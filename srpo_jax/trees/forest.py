@@ -5,6 +5,7 @@ they are kept as runs: a tree of 750 slots has about ten. Tokens are kept as the
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
-from srpo_jax.trees.prefix_tree import Tree
+from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.prefix_tree import Rows, Tree
 
 CHUNK = 4096  # trees that are joined at once
 DIGEST = 16  # bytes of a tree's
@@ -76,19 +78,76 @@ class Forest(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
-        parts = (self.tokens, self.runs, self.target_token, self.target_runs)
-        tokens, runs, target_token, target_runs = (
-            np.asarray(part[begin:end])
-            for part, begin, end in zip(parts, self.bounds[i], self.bounds[i + 1], strict=True)
-        )
-        positions, end = _expanded(runs)
-        source, first, last = _expanded(target_runs)
-        counts = np.asarray(self.rank[i]), np.asarray(self.lengths[i])
-        return Tree(tokens, positions, end, source, target_token, first, last, *counts)
+        return self.kept(range(len(self))[index]).tree()
 
     def __iter__(self) -> Iterator[Tree]:
         return (self[i] for i in range(len(self)))
+
+    def kept(self, i: int) -> "Kept":
+        """Tree i as it is kept, 0 <= i < n."""
+        # An array in a file is a class of its own, whose slices are slow to make.
+        columns = map(np.asarray, (self.tokens, self.runs, self.target_token, self.target_runs))
+        begins, ends = self.bounds[i].tolist(), self.bounds[i + 1].tolist()
+        slices = (x[b:e] for x, b, e in zip(columns, begins, ends, strict=True))
+        return Kept._make([*slices, self.rank[i], self.lengths[i]])
+
+
+class Kept(NamedTuple):
+    """A tree with its runs; see `Forest`."""
+
+    tokens: np.ndarray
+    runs: np.ndarray
+    target_token: np.ndarray
+    target_runs: np.ndarray
+    rank: np.ndarray
+    lengths: np.ndarray
+
+    def tree(self) -> Tree:
+        positions, end = _expanded(self.runs)
+        source, first, last = _expanded(self.target_runs)
+        targets = (source, self.target_token, first, last)
+        return Tree(self.tokens, positions, end, *targets, self.rank, self.lengths)
+
+
+def pack(
+    trees: "Forest | Shares",
+    pairs: Sequence[int],
+    length: int,
+    targets: int,
+    places: int,
+    sequences: int,
+) -> Rows:
+    """`prefix_tree.pack` of these trees, whose runs are turned into slots all at once."""
+    kept = [trees.kept(pair) for pair in pairs]
+    sizes = [len(one.tokens) for one in kept]
+    prefix_tree.check_fit(sizes, [len(one.target_token) for one in kept], length, targets, places)
+    rows = prefix_tree.empty(length, targets, places, sequences)
+    rows.pair[: len(kept)] = pairs
+    if not kept:
+        return rows
+    first = np.cumsum([0, *sizes[:-1]], dtype=np.int32)  # slot of each tree
+    place = np.arange(len(kept), dtype=np.int32)
+
+    def joined(column: int) -> tuple[np.ndarray, np.ndarray]:
+        """The runs of all trees, and the place of each one's."""
+        parts = [one[column] for one in kept]
+        return np.concatenate(parts), np.repeat(place, [len(part) for part in parts])
+
+    runs, own = joined(1)
+    runs = runs + np.outer(first[own], (0, 0, 1)).astype(np.int32)
+    target_runs, own = joined(3)
+    target_runs = target_runs + np.outer(first[own], (0, 1, 0, 0)).astype(np.int32)
+    target_runs = np.concatenate([target_runs, own[:, None]], axis=1)
+    positions, end = _expanded(runs)
+    source, begin, last, tree = _expanded(target_runs)
+    slots, scored = slice(len(positions)), slice(len(source))
+    rows.tokens[slots] = np.concatenate([one.tokens for one in kept])
+    rows.positions[slots], rows.end[slots] = positions, end
+    rows.target_token[scored] = np.concatenate([one.target_token for one in kept])
+    rows.target_source[scored], rows.target_tree[scored] = source, tree
+    rows.target_first[scored], rows.target_last[scored] = begin, last
+    rows.rank[: len(kept)] = [one.rank for one in kept]
+    return rows
 
 
 class _Mapped(NamedTuple):
@@ -128,19 +187,19 @@ class Shares(Sequence[Tree]):
         values: np.ndarray = np.concatenate([getattr(forest, name) for forest in self.forests])
         return values[self.order]
 
-    @property
+    @functools.cached_property
     def slots(self) -> np.ndarray:
         return self.column("slots")
 
-    @property
+    @functools.cached_property
     def targets(self) -> np.ndarray:
         return self.column("targets")
 
-    @property
+    @functools.cached_property
     def lengths(self) -> np.ndarray:
         return self.column("lengths")
 
-    @property
+    @functools.cached_property
     def depths(self) -> np.ndarray:
         return self.column("depths")
 
@@ -157,12 +216,16 @@ class Shares(Sequence[Tree]):
     def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        place = self.order[index]
-        share = int(np.searchsorted(self.first, place, side="right")) - 1
-        return self.forests[share][int(place - self.first[share])]
+        return self.kept(range(len(self))[index]).tree()
 
     def __iter__(self) -> Iterator[Tree]:
         return (self[i] for i in range(len(self)))
+
+    def kept(self, i: int) -> "Kept":
+        """Tree i as it is kept, 0 <= i < n."""
+        place = self.order[i]
+        share = int(np.searchsorted(self.first, place, side="right")) - 1
+        return self.forests[share].kept(int(place - self.first[share]))
 
 
 def in_chunks(trees: Iterable[Tree]) -> Iterator[Forest]:

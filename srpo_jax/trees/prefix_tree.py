@@ -241,13 +241,8 @@ def pack(
     """
     places = len(trees) if places is None else places
     pairs = range(len(trees)) if pairs is None else pairs
-    slots = sum(len(tree.tokens) for tree in trees)
-    scored = sum(len(tree.target_token) for tree in trees)
-    if slots > length or scored > targets or len(trees) > places:
-        raise ValueError(
-            f"{len(trees)} trees of {slots} slots and {scored} targets do not fit a row of {places} "
-            f"trees, {length} slots and {targets} targets"
-        )
+    slots = [len(tree.tokens) for tree in trees]
+    check_fit(slots, [len(tree.target_token) for tree in trees], length, targets, places)
     first = np.cumsum([0, *(len(tree.tokens) for tree in trees)])
 
     def join(parts: Sequence[np.ndarray], size: int, fill: int = 0) -> np.ndarray:
@@ -272,6 +267,29 @@ def pack(
         target_last=join([t.target_last for t in trees], targets),
         rank=rank,
         pair=join([np.asarray(pairs)], places, fill=-1),
+    )
+
+
+def check_fit(
+    slots: Sequence[int], scored: Sequence[int], length: int, targets: int, places: int
+) -> None:
+    """ValueError where trees of so many slots and targets do not fit a row."""
+    if sum(slots) > length or sum(scored) > targets or len(slots) > places:
+        raise ValueError(
+            f"{len(slots)} trees of {sum(slots)} slots and {sum(scored)} targets do not fit a row of "
+            f"{places} trees, {length} slots and {targets} targets"
+        )
+
+
+def empty(length: int, targets: int, places: int, sequences: int) -> Rows:
+    """A row without a tree, without batch axis."""
+    sizes = [length] * 3 + [targets] * 5
+    return Rows._make(
+        [
+            *(np.zeros(size, np.int32) for size in sizes),
+            np.zeros((places, sequences), np.int32),
+            np.full(places, -1, np.int32),
+        ]
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srpo_jax.trees import forest, prefix_tree
-from srpo_jax.trees.forest import Forest
+from srpo_jax.trees.forest import Forest, Shares
 
 
 def sequences(rng, prompt=6, completion=4, few=2):
@@ -59,3 +59,22 @@ def test_a_pairs_tree_takes_a_fifth():
     size = lambda one: sum(getattr(one, f.name).nbytes for f in dataclasses.fields(one))
     kept = Forest.of([tree] * 100)
     assert size(kept) / 100 < 0.38 * size(tree)
+
+
+def test_rows_are_packed_as_from_the_trees_themselves():
+    rng = np.random.default_rng(0)
+    trees = [prefix_tree.build(sequences(rng)) for _ in range(12)]
+    kept = Forest.of(trees)
+    shared = Shares(
+        [Forest.of(trees[i::3]) for i in range(3)], [np.arange(i, 12, 3) for i in range(3)]
+    )
+    for chosen in ([3, 0, 7], [5], []):
+        shape = {"length": 200, "targets": 80, "places": 4}
+        want = prefix_tree.pack([trees[i] for i in chosen], **shape, pairs=chosen, sequences=6)
+        for one in (kept, shared):
+            got = forest.pack(one, chosen, **shape, sequences=6)
+            for mine, its in zip(got, want, strict=True):
+                assert mine.dtype == its.dtype
+                np.testing.assert_array_equal(mine, its)
+    with pytest.raises(ValueError, match="do not fit a row of 4 trees, 10 slots"):
+        forest.pack(kept, [1, 2], 10, 80, 4, 6)
