@@ -79,9 +79,10 @@ def train(settings: Settings, workdir: Path) -> bool:
     programs, weights = one.compile(trained), (trained, frozen)
     if objective.needs_reference:
         score = lambda rows: programs.reference(*weights, rows)
-        path = workdir / "reference_scores.npz"
+        depends = reference.fingerprint(data, weights)
+        path = reference_path(settings, workdir, depends)
         used = packing.used(settings.train.steps)
-        data.reference = reference.load_or_score(path, data, weights, score, packing, mesh, used)
+        data.reference = reference.load_or_score(path, depends, data, score, packing, mesh, used)
     hooks.report_model(trained, frozen, mesh)
     known = diagnosis.report_copying(data, hyper)
     evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
@@ -136,6 +137,16 @@ def prepare_data(
 
     held = trees(1, data.held_out or data.pairs) if evaluated else None
     return trees(0, data.pairs), held
+
+
+def reference_path(settings: Settings, workdir: Path, depends: str) -> Path:
+    """Where reference scores are kept: with the trees, for all runs that need them, or in the workdir.
+
+    depends: the scores' fingerprint.
+    """
+    if settings.data.cache:
+        return Path(settings.data.cache) / f"reference_{depends[:16]}.npz"
+    return workdir / "reference_scores.npz"
 
 
 def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:

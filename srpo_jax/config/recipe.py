@@ -16,6 +16,7 @@ from srpo_jax.config.settings import Settings, checked, config_dict, flatten, up
 from srpo_jax.runtime.errors import UserError
 
 PAIRS = "pairs.jsonl"  # what a stage of pairs makes, in its folder
+CACHE = "cache"  # a folder that stages share
 # The sections that decide what a program makes.
 READS = {
     "pairs": ("seed", "model", "data", "sampling", "pairs", "judge"),
@@ -56,6 +57,7 @@ class Stage:
 
     def _flat(self) -> dict[str, Any]:
         whole = dataclasses.asdict(self.settings)
+        del whole["data"]["cache"]  # a place, which makes no difference
         read = {section: whole[section] for section in READS[self.program]}
         plain: dict[str, Any] = json.loads(json.dumps(flatten(read) | {"program": self.program}))
         return plain
@@ -74,7 +76,9 @@ def resolve(settings: Settings, workdir: Path) -> list[Stage]:
     """
     if not settings.recipe.stages:
         raise UserError("config.recipe.stages is empty: a recipe is a file that has them")
-    base = dataclasses.replace(settings, recipe=RecipeSettings())
+    # What trees and reference scores one stage has made, the others read.
+    data = dataclasses.replace(settings.data, cache=settings.data.cache or str(workdir / CACHE))
+    base = dataclasses.replace(settings, recipe=RecipeSettings(), data=data)
     found: dict[str, Stage] = {}
     for own in settings.recipe.stages:
         if own.name in found:

@@ -168,8 +168,8 @@ def prepare(
     if step.objective.needs_reference:
         data.reference = reference.load_or_score(
             workdir / "held_out_scores.npz",
+            reference.fingerprint(data, weights),
             data,
-            weights,
             lambda rows: programs.reference(*weights, rows),
             packing,
             step.mesh,

@@ -33,10 +33,15 @@ NUMBERS = "numbers"  # of the pairs in a piece
 Score = Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]]
 
 
+def fingerprint(data: pipeline.PairTrees, weights: Any) -> str:
+    """Of all that scores depend on. weights: pytree of the reference's arrays; called by all processes."""
+    return hashlib.sha256(f"{data.fingerprint}{weights_digest(weights)}".encode()).hexdigest()
+
+
 def load_or_score(
     path: Path,
+    identity: str,
     data: pipeline.PairTrees,
-    weights: Any,
     score: Score,
     packing: Packing,
     mesh: jax.sharding.Mesh,
@@ -44,22 +49,19 @@ def load_or_score(
 ) -> Scores:
     """{name: float32 [n]} of the pairs that are used: read from `path`, what it lacks scored and added.
 
-    weights: pytree of the reference's arrays, for the fingerprint. score: rows -> (scores under the
-    reference, pair of each), on every process. used: bool [n], by default all; of others that were never
+    identity: their `fingerprint`. score: rows -> (scores under the reference, pair of each), on every
+    process. used: bool [n], by default all; of others that were never
     scored there is NaN. Called by all processes; process 0 reads and writes, every PIECE_SECONDS what there
     is, so that an interrupted attempt is gone on with. Raises UserError when the file belongs to other
     weights, template, tokenizer or pairs, and when a score is not finite.
     """
-    fingerprint = hashlib.sha256(
-        f"{data.fingerprint}{weights_digest(weights)}".encode()
-    ).hexdigest()
-    result = _known(path, fingerprint, data)
+    result = _known(path, identity, data)
     asked = np.ones(len(data), bool) if used is None else used
     missing = np.flatnonzero(asked & np.isnan(result[data.names[0]]))
     if not len(missing):
         metrics.status(f"reference scores: {asked.sum()} pairs read from {path}")
         return result
-    keep = _Pieces(path, fingerprint)
+    keep = _Pieces(path, identity)
     done = int(asked.sum()) - len(missing)
     with metrics.Progress("reference scores", int(asked.sum()), "pairs", done) as progress:
         for numbers, scores in _scored(data, score, packing, mesh, missing):
@@ -73,7 +75,7 @@ def load_or_score(
             keep.add(numbers, scores)
             progress.advance(len(numbers))
     if metrics.is_main():
-        _write(path, fingerprint, result)
+        _write(path, identity, result)
         keep.remove()
     return result
 
@@ -135,8 +137,8 @@ def _digest(x: jax.Array) -> jax.Array:
 class _Pieces:
     """What has been scored so far, in files beside `path`. Process 0 writes them."""
 
-    def __init__(self, path: Path, fingerprint: str):
-        self.path, self.fingerprint = path, fingerprint
+    def __init__(self, path: Path, identity: str):
+        self.path, self.identity = path, identity
         self.numbers: list[np.ndarray] = []
         self.scores: list[Scores] = []
         self.written = time.monotonic()
@@ -148,27 +150,29 @@ class _Pieces:
         self.scores.append(scores)
         if time.monotonic() - self.written >= PIECE_SECONDS:
             joined = {n: np.concatenate([one[n] for one in self.scores]) for n in scores}
-            free = self.path.with_name(f"{self.path.name}.piece{len(_pieces(self.path))}")
-            _write(free, self.fingerprint, joined | {NUMBERS: np.concatenate(self.numbers)})
+            # Runs that share a folder write pieces of their own.
+            number = f"{os.getpid()}-{len(_pieces(self.path))}"
+            free = self.path.with_name(f"{self.path.name}.piece{number}")
+            _write(free, self.identity, joined | {NUMBERS: np.concatenate(self.numbers)})
             self.numbers, self.scores, self.written = [], [], time.monotonic()
 
     def remove(self) -> None:
         for piece in _pieces(self.path):
-            piece.unlink()
+            piece.unlink(missing_ok=True)
 
 
 def _pieces(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{path.name}.piece*"))
 
 
-def _known(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores:
+def _known(path: Path, identity: str, data: pipeline.PairTrees) -> Scores:
     """{name: float32 [n]} from the file and its pieces, NaN where there is nothing; on every process."""
     known = {name: np.full(len(data), np.nan, np.float32) for name in data.names}
     if metrics.is_main():
-        if (whole := _read(path, fingerprint)) is not None:
+        if (whole := _read(path, identity)) is not None:
             known = {name: whole[name].copy() for name in data.names}
         for piece in _pieces(path):
-            if (part := _read(piece, fingerprint)) is not None:
+            if (part := _read(piece, identity)) is not None:
                 for name in data.names:
                     known[name][part[NUMBERS]] = part[name]
     if jax.process_count() > 1:
@@ -177,7 +181,7 @@ def _known(path: Path, fingerprint: str, data: pipeline.PairTrees) -> Scores:
     return known
 
 
-def _read(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
+def _read(path: Path, identity: str) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
@@ -185,7 +189,7 @@ def _read(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
             kept = dict(file)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
-    if str(kept.pop("fingerprint", "")) != fingerprint:
+    if str(kept.pop("fingerprint", "")) != identity:
         raise UserError(
             f"{path} was scored with other reference weights, template, tokenizer or pairs: use another "
             "--workdir, or delete the file if the change is meant"
@@ -193,9 +197,9 @@ def _read(path: Path, fingerprint: str) -> dict[str, np.ndarray] | None:
     return kept
 
 
-def _write(path: Path, fingerprint: str, scores: Scores) -> None:
+def _write(path: Path, identity: str, scores: Scores) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
-        np.savez(file, allow_pickle=False, fingerprint=np.array(fingerprint), **scores)
+        np.savez(file, allow_pickle=False, fingerprint=np.array(identity), **scores)
     os.replace(part, path)

@@ -52,7 +52,8 @@ class DataSettings:
     )
     cache: str = setting(
         "",
-        "folder in which the pairs' trees are kept for later starts; empty: trees/ in the workdir",
+        "folder of trees and reference scores, which several runs may share; empty: the workdir, a "
+        "recipe's for all its stages",
     )
     workers: int = setting(
         0, "Grain processes that prepare batches; 0 does it in this one", at_least(0)

@@ -77,6 +77,9 @@ def test_a_stage_is_finished_with_the_settings_it_was_finished_with(tmp_path):
     assert kept["objective.name"] == "sft"
     for other in ({"mesh": {"fsdp": 1}}, {"judge": {"name": "longer"}}):  # training reads no judge
         assert resolve(recipe(**other), tmp_path)[1].is_finished()
+    moved = dataclasses.replace(stage.settings.data, cache="elsewhere")
+    settings = dataclasses.replace(stage.settings, data=moved)
+    assert dataclasses.replace(stage, settings=settings).is_finished()
     assert not resolve(recipe(seed=4), tmp_path)[1].is_finished()
     assert not dataclasses.replace(stage, program="pairs").is_finished()
 

@@ -239,6 +239,19 @@ def test_stale_reference_scores_are_refused_and_kept(config, whole, tmp_path):
     assert path.read_bytes() == kept
 
 
+def test_runs_that_share_a_folder_build_and_score_once(config, tmp_path, capsys):
+    config.data.cache = str(tmp_path / "cache")
+    config.train.update({"steps": 1, "checkpoint_every": 100})
+    for beta in (0.1, 0.2):
+        config.objective.beta = beta
+        assert attempt(config, tmp_path / str(beta))
+    said = capsys.readouterr().out
+    assert said.count("trees: built") == 1
+    assert said.count(f"pairs read from {config.data.cache}") == 1
+    assert len(list((tmp_path / "cache").glob("reference_*.npz"))) == 1
+    assert not list(tmp_path.glob("*/reference_scores.npz"))
+
+
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     config.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
     config.train.checkpoint_every = 1

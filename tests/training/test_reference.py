@@ -45,7 +45,8 @@ PAIRS = data()
 
 
 def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score, used=None):
-    return reference.load_or_score(path, data, weights, score, data.packing(4, 0), mesh, used)
+    identity = reference.fingerprint(data, weights)
+    return reference.load_or_score(path, identity, data, score, data.packing(4, 0), mesh, used)
 
 
 def test_every_pair_is_scored_once_and_then_read(tmp_path, mesh):
