@@ -26,7 +26,7 @@ from srpo_jax.pairing import comparing, drawing
 from srpo_jax.pairing.drawing import Drawn
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import distributed, files
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
@@ -113,7 +113,7 @@ def write(settings: Settings, output: Path, pairs: list[Pair], what: str) -> Non
         raise UserError(f"pairs: none is left for {output}: 0 {what}")
     output.parent.mkdir(parents=True, exist_ok=True)
     said = made_of(settings) | {"judge.name": settings.judge.name}
-    _beside(output).write_text(json.dumps(said, indent=2) + "\n")
+    files.write_json(_beside(output), said)
     write_pairs(output, pairs)
     status(f"pairs: {output}: {len(pairs)} {what}")
 
@@ -125,7 +125,7 @@ def is_made(settings: Settings, output: Path) -> bool:
     """
     if not output.exists() or not _beside(output).is_file():
         return output.exists()
-    before = json.loads(_beside(output).read_text())
+    before = files.read_json(_beside(output), f"delete it and {output.name} to make the pairs anew")
     for key, value in json.loads(json.dumps(made_of(settings))).items():
         if before.get(key) != value:
             raise UserError(
@@ -138,7 +138,8 @@ def is_made(settings: Settings, output: Path) -> bool:
 def say_made(settings: Settings, output: Path) -> None:
     """Process 0: that the pairs are there, and whether another judge than today's has labelled them."""
     name = settings.judge.name
-    kept = json.loads(_beside(output).read_text()) if _beside(output).is_file() else {}
+    there = _beside(output).is_file()
+    kept = files.read_json(_beside(output), f"delete it and {output.name}") if there else {}
     other = kept.get("judge.name", name)
     note = f", judged by {other!r} and not by {name!r}: delete it for that" if other != name else ""
     status(f"pairs: {output} is there already{note}")

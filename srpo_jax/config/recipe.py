@@ -13,6 +13,7 @@ from typing import Any
 
 from srpo_jax.config.programs import RecipeSettings, StageSettings
 from srpo_jax.config.settings import Settings, checked, config_dict, flatten, update
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
 PAIRS = "pairs.jsonl"  # what a stage of pairs makes, in its folder
@@ -42,14 +43,13 @@ class Stage:
 
     def is_finished(self) -> bool:
         """Whether it was finished here with these settings, of those that decide what it makes."""
-        return self._kept.is_file() and json.loads(self._kept.read_text()) == self._flat()
+        if not self._kept.is_file():
+            return False
+        return files.read_json(self._kept, "delete it to run this stage again") == self._flat()
 
     def finish(self) -> None:
         """Remembers that the stage is finished. For process 0."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        part = self._kept.with_suffix(".part")
-        part.write_text(json.dumps(self._flat(), indent=2) + "\n")
-        part.replace(self._kept)
+        files.write_json(self._kept, self._flat())
 
     @property
     def _kept(self) -> Path:

@@ -6,7 +6,6 @@ into `Settings` once, by `checked`; from there on a type checker sees every valu
 """
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.objectives import ObjectiveSettings
 from srpo_jax.revision.sampling import Sampling
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
@@ -76,20 +76,23 @@ def checked(config: ConfigDict) -> Settings:
 
 
 def save(settings: Settings, path: Path) -> None:
-    """Writes the resolved settings as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(settings), indent=2) + "\n")
+    """Writes the resolved settings as JSON, whole or not at all."""
+    files.write_json(path, dataclasses.asdict(settings))
 
 
 def read(path: Path) -> Settings:
     """Settings written by `save`; what is new since has its default, and a section of old is passed over.
 
-    Raises UserError for a missing file, for a key unknown today, and for a value that cannot be used.
+    Raises UserError for a missing or damaged file, for a key unknown today, and for a value that cannot be
+    used.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing: not the workdir of a training run")
+    kept = files.read_json(
+        path,
+        "delete it and start `train` once more with the settings of this run, which writes it anew",
+    )
     try:
-        kept = json.loads(path.read_text())
         return build(Settings, {k: v for k, v in kept.items() if k not in RETIRED}, "config")
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

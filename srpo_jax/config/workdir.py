@@ -1,15 +1,15 @@
 """A folder belongs to one run: its settings are written once, and later attempts must agree with them."""
 
 import dataclasses
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
 
 
 def claim(
@@ -22,26 +22,31 @@ def claim(
     UserError naming the first other key, or the fingerprint, that differs. For process 0.
     """
     kept_settings, fingerprints = workdir / "config.json", workdir / "run.json"
-    if fingerprints.is_file():
-        before = _flat(config_module.read(kept_settings))
+    if fingerprints.is_file() and not kept_settings.is_file():
+        status(f"{kept_settings} is missing: the settings given now are taken for those of the run")
+    elif fingerprints.is_file():
+        flat = _flat(config_module.read(kept_settings))
         for key, value in _flat(settings).items():
-            if before[key] != value and not key.startswith(may_change):
+            if flat[key] != value and not key.startswith(may_change):
                 raise UserError(
-                    f"{workdir} holds a run with {key}={before[key]!r}, now {value!r}: take the old "
+                    f"{workdir} holds a run with {key}={flat[key]!r}, now {value!r}: take the old "
                     "value to go on with it, or another --workdir"
                 )
-        kept = json.loads(fingerprints.read_text())
+    if fingerprints.is_file():
+        kept = files.read_json(
+            fingerprints,
+            "delete it, if pairs and tokenizer are still those that the run was begun with",
+        )
         for name, value in identity.items():
-            if kept[name] != value:
+            before = str(kept.get(name))
+            if before != value:
                 raise UserError(
-                    f"{workdir} was begun with another {name} ({kept[name][:12]}… in run.json, now "
+                    f"{workdir} was begun with another {name} ({before[:12]}… in run.json, now "
                     f"{value[:12]}…): bring that back, or use another --workdir"
                 )
     config_module.save(settings, kept_settings)
     # Last and at once: a folder with run.json is whole.
-    part = fingerprints.with_suffix(".part")
-    part.write_text(json.dumps(dict(identity), indent=2) + "\n")
-    os.replace(part, fingerprints)
+    files.write_json(fingerprints, dict(identity))
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -7,7 +7,6 @@ newest checkpoint is then meant; WORKDIR@STEP means another.
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.lora import Adapter, Projection
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters, Weight
+from srpo_jax.runtime import files
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -194,7 +194,7 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
     """UserError when the workdir's checkpoints were trained on another tokenizer's ids."""
     path = workdir / "run.json"
     if path.is_file():
-        trained = json.loads(path.read_text()).get("tokenizer")
+        trained = files.read_json(path, "start `train` once more there").get("tokenizer")
         if trained is None:
             raise UserError(f"{workdir} is not the workdir of a training run: give one of those")
         if trained != tokenizer.fingerprint:

@@ -5,6 +5,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings
 from srpo_jax.config.workdir import claim
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
 
@@ -40,3 +41,39 @@ def test_an_attempt_that_died_before_it_was_whole_does_not_count(tmp_path):
     (tmp_path / "run.json").unlink()
     claim(tmp_path, Settings(seed=5), {}, ())
     assert config_module.read(tmp_path / "config.json").seed == 5
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"seed": ', "\x00" * 40])
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path, name, content):
+    claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): delete it"):
+        claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    assert (tmp_path / name).read_text() == content
+    (tmp_path / name).unlink()
+    claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    assert config_module.read(tmp_path / "config.json") == Settings()
+
+
+def test_settings_given_for_lost_ones_are_said_to_be(tmp_path, capsys):
+    claim(tmp_path, Settings(), {}, ())
+    (tmp_path / "config.json").unlink()
+    claim(tmp_path, Settings(seed=3), {}, ())
+    assert "config.json is missing: the settings given now" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed=3, now 0"):
+        claim(tmp_path, Settings(), {}, ())
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    claim(tmp_path, Settings(), {}, ())
+    before = (tmp_path / "config.json").read_text()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        claim(tmp_path, Settings(), {}, ())
+    assert (tmp_path / "config.json").read_text() == before
