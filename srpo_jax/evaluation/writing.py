@@ -25,7 +25,7 @@ from srpo_jax.models.digest import Digests
 from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.revision import samples
+from srpo_jax.revision import Shape, samples
 from srpo_jax.revision.samples import Record
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
@@ -112,11 +112,15 @@ def _write_model(
         return loaded[0]
 
     size = CHUNK * settings.sampling.batch_size
+    prompts = [prompt for job in jobs for prompt in job.prompts]
+    foreseen = revision.shapes(
+        prompts, settings.sampling.max_new_tokens, settings.sampling.batch_size
+    )
     for job in jobs:
         header = _header(settings, job, weights)
 
         def revise(part: range, progress: Progress, job: Job = job) -> list[Record]:
-            return _revised(settings, model(), job, part, progress, spent)
+            return _revised(settings, model(), job, part, foreseen, progress, spent)
 
         path = store.samples_path(workdir, job.model, job.set)
         write_records(path, header, job, size, revise, f"revise {job.model} on {job.set}")
@@ -132,7 +136,10 @@ def _write_model(
         few = max(1, size // (own.revisions + 1))
         write_records(path, header, job, few, choose, f"sample {job.model} on {job.set}")
     if loaded:
-        status(f"{jobs[0].model}: {spent}")
+        lengths = " or ".join(f"{shape.first} + {shape.second}" for shape in foreseen)
+        status(
+            f"{jobs[0].model}: {spent}; caches of {lengths} slots, {3 * len(foreseen)} programs at most"
+        )
 
 
 def write_records(
@@ -198,10 +205,11 @@ def _revised(
     model: Decoder,
     job: Job,
     part: range,
+    foreseen: Sequence[Shape],
     progress: Progress,
     spent: revision.Spent,
 ) -> list[Record]:
-    """y_0 … y_N of some documents."""
+    """y_0 … y_N of some documents. foreseen: the shapes that serve all of them."""
     ids = revision.revise_ids(
         model,
         job.prompts[part.start : part.stop],
@@ -210,6 +218,7 @@ def _revised(
         eos=job.renderer.stop_ids,
         seed=settings.seed,
         rows=part,
+        foreseen=foreseen,
         progress=progress,
         spent=spent,
     )

@@ -6,6 +6,17 @@ May import: models, prompts, data, runtime. Imported by: the programs.
 from srpo_jax.revision.branches import Branch, Trunks
 from srpo_jax.revision.engine import Spent
 from srpo_jax.revision.loop import Progress, revise, revise_ids
+from srpo_jax.revision.plan import Shape, shapes
 from srpo_jax.revision.sampling import Sampling
 
-__all__ = ["Branch", "Progress", "Sampling", "Spent", "Trunks", "revise", "revise_ids"]
+__all__ = [
+    "Branch",
+    "Progress",
+    "Sampling",
+    "Shape",
+    "Spent",
+    "Trunks",
+    "revise",
+    "revise_ids",
+    "shapes",
+]

@@ -17,7 +17,7 @@ from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import programs
 from srpo_jax.revision.engine import Engine, Spent
-from srpo_jax.revision.plan import Plan, check_fit, start
+from srpo_jax.revision.plan import Plan, Shape, check_fit, shapes, start
 from srpo_jax.revision.sampling import Sampling
 
 Array = jax.Array
@@ -38,13 +38,15 @@ def revise(
     *,
     seed: int = 0,
     rows: Sequence[int] | None = None,
+    foreseen: Sequence[Shape] = (),
     progress: Progress | None = None,
     spent: Spent | None = None,
 ) -> list[list[str]]:
     """For each prompt the texts [y_0, …, y_N]; only the last revision is shown, not the history.
 
     What is drawn for a prompt depends on seed and its number in `rows` (by default its index) alone:
-    batch size and order of work change nothing. progress is advanced by the prompts done; the time
+    batch size and order of work change nothing. foreseen: the `shapes` of a larger set, of which these
+    prompts are a part; by default their own. progress is advanced by the prompts done; the time
     taken is added to `spent`.
     Raises UserError when a prompt and what must follow it do not fit the model's positions.
     """
@@ -56,6 +58,7 @@ def revise(
         eos=tokenizer.stop_ids,
         seed=seed,
         rows=rows,
+        foreseen=foreseen,
         progress=progress,
         spent=spent,
     )
@@ -71,6 +74,7 @@ def revise_ids(
     eos: int | Sequence[int],
     seed: int = 0,
     rows: Sequence[int] | None = None,
+    foreseen: Sequence[Shape] = (),
     progress: Progress | None = None,
     spent: Spent | None = None,
 ) -> list[list[list[int]]]:
@@ -85,6 +89,7 @@ def revise_ids(
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
     keys = programs.keys(seed, numbers)
     engine = Engine.of(model, sampling, stops, Spent() if spent is None else spent)
+    foreseen = foreseen or shapes(prompts, new, sampling.batch_size)
     results: list[list[list[int]]] = [[] for _ in prompts]
     # Rows of a batch are padded to its longest; the longest batch first, so that what does not fit into
     # memory fails at once.
@@ -94,7 +99,7 @@ def revise_ids(
         # A short last batch repeats a row rather than compile another program.
         full = chosen + chosen[-1:] * (engine.rows(len(prompts)) - len(chosen))
         written = revise_batch(
-            engine, [prompts[i] for i in full], n_revisions, keys[np.array(full)]
+            engine, [prompts[i] for i in full], n_revisions, keys[np.array(full)], foreseen
         )
         for i, row in enumerate(chosen):
             results[row] = [ys[i] for ys in written]
@@ -104,10 +109,14 @@ def revise_ids(
 
 
 def revise_batch(
-    engine: Engine, prompts: Sequence[Prompt], n_revisions: int, keys: Array
+    engine: Engine,
+    prompts: Sequence[Prompt],
+    n_revisions: int,
+    keys: Array,
+    foreseen: Sequence[Shape] = (),
 ) -> list[list[list[int]]]:
     """[revision][row][token]; keys: one a row."""
-    plan = Plan.of(prompts, n_revisions, engine.max_new_tokens)
+    plan = Plan.of(prompts, n_revisions, engine.max_new_tokens, foreseen)
     rows = plan.direct()
     logits, cache = engine.prefill(rows)
     ys, answer = engine.decode(cache, logits, start(rows, keys, 0))

@@ -14,7 +14,10 @@ Shapes: B rows, P slots of the first part, M of the second, C = P + M.
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -29,8 +32,61 @@ from srpo_jax.runtime.errors import UserError
 ROUND = 4
 # Branches come in small batches, each with lengths of its own: fewer widths, and fewer sizes of the cache.
 COARSE, SLOTS = 4, 32
+SHAPES = 4  # of the cache, at most, for all batches of a set of prompts
 
 Tokens = Sequence[Sequence[int]]  # of each row
+
+
+class Shape(NamedTuple):
+    """Slots of the cache's parts, P and M: what programs are compiled for."""
+
+    first: int
+    second: int
+
+    @classmethod
+    def needed(cls, prompts: Sequence[Prompt], new: int) -> "Shape":
+        """By a batch; the second part has room for any completion shown."""
+        rest = max(len(p.improve(())) - p.shared for p in prompts)
+        return cls(_width(max(len(p.direct) for p in prompts)), _width(rest + new))
+
+    def holds(self, other: "Shape") -> bool:
+        return self.first >= other.first and self.second >= other.second
+
+
+def shapes(prompts: Sequence[Prompt], new: int, batch: int) -> tuple[Shape, ...]:
+    """At most SHAPES that hold any batch of these prompts, ascending, chosen for little padding in all.
+
+    batch: prompts at a time, the longest ones together.
+    """
+    by_length = sorted(prompts, key=lambda p: len(p.direct))
+    needs = [
+        Shape.needed(by_length[first : first + batch], new)
+        for first in range(0, len(by_length), batch)
+    ]
+    chosen: list[Shape] = []
+    second = 0
+    for level in _levels([need.first for need in needs], SHAPES):
+        # A larger shape holds whatever a smaller one does.
+        second = max([second, *(need.second for need in needs if need.first <= level)])
+        chosen.append(Shape(level, second))
+    return tuple(chosen)
+
+
+def _levels(sizes: Sequence[int], count: int) -> tuple[int, ...]:
+    """At most `count` of the sizes, ascending: each size raised to the next one sums to the least."""
+    values, numbers = np.unique(sizes, return_counts=True)
+    below = [0, *np.cumsum(numbers).tolist()]  # how many sizes are less than values[i]
+
+    @functools.cache
+    def best(end: int, left: int) -> tuple[float, tuple[int, ...]]:
+        """(sum, levels) of the smallest `end` values with at most `left` levels."""
+        if end == 0 or left == 0:
+            return (math.inf if end else 0.0), ()
+        level = int(values[end - 1])
+        smaller = ((best(begin, left - 1), below[end] - below[begin]) for begin in range(end))
+        return min((cost + raised * level, (*levels, level)) for (cost, levels), raised in smaller)
+
+    return best(len(values), count)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +103,14 @@ class Plan:
     chained: bool
 
     @classmethod
-    def of(cls, prompts: Sequence[Prompt], n_revisions: int, new: int) -> "Plan":
-        first = _width(max(len(p.direct) for p in prompts))
-        # The second part has room for any completion shown.
-        second = _width(max(len(p.improve(())) - p.shared for p in prompts) + new)
+    def of(
+        cls, prompts: Sequence[Prompt], n_revisions: int, new: int, foreseen: Sequence[Shape] = ()
+    ) -> "Plan":
+        """foreseen: the shapes that others of these programs have, ascending."""
+        need = Shape.needed(prompts, new)
+        shape = next((one for one in foreseen if one.holds(need)), need)
         chained = n_revisions > 0 and all(p.before == p.direct and p.after for p in prompts)
-        return cls(prompts, new, first, second, chained)
+        return cls(prompts, new, *shape, chained)
 
     def direct(self) -> Rows[np.ndarray]:
         """The direct prompts, which open the cache."""

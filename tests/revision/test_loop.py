@@ -117,6 +117,17 @@ def test_one_set_of_programs_serves_any_number_of_revisions(model):
     assert [row[:2] for row in five] == one, "later revisions must not change the earlier ones"
 
 
+def test_many_lengths_compile_at_most_twelve_programs(model):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 70, 60)
+    given = [Prompt((3,) * int(n), (3,) * int(n), (9,) * int(rng.integers(1, 9))) for n in lengths]
+    sampling = Sampling(max_new_tokens=3, batch_size=3)
+    three = (programs.prefill, programs.extend, programs.decode)
+    before = sum(program._cache_size() for program in three)
+    revision.revise_ids(model, given, 1, sampling, eos=EOS)
+    assert sum(program._cache_size() for program in three) - before <= 12
+
+
 def test_prompts_are_prefilled_with_the_attention_of_the_config(model):
     graphdef, state = nnx.split(model)
     blockwise = nnx.merge(graphdef, state)
