@@ -79,9 +79,9 @@ def train(settings: Settings, workdir: Path) -> bool:
     programs, weights = one.compile(trained), (trained, frozen)
     if objective.needs_reference:
         score = lambda rows: programs.reference(*weights, rows)
-        depends = reference.fingerprint(data, weights)
-        path = reference_path(settings, workdir, depends)
-        used = packing.used(settings.train.steps)
+        depends = reference.fingerprint(data, weights, architecture)
+        path = reference.place(settings.data.cache, workdir, "reference_scores", depends)
+        used = lambda: packing.used(settings.train.steps)
         data.reference = reference.load_or_score(path, depends, data, score, packing, mesh, used)
     hooks.report_model(trained, frozen, mesh)
     known = diagnosis.report_copying(data, hyper)
@@ -124,29 +124,17 @@ def prepare_data(
     data, evaluated = settings.data, settings.train.evaluate_every > 0
     rejected = any("l" in name for name in objective.needs)
     read = functools.cache(lambda: read_pairs(data, rejected=rejected, evaluated=evaluated))
-    origin = distributed.from_main(lambda: pairs_origin(data, read))
     folder = Path(data.cache) if data.cache else workdir / "trees"
     limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
     renderer = Renderer(data.template, source.tokenizer)
 
-    def trees(part: int, where: str) -> pipeline.PairTrees:
-        found = f"{part} {evaluated} {origin}"
-        return tree_files.prepare(
-            folder, found, lambda: read()[part], renderer, objective.needs, limits, where
-        )
+    def trees(held: bool, where: str) -> pipeline.PairTrees:
+        origin = distributed.from_main(lambda: pairs_origin(data, read, held))
+        pairs = lambda: read()[held]
+        return tree_files.prepare(folder, origin, pairs, renderer, objective.needs, limits, where)
 
-    held = trees(1, data.held_out or data.pairs) if evaluated else None
-    return trees(0, data.pairs), held
-
-
-def reference_path(settings: Settings, workdir: Path, depends: str) -> Path:
-    """Where reference scores are kept: with the trees, for all runs that need them, or in the workdir.
-
-    depends: the scores' fingerprint.
-    """
-    if settings.data.cache:
-        return Path(settings.data.cache) / f"reference_{depends[:16]}.npz"
-    return workdir / "reference_scores.npz"
+    held_out = trees(True, data.held_out or data.pairs) if evaluated else None
+    return trees(False, data.pairs), held_out
 
 
 def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:

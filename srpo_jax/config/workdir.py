@@ -22,9 +22,10 @@ def claim(
     UserError naming the first other key, or the fingerprint, that differs. For process 0.
     """
     kept_settings, fingerprints = workdir / "config.json", workdir / "run.json"
-    if fingerprints.is_file() and not kept_settings.is_file():
+    begun = fingerprints.is_file() or (workdir / "checkpoints").is_dir()
+    if begun and not kept_settings.is_file():
         status(f"{kept_settings} is missing: the settings given now are taken for those of the run")
-    elif fingerprints.is_file():
+    elif begun:
         flat = _flat(config_module.read(kept_settings))
         for key, value in _flat(settings).items():
             if flat[key] != value and not key.startswith(may_change):

@@ -166,9 +166,11 @@ def prepare(
         packed=settings.data.pack,
     )
     if step.objective.needs_reference:
+        architecture = nnx.merge(step.graphdef, *weights).config
+        depends = reference.fingerprint(data, weights, architecture)
         data.reference = reference.load_or_score(
-            workdir / "held_out_scores.npz",
-            reference.fingerprint(data, weights),
+            reference.place(settings.data.cache, workdir, "held_out_scores", depends),
+            depends,
             data,
             lambda rows: programs.reference(*weights, rows),
             packing,

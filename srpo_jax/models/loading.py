@@ -194,7 +194,9 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
     """UserError when the workdir's checkpoints were trained on another tokenizer's ids."""
     path = workdir / "run.json"
     if path.is_file():
-        trained = files.read_json(path, "start `train` once more there").get("tokenizer")
+        trained = files.read_json(path, "delete it and start `train` once more there").get(
+            "tokenizer"
+        )
         if trained is None:
             raise UserError(f"{workdir} is not the workdir of a training run: give one of those")
         if trained != tokenizer.fingerprint:

@@ -24,7 +24,7 @@ from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.revision import Branch, Sampling, Trunks, samples
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import distributed, metrics
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress
@@ -66,6 +66,7 @@ def draw(
     if done < len(ids):
         mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
         model = loading.load(settings.model.source, settings.model.dtype, mesh, settings.seed)
+        _check_lengths(ids, prompts, settings.sampling.max_new_tokens, model.config.max_length)
         sampler = _Sampler(model, renderer, _sampling(settings), settings.seed, own.samples)
         size = max(1, settings.sampling.batch_size // own.samples)
         with Progress("sample pairs", len(ids), unit="documents", done=done) as progress:
@@ -75,7 +76,7 @@ def draw(
                 records = [dataclasses.asdict(one) for one in drawn]
                 distributed.from_main(functools.partial(samples.append, path, records))
                 progress.advance(len(batch))
-    return distributed.from_main(lambda: _read(path))
+    return _read(path) if metrics.is_main() else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +177,17 @@ def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
     words = draft.split()
     rng = np.random.default_rng([seed, row])
     return words[: rng.integers(max(1, len(words)))], int(rng.integers(1, SPAN + 1))
+
+
+def _check_lengths(ids: Sequence[str], prompts: Sequence[Prompt], new: int, positions: int) -> None:
+    """UserError naming the first document whose prompts, with an answer in them, leave no room for another."""
+    for name, prompt in zip(ids, prompts, strict=True):
+        need = max(len(prompt.direct) + new, len(prompt.improve([0] * new))) + new
+        if need > positions:
+            raise UserError(
+                f"document {name!r} needs {need} tokens with its completions, the model has {positions} "
+                "positions: lower config.pairs.max_prompt_tokens or config.sampling.max_new_tokens"
+            )
 
 
 def _sampling(settings: Settings) -> Sampling:

@@ -82,21 +82,22 @@ def from_main(work: Callable[[], T]) -> T:
         return cast(T, value)
     try:
         value = work()
+        said = json.dumps([False, value])
     except UserError as error:
         client.key_value_set(key, json.dumps([True, str(error)]))
         raise
     except BaseException as error:
         client.key_value_set(key, json.dumps([True, f"process 0 failed: {error!r}"]))
         raise
-    client.key_value_set(key, json.dumps([False, value]))
+    client.key_value_set(key, said)
     return value
 
 
 def everywhere(work: Callable[[], T]) -> list[T]:
     """What `work` returns in each process, in their order; all processes call this, in the same order.
 
-    T: anything JSON holds. Each waits for all, however long it takes; what fails in one fails everywhere,
-    with the sentence of the first that failed.
+    T: anything JSON holds. Each waits for all, however long it takes; what fails in one fails there at
+    once, and in the others when they are done.
     """
     if jax.process_count() == 1:
         return [work()]
@@ -104,13 +105,16 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     _asked += 1
     key = f"srpo_jax/everywhere/{_asked}"
     client: Any = global_state.client
+    own = f"{key}/{jax.process_index()}"
     try:
-        said = [False, work()]
+        said = json.dumps([False, work()])
     except UserError as error:
-        said = [True, str(error)]
+        client.key_value_set(own, json.dumps([True, str(error)]))
+        raise
     except BaseException as error:
-        said = [True, f"process {jax.process_index()} failed: {error!r}"]
-    client.key_value_set(f"{key}/{jax.process_index()}", json.dumps(said))
+        client.key_value_set(own, json.dumps([True, f"process {jax.process_index()}: {error!r}"]))
+        raise
+    client.key_value_set(own, said)
     found = [json.loads(_wait(client, f"{key}/{i}")) for i in range(jax.process_count())]
     for failed, value in found:
         if failed:

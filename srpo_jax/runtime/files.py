@@ -1,7 +1,10 @@
 """Small files of a workdir: written whole or not at all, and one sentence where one is damaged."""
 
+import contextlib
 import json
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,33 @@ from srpo_jax.runtime.errors import UserError
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON; on disk when this returns, and until then the file is what it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(value, indent=2) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(path)
+    with whole(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write in place of `path`, whose content it becomes, at once, when the block ends.
+
+    Several processes may write one path: the last one counts. After a failure `path` is what it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
@@ -26,7 +50,9 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} is damaged (it holds no JSON object): {remedy}")

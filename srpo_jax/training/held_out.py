@@ -17,26 +17,28 @@ from srpo_jax.training.pipeline import PairTrees
 from srpo_jax.training.settings import DataSettings
 
 
-def origin(data: DataSettings, read: Callable[[], tuple[list[Pair], list[Pair]]]) -> str:
-    """A digest of the pairs of config.data: of the files that they are read from, else of themselves.
+def origin(
+    data: DataSettings, read: Callable[[], tuple[list[Pair], list[Pair]]], held: bool
+) -> str:
+    """A digest of the pairs of config.data, of those held out or the others: of the files they come from.
 
-    read: reads them.
+    Of sources that are no files, of the pairs themselves, for which `read` reads both.
     """
-    given = [data.format, data.split, data.fields, data.held_out_split, data.held_out_count]
-    sources = [Path(source) for source in (data.pairs, data.held_out) if source]
-    if all(source.is_file() for source in sources):
-        digests = [_file_digest(source) for source in sources]
-        return repr((*given, *digests))
-    digest = hashlib.sha256()
-    for pairs in read():
-        for pair in pairs:
+    own = not data.held_out and not data.held_out_split  # held out are some of `pairs`
+    sources = [data.pairs] if own or not held else [data.pairs, data.held_out or data.pairs]
+    if not all(Path(source).is_file() for source in sources):
+        digest = hashlib.sha256()
+        for pair in read()[held]:
             digest.update(repr(pair).encode())
-        digest.update(b"held out")
-    return digest.hexdigest()
+        return digest.hexdigest()
+    given: list[Any] = [data.format, data.split, data.fields, *map(_file_digest, sources)]
+    if own or held:
+        given += [held, data.held_out_split, data.held_out_count]
+    return repr(given)
 
 
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
+def _file_digest(path: str) -> str:
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -117,7 +117,7 @@ def prepare(
     found = built(pairs, renderer, names, limits, source)
     kept = [(label, tree) for _, label, tree in found if tree is not None]
     if not kept:
-        raise none_fits(source, len(pairs), row_length)
+        raise none_fits(source, len(pairs), limits)
     return PairTrees(
         names=names,
         trees=Forest.of(tree for _, tree in kept),
@@ -169,9 +169,14 @@ def built(
             )
 
 
-def none_fits(source: str, pairs: int, row_length: int) -> UserError:
+def none_fits(source: str, pairs: int, limits: Limits) -> UserError:
     """What to raise where every pair was dropped."""
-    return UserError(f"{source}: none of {pairs} pairs fits config.data.row_length={row_length}")
+    slots = (
+        f", config.data.row_length={limits.row_length} slots of a row" if limits.row_length else ""
+    )
+    return UserError(
+        f"{source}: none of {pairs} pairs fits the model's {limits.max_length} positions{slots}"
+    )
 
 
 def pair_sequences(

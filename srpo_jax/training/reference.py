@@ -5,11 +5,12 @@ tokenizer, the template, the pairs and their lengths determine). A file with ano
 error, not a wrong number.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
-import os
 import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.runtime import files, metrics
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.runtime import metrics
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline
 from srpo_jax.trees.packing import Packing
@@ -29,13 +31,32 @@ from srpo_jax.trees.prefix_tree import Rows
 
 Scores = dict[str, np.ndarray]
 PIECE_SECONDS = 60.0  # between two writes of what has been scored
+VERSION = 1  # of how scores are computed
 NUMBERS = "numbers"  # of the pairs in a piece
 Score = Callable[[Rows], tuple[dict[str, jax.Array], jax.Array]]
 
 
-def fingerprint(data: pipeline.PairTrees, weights: Any) -> str:
-    """Of all that scores depend on. weights: pytree of the reference's arrays; called by all processes."""
-    return hashlib.sha256(f"{data.fingerprint}{weights_digest(weights)}".encode()).hexdigest()
+def fingerprint(data: pipeline.PairTrees, weights: Any, architecture: DecoderConfig) -> str:
+    """Of all that scores depend on. Called by all processes.
+
+    weights: (trained, frozen) of the model as it starts; adapters are no part of the reference.
+    """
+    if architecture.lora_rank:
+        _, weights = weights
+    # What computes the same numbers, or is no part of the reference, does not count.
+    same = dataclasses.replace(
+        architecture, remat="none", attention="auto", frozen=(), lora_rank=0, lora_targets=()
+    )
+    same = dataclasses.replace(same, lora_alpha=16.0, lora_dropout=0.0)
+    depends = f"{VERSION} {data.fingerprint} {weights_digest(weights)} {same!r}"
+    return hashlib.sha256(depends.encode()).hexdigest()
+
+
+def place(cache: str, workdir: Path, name: str, depends: str) -> Path:
+    """Where scores are kept: in the folder that runs share, by their fingerprint, or in the workdir."""
+    if cache:
+        return Path(cache) / f"{name}_{depends[:16]}.npz"
+    return workdir / f"{name}.npz"
 
 
 def load_or_score(
@@ -45,18 +66,19 @@ def load_or_score(
     score: Score,
     packing: Packing,
     mesh: jax.sharding.Mesh,
-    used: np.ndarray | None = None,
+    used: Callable[[], np.ndarray] | None = None,
 ) -> Scores:
     """{name: float32 [n]} of the pairs that are used: read from `path`, what it lacks scored and added.
 
     identity: their `fingerprint`. score: rows -> (scores under the reference, pair of each), on every
-    process. used: bool [n], by default all; of others that were never
-    scored there is NaN. Called by all processes; process 0 reads and writes, every PIECE_SECONDS what there
-    is, so that an interrupted attempt is gone on with. Raises UserError when the file belongs to other
-    weights, template, tokenizer or pairs, and when a score is not finite.
+    process. used: gives bool [n], by default all; of others that were never scored there is NaN.
+    Called by all processes; process 0 reads and writes, every PIECE_SECONDS what there is, so that an
+    interrupted attempt is gone on with. Several runs may share the file. Raises UserError when it belongs
+    to other weights, template, tokenizer or pairs, and when a score is not finite.
     """
     result = _known(path, identity, data)
-    asked = np.ones(len(data), bool) if used is None else used
+    whole = not np.isnan(result[data.names[0]]).any()
+    asked = np.ones(len(data), bool) if whole or used is None else used()
     missing = np.flatnonzero(asked & np.isnan(result[data.names[0]]))
     if not len(missing):
         metrics.status(f"reference scores: {asked.sum()} pairs read from {path}")
@@ -75,9 +97,16 @@ def load_or_score(
             keep.add(numbers, scores)
             progress.advance(len(numbers))
     if metrics.is_main():
-        _write(path, identity, result)
+        _write(path, identity, _merged(_read(path, identity), result))
         keep.remove()
     return result
+
+
+def _merged(other: Scores | None, own: Scores) -> Scores:
+    """With what another run has written meanwhile."""
+    if other is None:
+        return own
+    return {name: np.where(np.isnan(values), other[name], values) for name, values in own.items()}
 
 
 def score_all(
@@ -135,12 +164,13 @@ def _digest(x: jax.Array) -> jax.Array:
 
 
 class _Pieces:
-    """What has been scored so far, in files beside `path`. Process 0 writes them."""
+    """What this run has scored so far, in files beside `path`. Process 0 writes them."""
 
     def __init__(self, path: Path, identity: str):
         self.path, self.identity = path, identity
         self.numbers: list[np.ndarray] = []
         self.scores: list[Scores] = []
+        self.files = _pieces(path)  # of earlier attempts, whose scores this one has read
         self.written = time.monotonic()
 
     def add(self, numbers: np.ndarray, scores: Scores) -> None:
@@ -150,19 +180,18 @@ class _Pieces:
         self.scores.append(scores)
         if time.monotonic() - self.written >= PIECE_SECONDS:
             joined = {n: np.concatenate([one[n] for one in self.scores]) for n in scores}
-            # Runs that share a folder write pieces of their own.
-            number = f"{os.getpid()}-{len(_pieces(self.path))}"
-            free = self.path.with_name(f"{self.path.name}.piece{number}")
-            _write(free, self.identity, joined | {NUMBERS: np.concatenate(self.numbers)})
+            file = self.path.with_name(f"{self.path.stem}.piece-{uuid.uuid4().hex}.npz")
+            _write(file, self.identity, joined | {NUMBERS: np.concatenate(self.numbers)})
+            self.files.append(file)
             self.numbers, self.scores, self.written = [], [], time.monotonic()
 
     def remove(self) -> None:
-        for piece in _pieces(self.path):
-            piece.unlink(missing_ok=True)
+        for file in self.files:
+            file.unlink(missing_ok=True)
 
 
 def _pieces(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{path.name}.piece*"))
+    return sorted(path.parent.glob(f"{path.stem}.piece-*.npz"))
 
 
 def _known(path: Path, identity: str, data: pipeline.PairTrees) -> Scores:
@@ -172,7 +201,12 @@ def _known(path: Path, identity: str, data: pipeline.PairTrees) -> Scores:
         if (whole := _read(path, identity)) is not None:
             known = {name: whole[name].copy() for name in data.names}
         for piece in _pieces(path):
-            if (part := _read(piece, identity)) is not None:
+            try:
+                part = _read(piece, identity)
+            except UserError as error:
+                metrics.status(f"warning: {error}; its pairs are scored again")
+                continue
+            if part is not None:
                 for name in data.names:
                     known[name][part[NUMBERS]] = part[name]
     if jax.process_count() > 1:
@@ -182,11 +216,11 @@ def _known(path: Path, identity: str, data: pipeline.PairTrees) -> Scores:
 
 
 def _read(path: Path, identity: str) -> dict[str, np.ndarray] | None:
-    if not path.is_file():
-        return None
     try:
         with np.load(path) as file:
             kept = dict(file)
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     if str(kept.pop("fingerprint", "")) != identity:
@@ -198,8 +232,5 @@ def _read(path: Path, identity: str) -> dict[str, np.ndarray] | None:
 
 
 def _write(path: Path, identity: str, scores: Scores) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with files.whole(path) as part, part.open("wb") as file:
         np.savez(file, allow_pickle=False, fingerprint=np.array(identity), **scores)
-    os.replace(part, path)

@@ -1,17 +1,21 @@
 """Trees on disk: built by the first start, read where they lie by every later one.
 
     FOLDER/0-of-2.tokens, FOLDER/0-of-2.runs, …   the columns of a forest, raw
-    FOLDER/0-of-2.json                            written last: how many trees, sizes, a digest
+    FOLDER/0-of-2.json                            written last: how many trees, sizes of the files
 
-There is a share for each process that built them, of the pairs whose number leaves the rest of the process
-when divided by the number of processes. Whoever reads them later needs not be as many.
+They are built in a folder of another name, which becomes FOLDER when it is whole: runs that share it never
+see a part. There is a share for each process that built them, of the pairs whose number leaves the rest of
+the process when divided by the number of processes. Whoever reads them later needs not be as many.
 """
 
 import contextlib
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,15 @@ from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.files import write_json
 from srpo_jax.runtime.metrics import Progress, status
 from srpo_jax.training.pipeline import Limits, PairTrees, built, none_fits
 from srpo_jax.trees import forest
 from srpo_jax.trees.forest import Forest, Shares
 from srpo_jax.trees.prefix_tree import Tree
 
+PATIENCE = 10  # seconds until a file of another host must be seen
+ABANDONED = 3600.0  # seconds without a write to a build
 VERSION = 1  # of these files and of what trees are
 # (dtype, shape of a row; None: a number for each sequence). `sizes` are the differences of bounds.
 COLUMNS: dict[str, tuple[type, tuple[int | None, ...]]] = {
@@ -82,8 +89,16 @@ def prepare(
 
     found = open_or_build(folder / key, build, lambda: len(pairs()))
     if not len(found.labels):
-        raise none_fits(source, found.dropped, limits.row_length)
+        raise none_fits(source, found.dropped, limits)
     return PairTrees(names, found.trees, found.labels, limits.row_length, found.dropped)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Share:
+    trees: Forest
+    numbers: np.ndarray
+    labels: np.ndarray
+    dropped: int
 
 
 def open_or_build(
@@ -92,27 +107,60 @@ def open_or_build(
     """The trees in the folder; if they are not all there, every process builds its share first.
 
     build: (process, processes) -> (number, label, tree or None) of its share. pairs: how many there are in
-    all. Called by all processes, which must see the same folder. What fails in one process fails in all.
+    all. Called by all processes, which must see the same folder; other runs may build it meanwhile. What
+    fails in one process fails in all.
     """
     processes = distributed.from_main(lambda: _complete(folder))
     if not processes:
         began = time.perf_counter()
-        processes = jax.process_count()
-        process = jax.process_index()
-
-        def write() -> None:
-            own = len(range(process, pairs(), processes))
-            _write(folder, _name(process, processes), build(process, processes), own)
-
-        distributed.everywhere(write)
+        _build(folder, build, pairs)
+        processes = distributed.from_main(lambda: _complete(folder))
         status(f"trees: built in {time.perf_counter() - began:.0f} s, kept in {folder}")
-    shares = [_read(folder, _name(process, processes)) for process in range(processes)]
-    if any(share is None for share in shares):
-        raise UserError(
-            f"{folder} does not hold what all processes have built: config.data.cache (by default the "
-            "workdir) must be a folder that all of them share"
-        )
-    return _together([share for share in shares if share is not None])
+    shares: list[_Share] = []
+    distributed.everywhere(lambda: shares.extend(_opened(folder, processes)))
+    return _together(shares)
+
+
+def _build(folder: Path, build: Callable[[int, int], Built], pairs: Callable[[], int]) -> None:
+    """All shares, in a folder of this attempt that becomes `folder` when it is whole."""
+    _remove_abandoned(folder)
+    name = distributed.from_main(lambda: f".{folder.name}.building-{uuid.uuid4().hex}")
+    building = folder.with_name(name)
+
+    def write() -> None:
+        process, processes = jax.process_index(), jax.process_count()
+        own = len(range(process, pairs(), processes))
+        _write(building, _name(process, processes), build(process, processes), own)
+
+    def publish() -> None:
+        if not _complete(building):
+            raise UserError(
+                f"{folder} does not get what all processes build: config.data.cache (by default the "
+                "workdir) must be a folder that all of them share"
+            )
+        if _complete(folder):  # another run was faster
+            shutil.rmtree(building)
+            return
+        shutil.rmtree(folder, ignore_errors=True)  # damaged
+        building.rename(folder)
+
+    try:
+        distributed.everywhere(write)
+        distributed.from_main(publish)
+    except BaseException:
+        if jax.process_index() == 0:
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What builds that were killed have left, and no process has written to for a while. In process 0."""
+    if jax.process_index() != 0:
+        return
+    for left in folder.parent.glob(f".{folder.name}.building-*"):
+        newest = max((file.stat().st_mtime for file in left.iterdir()), default=0.0)
+        if time.time() - newest > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _name(process: int, processes: int) -> str:
@@ -120,12 +168,32 @@ def _name(process: int, processes: int) -> str:
 
 
 def _complete(folder: Path) -> int:
-    """Of how many processes all shares are there; 0 if of none. Says which file is damaged."""
-    counts = {int(path.stem.split("-")[-1]) for path in folder.glob("0-of-*.json")}
-    for count in sorted(counts):
-        if all(_read(folder, _name(process, count)) for process in range(count)):
-            return count
-    return 0
+    """How many processes built what is there, each file as long as it should be; 0 if not whole."""
+    manifests = sorted(folder.glob("0-of-*.json"))
+    count = int(manifests[0].stem.split("-")[-1]) if manifests else 0
+    try:
+        for process in range(count):
+            for _ in _files(folder, _name(process, count)):
+                pass
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        status(f"{folder}: these trees are not whole ({error})")
+        return 0
+    return count
+
+
+def _opened(folder: Path, processes: int) -> list[_Share]:
+    """The shares of all processes; a moment is given to folders on a network."""
+    for attempt in range(PATIENCE):
+        try:
+            return [_read(folder, _name(process, processes)) for process in range(processes)]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            if attempt + 1 == PATIENCE:
+                raise UserError(
+                    f"{folder} cannot be read by process {jax.process_index()} ({error}): "
+                    "config.data.cache (by default the workdir) must be a folder that all processes share"
+                ) from error
+            time.sleep(1)
+    raise AssertionError
 
 
 def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
@@ -146,7 +214,6 @@ def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
             yield tree
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").unlink(missing_ok=True)
     sequences = 0
     with contextlib.ExitStack() as stack:
         files = {
@@ -161,50 +228,43 @@ def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
             np.diff(chunk.bounds, axis=0).tofile(files["sizes"])
         np.array(numbers, np.int64).tofile(files["numbers"])
         np.array(labels, np.float32).tofile(files["labels"])
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
     manifest = {
         "trees": len(numbers),
         "sequences": sequences,
         "dropped": dropped,
         "bytes": {column: (folder / f"{name}.{column}").stat().st_size for column in COLUMNS},
     }
-    part = folder / f"{name}.part"
-    part.write_text(json.dumps(manifest, indent=2) + "\n")
-    part.replace(folder / f"{name}.json")
+    write_json(folder / f"{name}.json", manifest)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Share:
-    trees: Forest
-    numbers: np.ndarray
-    labels: np.ndarray
-    dropped: int
+def _files(folder: Path, name: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """(column, file, manifest) of a share; raises OSError, ValueError, KeyError or TypeError if damaged."""
+    manifest: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
+    for column in COLUMNS:
+        path = folder / f"{name}.{column}"
+        size, should = path.stat().st_size, manifest["bytes"][column]
+        if size != should:
+            raise ValueError(f"{path.name} has {size} bytes, not {should}")
+        yield column, path, manifest
 
 
-def _read(folder: Path, name: str) -> _Share | None:
-    """None where it is missing; or damaged, which is said."""
-    path = folder / f"{name}.json"
-    if not path.is_file():
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-        columns = {
-            column: _column(folder / f"{name}.{column}", column, manifest) for column in COLUMNS
-        }
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        status(f"{path}: these trees are damaged ({error}) and built anew")
-        return None
+def _read(folder: Path, name: str) -> _Share:
+    """A share; raises what `_files` does."""
+    columns, dropped = {}, 0
+    for column, path, manifest in _files(folder, name):
+        columns[column], dropped = _column(path, column, manifest), int(manifest["dropped"])
     numbers, labels, sizes = (columns.pop(key) for key in ("numbers", "labels", "sizes"))
     trees = Forest(**columns, bounds=forest.bounds_of(sizes))
-    return _Share(trees, numbers, labels, int(manifest["dropped"]))
+    return _Share(trees, numbers, labels, dropped)
 
 
 def _column(path: Path, column: str, manifest: dict[str, Any]) -> np.ndarray:
     dtype, row = COLUMNS[column]
-    size = path.stat().st_size
-    if size != manifest["bytes"][column]:
-        raise ValueError(f"{path.name} has {size} bytes, not {manifest['bytes'][column]}")
     shape = (-1, *(manifest["sequences"] if width is None else width for width in row))
-    if not size:
+    if not manifest["bytes"][column]:
         return np.zeros((0, *shape[1:]), dtype)
     if column in LARGE:
         return np.memmap(path, dtype, "r").reshape(shape)

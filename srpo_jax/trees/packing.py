@@ -96,12 +96,15 @@ class Packing:
 
     def used(self, steps: int) -> Bool[np.ndarray, " n"]:
         """Which pairs are in the batches of the first so many steps."""
-        count = len(self.slots)
-        # A window is no longer than an epoch: what the first epoch deals is used in twice its steps.
-        if steps * self.batch_size >= 2 * count:
-            return np.ones(count, bool)
-        found = np.zeros(count, bool)
-        for step in range(steps):
+        found = np.zeros(len(self.slots), bool)
+        size = self._window_batches * self.batch_size
+        windows, rest = divmod(steps, self._window_batches)
+        # Where the windows that the first epoch lies in are complete, so is the epoch.
+        if windows * size >= len(found):
+            return np.ones(len(found), bool)
+        for window in range(windows):
+            found[self._drawn(window)] = True
+        for step in range(steps - rest, steps):
             found[self._pairs(step)] = True
         return found
 
@@ -113,12 +116,14 @@ class Packing:
     def _pairs(self, step: int) -> np.ndarray:
         window, place = divmod(step, self._window_batches)
         if self._dealt is None or self._dealt[0] != window:
-            size = self._window_batches * self.batch_size
-            stream = range(window * size, (window + 1) * size)
-            drawn = np.array([self._order[i] for i in stream])
-            self._dealt = window, self._deal(drawn, window)
+            self._dealt = window, self._deal(self._drawn(window), window)
         pairs: np.ndarray = self._dealt[1][place]
         return pairs
+
+    def _drawn(self, window: int) -> Int[np.ndarray, " k"]:
+        """The pairs of a window, as they are shuffled."""
+        size = self._window_batches * self.batch_size
+        return np.array([self._order[i] for i in range(window * size, (window + 1) * size)])
 
     def _deal(self, pairs: Int[np.ndarray, " n"], window: int) -> Int[np.ndarray, "batches b"]:
         """Pairs [k * batch_size] -> [k, batch_size]; packed: one of every length class in each batch."""

@@ -8,6 +8,7 @@ from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.pairing import drawing
 from srpo_jax.prompts import Renderer
 from srpo_jax.revision import Sampling
+from srpo_jax.runtime.errors import UserError
 
 DRAFT, NEW = "one two three four five six", "new words to the very end"
 K = 6
@@ -75,3 +76,11 @@ def test_revisions_are_asked_for_with_the_draft_shown(drawn):
     assert set(found.others) == {NEW}
     assert all(DRAFT in found.asked[row] for row in range(3 * K + 1, 4 * K))
     assert DRAFT not in found.asked[3 * K]
+
+
+def test_a_document_too_long_for_the_models_positions_is_named():
+    prompt = Renderer("plain", ByteTokenizer()).prompt("the text")
+    need = len(prompt.improve([0] * 8)) + 8
+    drawing._check_lengths(["a"], [prompt], 8, need)
+    with pytest.raises(UserError, match=f"document 'b' needs {need} tokens"):
+        drawing._check_lengths(["b"], [prompt], 8, need - 1)

@@ -120,7 +120,10 @@ def test_one_set_of_programs_serves_any_number_of_revisions(model):
 def test_many_lengths_compile_at_most_twelve_programs(model):
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 70, 60)
-    given = [Prompt((3,) * int(n), (3,) * int(n), (9,) * int(rng.integers(1, 9))) for n in lengths]
+    tails = rng.integers(1, 9, 60)
+    given = [
+        Prompt((3,) * n, (*(3,) * n, 4), (9,) * k) for n, k in zip(lengths, tails, strict=True)
+    ]
     sampling = Sampling(max_new_tokens=3, batch_size=3)
     three = (programs.prefill, programs.extend, programs.decode)
     before = sum(program._cache_size() for program in three)

@@ -1,5 +1,6 @@
 """Reference scores are read again only for exactly what they were computed from."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
+from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.objectives.losses import DIRECT_SCORES
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
@@ -42,10 +44,15 @@ def mesh():
 
 
 PAIRS = data()
+ARCHITECTURE = DecoderConfig(
+    vocab_size=259, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, mlp_width=8, dtype="float32"
+)
 
 
-def load(path, mesh, data=PAIRS, weights=WEIGHTS, score=score, used=None):
-    identity = reference.fingerprint(data, weights)
+def load(
+    path, mesh, data=PAIRS, weights=WEIGHTS, score=score, used=None, architecture=ARCHITECTURE
+):
+    identity = reference.fingerprint(data, weights, architecture)
     return reference.load_or_score(path, identity, data, score, data.packing(4, 0), mesh, used)
 
 
@@ -77,7 +84,7 @@ def counted(seen, fail_at=None):
 def test_what_is_not_used_is_not_scored_until_it_is(tmp_path, mesh):
     path, seen = tmp_path / "reference_scores.npz", []
     used = np.array([True, False, True, False, False])
-    first = load(path, mesh, used=used, score=counted(seen))
+    first = load(path, mesh, used=lambda: used, score=counted(seen))
     np.testing.assert_array_equal(np.isnan(first["w"]), ~used)
     assert sorted(itertools.chain(*seen)) == [0, 2]
     seen.clear()
@@ -95,7 +102,7 @@ def test_an_interrupted_attempt_is_gone_on_with(tmp_path, mesh, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             load(path, mesh, pairs, score=counted(seen, fail_at=batches))
         assert not path.exists()
-        assert len(list(tmp_path.glob("*.piece*"))) == batches
+        assert len(list(tmp_path.glob("*.piece-*"))) == batches
     scores = load(path, mesh, pairs, score=counted(seen))
     assert sorted(itertools.chain(*seen)) == list(range(19)), "each pair once"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
@@ -104,14 +111,46 @@ def test_an_interrupted_attempt_is_gone_on_with(tmp_path, mesh, monkeypatch):
         np.testing.assert_array_equal(scores[name], plain[name])
 
 
+def test_a_piece_cut_short_is_scored_again_and_what_others_wrote_stays(
+    tmp_path, mesh, monkeypatch, capsys
+):
+    monkeypatch.setattr(reference, "PIECE_SECONDS", 0.0)
+    path, seen = tmp_path / "reference_scores.npz", []
+    with pytest.raises(KeyboardInterrupt):
+        load(path, mesh, score=counted(seen, fail_at=1))
+    (piece,) = tmp_path.glob("*.piece-*")
+    piece.write_bytes(piece.read_bytes()[:50])
+    (tmp_path / ".left.part").write_bytes(b"")  # by a kill in the middle of a write
+
+    def meanwhile(rows):
+        """Another run that shares the folder finishes pair 4, which this one does not use."""
+        if not path.exists():
+            load(path, mesh, used=lambda: np.arange(5) == 4)
+        return score(rows)
+
+    found = load(path, mesh, score=meanwhile, used=lambda: np.arange(5) < 2)
+    assert "cannot be read" in capsys.readouterr().out
+    assert np.isnan(found["w"][2:]).all()
+    assert np.flatnonzero(
+        ~np.isnan(load(path, mesh, used=lambda: np.arange(5) < 1)["w"])
+    ).tolist() == [0, 1, 4]
+
+
+def test_adapters_and_how_it_is_computed_are_no_part_of_the_reference():
+    adapted = dataclasses.replace(ARCHITECTURE, lora_rank=4, lora_targets=("query",), remat="full")
+    plain = reference.fingerprint(PAIRS, WEIGHTS, ARCHITECTURE)
+    assert reference.fingerprint(PAIRS, ({"lora": jnp.ones(3)}, WEIGHTS), adapted) == plain
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"data": data("tldr")},
         {"data": data(count=4)},
         {"weights": WEIGHTS | {"a": WEIGHTS["a"].at[2, 1].add(1e-6)}},
+        {"architecture": dataclasses.replace(ARCHITECTURE, dtype="bfloat16")},
     ],
-    ids=["template", "pairs", "weights"],
+    ids=["template", "pairs", "weights", "dtype"],
 )
 def test_a_stale_file_is_an_error_and_stays(tmp_path, mesh, change):
     path = tmp_path / "reference_scores.npz"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -47,18 +48,19 @@ def assert_same(one, other):
 
 
 def by_processes(monkeypatch, folder, count, **settings):
-    """What `count` processes write, one after the other; each reads what it can."""
-    monkeypatch.setattr(distributed, "everywhere", lambda work: [work()])
-    for process in range(count):
-        monkeypatch.setattr(tree_files.jax, "process_count", lambda: count)
-        monkeypatch.setattr(tree_files.jax, "process_index", lambda process=process: process)
-        monkeypatch.setattr(distributed, "from_main", lambda work: 0)
-        if process < count - 1:
-            with pytest.raises(UserError, match="must be a folder that all of them share"):
-                prepared(folder, **settings)
-    found = prepared(folder, **settings)
-    monkeypatch.undo()
-    return found
+    """What `count` processes build together: here they write one after the other, and process 0 reads."""
+
+    def everywhere(work):
+        for process in range(count if work.__name__ == "write" else 1):
+            patch.setattr(tree_files.jax, "process_index", lambda process=process: process)
+            work()
+        patch.setattr(tree_files.jax, "process_index", lambda: 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tree_files.jax, "process_count", lambda: count)
+        patch.setattr(distributed, "from_main", lambda work: work())
+        patch.setattr(distributed, "everywhere", everywhere)
+        return prepared(folder, **settings)
 
 
 def test_a_second_start_reads_what_the_first_one_built(tmp_path):
@@ -104,7 +106,7 @@ def test_whatever_trees_depend_on_builds_others(tmp_path, changed):
 def test_a_pair_too_long_leaves_nothing_that_could_be_taken_for_whole(tmp_path):
     with pytest.raises(UserError, match=r"file:\d: this pair needs"):
         prepared(tmp_path, limits=Limits(100))
-    assert not list(tmp_path.glob("*/*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_none_that_fits_is_said(tmp_path):
@@ -126,8 +128,49 @@ def test_damaged_trees_are_built_anew_and_it_is_said(tmp_path, capsys, damage):
         manifest.write_text("{")
     capsys.readouterr()
     assert_same(prepared(tmp_path), in_memory())
-    assert f"{manifest}: these trees are damaged" in capsys.readouterr().out
+    assert f"{manifest.parent}: these trees are not whole" in capsys.readouterr().out
     assert_same(prepared(tmp_path, pairs=None), in_memory())
+
+
+def test_runs_that_build_the_same_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    build, others = tree_files.built, []
+
+    def meanwhile(*arguments):
+        for number, one in enumerate(build(*arguments)):
+            if number == 4 and not others:
+                others.append(None)
+                others.append(prepared(tmp_path))
+            yield one
+
+    monkeypatch.setattr(tree_files, "built", meanwhile)
+    assert_same(prepared(tmp_path), in_memory())
+    assert_same(others[1], in_memory())
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_build_left_goes_when_it_is_old(tmp_path, monkeypatch):
+    prepared(tmp_path)
+    (folder,) = tmp_path.iterdir()
+    left = tmp_path / f".{folder.name}.building-dead"
+    folder.rename(left)
+    prepared(tmp_path)
+    assert left.is_dir(), "it may still be written to"
+    shutil.rmtree(folder)
+    monkeypatch.setattr(tree_files, "ABANDONED", -1.0)
+    prepared(tmp_path)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_not_shared_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tree_files, "PATIENCE", 1)
+    write = tree_files._write
+
+    def elsewhere(folder, name, *arguments):
+        write(tmp_path / name if name.startswith("1") else folder, name, *arguments)
+
+    monkeypatch.setattr(tree_files, "_write", elsewhere)
+    with pytest.raises(UserError, match="must be a folder that all of them share"):
+        by_processes(monkeypatch, tmp_path / "cache", 2)
 
 
 def test_a_worker_gets_the_files_name_and_not_its_content(tmp_path):
