@@ -180,7 +180,7 @@ def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
 
 
 def _check_lengths(ids: Sequence[str], prompts: Sequence[Prompt], new: int, positions: int) -> None:
-    """UserError naming the first document whose prompts, with an answer in them, leave no room for another."""
+    """UserError naming the first document whose prompts, with an answer shown, leave no room for one."""
     for name, prompt in zip(ids, prompts, strict=True):
         need = max(len(prompt.direct) + new, len(prompt.improve([0] * new))) + new
         if need > positions:
