@@ -17,7 +17,7 @@ from srpo_jax.config import default, stage
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
 GOLDS, EDITS, PAIRS = 160, 64, 96
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "srpo": {"objective.beta": 0.03, "objective.nll_weight": 0.1},
+    "srpo": {"objective.beta": 0.02, "objective.nll_weight": 0.1},
     "dpo": {"objective.beta": 0.1},
 }
 

@@ -38,6 +38,7 @@ from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.reference import Reference
 from srpo_jax.trees.packing import Packing
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
@@ -79,10 +80,8 @@ def train(settings: Settings, workdir: Path) -> bool:
     programs, weights = one.compile(trained), (trained, frozen)
     if objective.needs_reference:
         score = lambda rows: programs.reference(*weights, rows)
-        depends = reference.fingerprint(data, weights, architecture)
-        path = reference.place(settings.data.cache, workdir, "reference_scores", depends)
-        used = lambda: packing.used(settings.train.steps)
-        data.reference = reference.load_or_score(path, depends, data, score, packing, mesh, used)
+        policy = Reference(score, weights, architecture)
+        data.reference = score_pairs(settings, workdir, data, policy, packing, mesh)
     hooks.report_model(trained, frozen, mesh)
     known = diagnosis.report_copying(data, hyper)
     evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
@@ -153,6 +152,27 @@ def prepare_model(
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
     return loading.create(architecture, parameters, mesh, seed)
+
+
+def score_pairs(
+    settings: Settings,
+    workdir: Path,
+    data: pipeline.PairTrees,
+    policy: Reference,
+    packing: Packing,
+    mesh: Mesh,
+) -> reference.Scores:
+    """What the reference says of the pairs that the run uses, read where it is known already."""
+    return reference.scores(
+        "reference_scores",
+        data,
+        policy,
+        packing,
+        mesh,
+        workdir=workdir,
+        cache=settings.data.cache,
+        used=lambda: packing.used(settings.train.steps),
+    )
 
 
 def step_options(settings: Settings) -> dict[str, Any]:

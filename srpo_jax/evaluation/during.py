@@ -167,18 +167,15 @@ def prepare(
     )
     if step.objective.needs_reference:
         architecture = nnx.merge(step.graphdef, *weights).config
-        depends = reference.fingerprint(data, weights, architecture)
-        data.reference = reference.load_or_score(
-            reference.place(settings.data.cache, workdir, "held_out_scores", depends),
-            depends,
-            data,
-            lambda rows: programs.reference(*weights, rows),
-            packing,
-            step.mesh,
+        score = lambda rows: programs.reference(*weights, rows)
+        policy = reference.Reference(score, weights, architecture)
+        cache = settings.data.cache
+        data.reference = reference.scores(
+            "held_out_scores", data, policy, packing, step.mesh, workdir=workdir, cache=cache
         )
     # Without adapters the policy is scored by the reference's program, which is compiled already.
-    score = programs.scores if settings.lora.rank else programs.reference
-    return Evaluation(settings, workdir, step, score, weights[1], data, packing, asked, copying)
+    scored = programs.scores if settings.lora.rank else programs.reference
+    return Evaluation(settings, workdir, step, scored, weights[1], data, packing, asked, copying)
 
 
 def begin(

@@ -147,7 +147,9 @@ class Plan:
         """What follows the first `known` [B] tokens; they lie in the valid slots [B, C]."""
         improve = [p.improve(y) for p, y in zip(self.prompts, shown, strict=True)]
         rest = [ids[start:] for ids, start in zip(improve, known, strict=True)]
-        tokens, counts = _padded(rest, width or _width(max(map(len, rest))))
+        # Rounded up, but not beyond the cache.
+        longest = _width(max(map(len, rest)))
+        tokens, counts = _padded(rest, width or min(longest, self.first + self.second - slot))
         return Rows(tokens, counts, known, valid, np.array(slot, np.int32))
 
     def _span(self, slot: int, counts: np.ndarray) -> np.ndarray:

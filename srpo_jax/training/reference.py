@@ -14,7 +14,7 @@ import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,31 @@ def fingerprint(data: pipeline.PairTrees, weights: Any, architecture: DecoderCon
     same = dataclasses.replace(same, lora_alpha=16.0, lora_dropout=0.0)
     depends = f"{VERSION} {data.fingerprint} {weights_digest(weights)} {same!r}"
     return hashlib.sha256(depends.encode()).hexdigest()
+
+
+class Reference(NamedTuple):
+    """The reference policy. score: see `Score`; weights and architecture: see `fingerprint`."""
+
+    score: Score
+    weights: Any
+    architecture: DecoderConfig
+
+
+def scores(
+    name: str,
+    data: pipeline.PairTrees,
+    policy: Reference,
+    packing: Packing,
+    mesh: jax.sharding.Mesh,
+    *,
+    workdir: Path,
+    cache: str = "",
+    used: Callable[[], np.ndarray] | None = None,
+) -> Scores:
+    """`load_or_score` of a policy's scores, which are kept under this name; see `place`."""
+    depends = fingerprint(data, policy.weights, policy.architecture)
+    path = place(cache, workdir, name, depends)
+    return load_or_score(path, depends, data, policy.score, packing, mesh, used)
 
 
 def place(cache: str, workdir: Path, name: str, depends: str) -> Path:

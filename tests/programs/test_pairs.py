@@ -77,15 +77,15 @@ def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypat
 
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "whole.jsonl")
-    calls, real = [], revision.revise_ids
+    calls, real = [], revision.Trunks.write
 
-    def interrupted(*args, **kwargs):
-        calls.append(kwargs["rows"])
+    def interrupted(trunks, branches):
+        calls.append([branch.row for branch in branches])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return real(trunks, branches)
 
-    monkeypatch.setattr(revision, "revise_ids", interrupted)
+    monkeypatch.setattr(revision.Trunks, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "parts.jsonl")
     assert not (tmp_path / "parts.jsonl").exists()
