@@ -112,10 +112,8 @@ def _write_model(
         return loaded[0]
 
     size = CHUNK * settings.sampling.batch_size
-    prompts = [prompt for job in jobs for prompt in job.prompts]
-    foreseen = revision.shapes(
-        prompts, settings.sampling.max_new_tokens, settings.sampling.batch_size
-    )
+    limits = settings.sampling.max_new_tokens, settings.sampling.batch_size
+    foreseen = revision.shapes([job.prompts for job in jobs], *limits)
     for job in jobs:
         header = _header(settings, job, weights)
 

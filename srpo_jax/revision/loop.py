@@ -89,7 +89,7 @@ def revise_ids(
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
     keys = programs.keys(seed, numbers)
     engine = Engine.of(model, sampling, stops, Spent() if spent is None else spent)
-    foreseen = foreseen or shapes(prompts, new, sampling.batch_size)
+    foreseen = foreseen or shapes([prompts], new, sampling.batch_size)
     results: list[list[list[int]]] = [[] for _ in prompts]
     # Rows of a batch are padded to its longest; the longest batch first, so that what does not fit into
     # memory fails at once.

@@ -53,16 +53,16 @@ class Shape(NamedTuple):
         return self.first >= other.first and self.second >= other.second
 
 
-def shapes(prompts: Sequence[Prompt], new: int, batch: int) -> tuple[Shape, ...]:
+def shapes(sets: Sequence[Sequence[Prompt]], new: int, batch: int) -> tuple[Shape, ...]:
     """At most SHAPES that hold any batch of these prompts, ascending, chosen for little padding in all.
 
-    batch: prompts at a time, the longest ones together.
+    batch: prompts of a set at a time, the longest ones together.
     """
-    by_length = sorted(prompts, key=lambda p: len(p.direct))
-    needs = [
-        Shape.needed(by_length[first : first + batch], new)
-        for first in range(0, len(by_length), batch)
-    ]
+    needs = []
+    for prompts in sets:
+        by_length = sorted(prompts, key=lambda p: -len(p.direct))
+        for first in range(0, len(by_length), batch):
+            needs.append(Shape.needed(by_length[first : first + batch], new))
     chosen: list[Shape] = []
     second = 0
     for level in _levels([need.first for need in needs], SHAPES):

@@ -40,7 +40,7 @@ def test_levels_are_the_best_there_are(count):
 
 def test_four_shapes_hold_every_batch_with_little_padding():
     given = prompts()
-    shapes = revision.shapes(given, 24, 16)
+    shapes = revision.shapes([given], 24, 16)
     assert len(shapes) == 4
     assert all(b.holds(a) for a, b in itertools.pairwise(shapes))
     by_length = sorted(given, key=lambda p: -len(p.direct))
@@ -55,11 +55,16 @@ def test_four_shapes_hold_every_batch_with_little_padding():
 
 
 def test_prompts_of_one_length_have_one_shape():
-    assert len(revision.shapes([Prompt((1,) * 9, (1,) * 9, (2,))] * 50, 8, 4)) == 1
-    assert revision.shapes([], 8, 4) == ()
+    assert len(revision.shapes([[Prompt((1,) * 9, (1,) * 9, (2,))] * 50], 8, 4)) == 1
+    assert revision.shapes([[]], 8, 4) == ()
+
+
+def test_a_set_of_short_prompts_is_not_padded_to_a_set_of_long_ones():
+    short, long = ([Prompt((1,) * n, (1,) * n, (2,))] * 10 for n in (20, 90))
+    assert [shape.first for shape in revision.shapes([short, long], 8, 16)] == [20, 92]
 
 
 def test_a_batch_that_no_shape_holds_has_its_own():
-    small = revision.shapes([Prompt((1,) * 9, (1,) * 9, (2,))], 8, 4)
+    small = revision.shapes([[Prompt((1,) * 9, (1,) * 9, (2,))]], 8, 4)
     made = plan.Plan.of([Prompt((1,) * 90, (1,) * 90, (2,))], 1, 8, small)
     assert made.first >= 90
