@@ -28,5 +28,5 @@ pictures: ## the drawings that are made from the code: rooms, tree
 	$(BIN)/python tools/architecture.py
 	$(BIN)/python -m benchmarks.drawing
 
-quickstart: ## the whole path on real text, about 20 minutes
+quickstart: ## the whole path on real text, 27 minutes when it was last timed
 	$(BIN)/python -m srpo_jax.quickstart

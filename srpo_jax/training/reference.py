@@ -1,8 +1,8 @@
 """Reference scores: computed once, for the pairs that a run uses, and kept beside it as they come.
 
-The file carries a fingerprint of all they depend on: the reference's weights, and the trees (which the
-tokenizer, the template, the pairs and their lengths determine). A file with another fingerprint is an
-error, not a wrong number.
+The file carries a fingerprint of all they depend on: the reference's weights and architecture, dtype too,
+and the trees (which the tokenizer, the template, the pairs and their lengths determine). A file with
+another fingerprint is an error, not a wrong number.
 """
 
 import dataclasses
@@ -250,8 +250,8 @@ def _read(path: Path, identity: str) -> dict[str, np.ndarray] | None:
         raise UserError(f"{path} cannot be read ({error}): delete it and run again") from error
     if str(kept.pop("fingerprint", "")) != identity:
         raise UserError(
-            f"{path} was scored with other reference weights, template, tokenizer or pairs: use another "
-            "--workdir, or delete the file if the change is meant"
+            f"{path} was scored with other reference weights, dtype, template, tokenizer or pairs: use "
+            "another --workdir, or delete the file if the change is meant"
         )
     return kept
 

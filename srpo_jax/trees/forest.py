@@ -21,8 +21,45 @@ CHUNK = 4096  # trees that are joined at once
 DIGEST = 16  # bytes of a tree's
 
 
+class Kept(NamedTuple):
+    """A tree with its runs; see `Forest`."""
+
+    tokens: np.ndarray
+    runs: np.ndarray
+    target_token: np.ndarray
+    target_runs: np.ndarray
+    rank: np.ndarray
+    lengths: np.ndarray
+
+    def tree(self) -> Tree:
+        positions, end = _expanded(self.runs)
+        source, first, last = _expanded(self.target_runs)
+        targets = (source, self.target_token, first, last)
+        return Tree(self.tokens, positions, end, *targets, self.rank, self.lengths)
+
+
+class _Trees(Sequence[Tree]):
+    """Trees that are made of what is kept of them when they are asked for."""
+
+    def kept(self, i: int) -> Kept:
+        """Tree i as it is kept, 0 <= i < n."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Tree: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tree]: ...
+    def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.kept(range(len(self))[index]).tree()
+
+    def __iter__(self) -> Iterator[Tree]:
+        return (self[i] for i in range(len(self)))
+
+
 @dataclasses.dataclass(frozen=True)
-class Forest(Sequence[Tree]):
+class Forest(_Trees):
     """n trees of k sequences each.
 
     tokens [S], target_token [T]: those of all trees, one after the other.
@@ -71,42 +108,13 @@ class Forest(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Tree: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tree]: ...
-    def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.kept(range(len(self))[index]).tree()
-
-    def __iter__(self) -> Iterator[Tree]:
-        return (self[i] for i in range(len(self)))
-
-    def kept(self, i: int) -> "Kept":
+    def kept(self, i: int) -> Kept:
         """Tree i as it is kept, 0 <= i < n."""
         # An array in a file is a class of its own, whose slices are slow to make.
         columns = map(np.asarray, (self.tokens, self.runs, self.target_token, self.target_runs))
         begins, ends = self.bounds[i].tolist(), self.bounds[i + 1].tolist()
         slices = (x[b:e] for x, b, e in zip(columns, begins, ends, strict=True))
         return Kept._make([*slices, self.rank[i], self.lengths[i]])
-
-
-class Kept(NamedTuple):
-    """A tree with its runs; see `Forest`."""
-
-    tokens: np.ndarray
-    runs: np.ndarray
-    target_token: np.ndarray
-    target_runs: np.ndarray
-    rank: np.ndarray
-    lengths: np.ndarray
-
-    def tree(self) -> Tree:
-        positions, end = _expanded(self.runs)
-        source, first, last = _expanded(self.target_runs)
-        targets = (source, self.target_token, first, last)
-        return Tree(self.tokens, positions, end, *targets, self.rank, self.lengths)
 
 
 def pack(
@@ -171,7 +179,7 @@ def _restored(*values: np.ndarray | _Mapped) -> Forest:
     )
 
 
-class Shares(Sequence[Tree]):
+class Shares(_Trees):
     """Forests as one, in another order: tree i is the one whose number is the i-th smallest.
 
     numbers: int64 [n] of the trees of each forest, all different.
@@ -209,19 +217,7 @@ class Shares(Sequence[Tree]):
     def __len__(self) -> int:
         return len(self.order)
 
-    @overload
-    def __getitem__(self, index: int) -> Tree: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tree]: ...
-    def __getitem__(self, index: int | slice) -> Tree | list[Tree]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return self.kept(range(len(self))[index]).tree()
-
-    def __iter__(self) -> Iterator[Tree]:
-        return (self[i] for i in range(len(self)))
-
-    def kept(self, i: int) -> "Kept":
+    def kept(self, i: int) -> Kept:
         """Tree i as it is kept, 0 <= i < n."""
         place = self.order[i]
         share = int(np.searchsorted(self.first, place, side="right")) - 1

@@ -51,7 +51,7 @@ def test_the_digest_is_of_the_trees_and_not_of_how_they_came():
     assert Forest.of(trees).digest() != Forest.of([*trees[:2], changed]).digest()
 
 
-def test_a_pairs_tree_takes_a_fifth():
+def test_a_pairs_tree_takes_little_more_than_a_third():
     rng = np.random.default_rng(0)
     x, w, l = (list(rng.integers(0, 30_000, n)) for n in (400, 40, 40))
     direct, shows_l, shows_w = [*x, 1], [*x, 2, *l, 3], [*x, 2, *w, 3]
