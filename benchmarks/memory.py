@@ -24,7 +24,7 @@ from benchmarks import common, steps, workload
 from benchmarks import step as step_benchmark
 from benchmarks.workload import Model, Workload
 from srpo_jax import objectives
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import step
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
@@ -68,7 +68,7 @@ def measure_apart(name: str) -> dict[str, float]:
 def compiled_memory(model: Model, batch: dict[str, Any]) -> Any:
     """XLA's account of our SRPO step's memory on one device; compiled, not run."""
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
+    graphdef, trained, frozen = creation.create(model.config, model.weights, mesh, 0)
     optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     objective = objectives.get("srpo")
     programs = step.TrainStep(graphdef, optimizer, objective, steps.HYPER, mesh).compile(trained)

@@ -23,7 +23,7 @@ from flax import nnx
 from benchmarks import common
 from benchmarks.workload import Model, Workload, open_model
 from srpo_jax import revision
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import Sampling, Spent
@@ -67,7 +67,7 @@ class Writer:
 
 def open_decoder(model: Model) -> Decoder:
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    return nnx.merge(*loading.create(model.config, model.weights, mesh, 0))
+    return nnx.merge(*creation.create(model.config, model.weights, mesh, 0))
 
 
 class Forgetful(Prompt):

@@ -9,7 +9,7 @@ import jax
 from benchmarks import workload
 from benchmarks.workload import Model, Workload
 from srpo_jax import objectives
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import step
@@ -23,7 +23,7 @@ VARIANTS = ("SRPO, trees", "SRPO, chained trees", "SRPO, six rows", "DPO, trees"
 def our_step(model: Model, objective: Objective, batch: dict[str, Any]) -> Step:
     """A complete update (scores, loss, gradient, AdamW) on a fixed batch; returns the loss."""
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    graphdef, trained, frozen = loading.create(model.config, model.weights, mesh, 0)
+    graphdef, trained, frozen = creation.create(model.config, model.weights, mesh, 0)
     settings = OptimizerSettings(learning_rate=1e-6, warmup_steps=0, schedule="constant")
     optimizer, _ = make_optimizer(settings, steps=100)
     hyper = {k: v for k, v in HYPER.items() if k in objective.hyperparameters}

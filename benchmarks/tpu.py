@@ -1,52 +1,47 @@
 """What a train step costs on TPUs that are not here: the real step, compiled by the real TPU compiler.
 
-    python -m benchmarks.tpu [--topology=v5e-64,v5p-64,v6e-64] [--layers=32] [--only=REGEX] [--output=DIR]
+    python -m benchmarks.tpu [--topology=v5e-64,v5p-128,v6e-64] [--layers=32] [--only=REGEX] [--output=DIR]
 
 A decoder of Llama 3.1 8B's shape on 64 chips: all axes of the mesh to fsdp, full rematerialisation,
 products in bfloat16, parameters and AdamW in float32; prompts of 400 and completions of 40 tokens,
 reference scores stored. Nothing is allocated and no TPU is needed, only its compiler (extra `plan`).
 
-Cycles are the compiler's own estimates times the trip counts of loops (benchmarks/hlo_cost.py). They are
-of computation alone: collectives carry no estimate, so the bytes that a chip sends stand beside them.
-Attention kernels carry none either; theirs are counted from the compiler's schedule of each kernel and
-the blocks that its trees make it visit (benchmarks/kernel_schedule.py).
+Cycles are the compiler's own estimates times the trip counts of loops. They are of computation alone:
+collectives carry no estimate, so the bytes that a chip sends stand beside them. Attention kernels carry
+none either; theirs are counted from the compiler's schedule of each kernel and the blocks that its trees
+make it visit. `srpo_jax.plan` does the same for a configuration; srpo_jax/planning has the parts.
 """
 
 import dataclasses
-import functools
-import importlib.util
-import os
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from flax import nnx
-from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from benchmarks import common, hlo_cost, workload
-from benchmarks.kernel_schedule import kernel_cycles, read_schedule
+from benchmarks import common, workload
 from benchmarks.workload import Workload
 from srpo_jax import objectives
-from srpo_jax.models import attention
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.objectives import Objective
+from srpo_jax.planning import compiling, machine
+from srpo_jax.planning.compiling import Estimate, Trees
+from srpo_jax.planning.machine import Machine
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.chips import Chip
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 from srpo_jax.training import step
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
-from srpo_jax.trees.prefix_tree import Rows
 
-TOPOLOGY = flags.DEFINE_list("topology", ["v5e-64", "v5p-64", "v6e-64"], "which chips, of CHIPS")
+MACHINES = ["v5e-64", "v5p-128", "v6e-64"]  # 64 chips each
+TOPOLOGY = flags.DEFINE_list("topology", MACHINES, "see srpo_jax/planning/machine.py")
 LAYERS = flags.DEFINE_integer("layers", 32, "of the decoder")
 ONLY = flags.DEFINE_string("only", "", "only steps whose group and name match this pattern")
 OUTPUT = flags.DEFINE_string("output", None, "folder for tpu.md and tpu.json")
@@ -63,28 +58,6 @@ LLAMA_8B = DecoderConfig(
     layer_kinds=(LayerKind(rope=Rope(500_000.0)),),
     tied=False,
 )
-# Products of block x block x head_dim a query head that each kernel computes for a pair of blocks.
-PRODUCTS = {"forward_kernel": 2, "query_kernel": 3, "key_kernel": 4}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A topology of libtpu; clock in Hz; flops in a cycle: the published bfloat16 peak over the clock.
-
-    cores: how many a chip has, which share the work of a kernel.
-    """
-
-    topology: str
-    clock: float
-    flops: int
-    cores: int = 1
-
-
-CHIPS = {
-    "v5e-64": Chip("v5e:8x8", 1.5e9, 131_072),
-    "v5p-64": Chip("v5:4x4x4", 1.75e9, 262_144, cores=2),
-    "v6e-64": Chip("v6e:8x8", 1.75e9, 524_288),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,29 +104,6 @@ GROUPS: dict[str, dict[str, Variant]] = {
 }
 
 
-@functools.cache
-def schedules_folder() -> tempfile.TemporaryDirectory:
-    """Where the compiler writes how it schedules a program's parts. To be called before libtpu loads."""
-    folder = tempfile.TemporaryDirectory(prefix="srpo_jax_schedules_")
-    options = f"--xla_jf_dump_to={folder.name} --xla_jf_dump_llo_text=true"
-    only = "--xla_jf_dump_llo_pass_label_regex=final_bundles"
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    os.environ["LIBTPU_INIT_ARGS"] = f"{given} {options} {only}"
-    return folder
-
-
-def chip_mesh(chip: Chip) -> Mesh:
-    """A mesh of TPUs that are only described. UserError without their compiler."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError("the TPU's compiler is not installed: run pip install -e '.[plan]'")
-    schedules_folder()
-    # Without these the compiler looks for a TPU, and a second process cannot load it.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    described = topologies.get_topology_desc(platform="tpu", topology_name=chip.topology)
-    return mesh_module.make(devices=described.devices)
-
-
 def make_batch(variant: Variant, work: Workload, chips: int) -> tuple[Objective, dict[str, Any]]:
     """The objective, and a batch of `variant.pairs` pairs for each chip, numpy."""
     work = dataclasses.replace(work, pairs=variant.pairs * chips, template=variant.template)
@@ -192,104 +142,34 @@ def lowered_programs(
     return [one.lower(lowering_platforms=("tpu",)) for one in traced]
 
 
-def visited_blocks(rows: Rows, chips: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """How many blocks of keys each block of queries visits, the reverse, and the slots of a block.
-
-    Visits are int [chips, rows, N].
-    """
-    mask = jax.jit(functools.partial(attention.tree_mask, kind="pallas"))(rows.end, rows.positions)
-    count, query_count = np.asarray(mask.lists.key_count), np.asarray(mask.lists.query_count)
-    split = (chips, -1, count.shape[-1])
-    return count.reshape(split), query_count.reshape(split), mask.block
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """One train step on one chip: cycles, those of attention kernels among them; bytes.
-
-    kernels: a row for each call of a kernel, for the table.
-    """
-
-    cycles: float
-    kernel_cycles: float
-    sent: float
-    arguments: float
-    temporaries: float
-    peak: float
-    kernels: list[dict[str, Any]]
-    warnings: list[str]
-
-
 def estimate(
-    variant: Variant, architecture: DecoderConfig, chip: Chip, work: Workload | None = None
+    variant: Variant, architecture: DecoderConfig, where: Machine, work: Workload | None = None
 ) -> Estimate:
-    """Compiles a variant and adds up what it costs."""
-    mesh = chip_mesh(chip)
+    """Compiles a variant's programs and adds up what they cost."""
+    mesh = mesh_module.make(devices=where.devices)
     work = work or Workload(0, vocabulary=architecture.vocab_size)
     architecture = dataclasses.replace(architecture, attention=variant.attention)
     objective, batch = make_batch(variant, work, mesh.size)
-    programs = lowered_programs(architecture, objective, batch, mesh, variant.reference)
-    costs: list[hlo_cost.Cost] = []
-    memory: list[Any] = []
-    kernels: list[dict[str, Any]] = []
-    for program in programs:
-        for old in Path(schedules_folder().name).iterdir():
-            old.unlink()
-        compiled = program.compile()
-        memory.append(compiled.memory_analysis())
-        costs.append(hlo_cost.analyse(compiled.as_text() or ""))
-        calls = [c for c in costs[-1].custom_calls if c.target == hlo_cost.PALLAS]
-        kernels += count_kernels(calls, batch["rows"], architecture, chip, mesh.size)
-    in_kernels = sum(kernel["cycles"] for kernel in kernels)
-    held = sum(m.argument_size_in_bytes for m in memory)
+    trees = Trees(batch["rows"].end, batch["rows"].positions)
+    found = [
+        compiling.estimate(program, trees, architecture, where.chip, mesh)
+        for program in lowered_programs(architecture, objective, batch, mesh, variant.reference)
+    ]
+    held = sum(one.arguments for one in found)
+    join = lambda name: tuple(x for one in found for x in getattr(one, name))
     return Estimate(
-        cycles=sum(cost.cycles for cost in costs) + in_kernels,
-        kernel_cycles=in_kernels,
-        sent=sum(sum(cost.collective_bytes.values()) for cost in costs),
+        cycles=sum(one.cycles for one in found),
+        kernel_cycles=sum(one.kernel_cycles for one in found),
+        flops=sum(one.flops for one in found),
+        collectives=join("collectives"),
         arguments=held,
-        temporaries=max(m.temp_size_in_bytes for m in memory),
+        temporaries=max(one.temporaries for one in found),
         # While one program runs, the other's arguments stay.
-        peak=max(held - m.argument_size_in_bytes + m.peak_memory_in_bytes for m in memory),
-        kernels=kernels,
-        warnings=[warning for cost in costs for warning in cost.warnings],
+        peak=max(held - one.arguments + one.peak for one in found),
+        kernels=join("kernels"),
+        warnings=join("warnings"),
+        seconds=sum(one.seconds for one in found),
     )
-
-
-def count_kernels(
-    calls: Sequence[hlo_cost.CustomCall],
-    rows: Rows,
-    architecture: DecoderConfig,
-    chip: Chip,
-    chips: int,
-) -> list[dict[str, Any]]:
-    """What each call of an attention kernel costs, by the schedule that was just written for it."""
-    if not calls:
-        return []
-    by_query, by_key, block = visited_blocks(rows, chips)
-    counted = []
-    for call in calls:
-        kernel = next(name for name in PRODUCTS if name in call.name)
-        # Equal kernels are scheduled once, under the name of the first call.
-        listing = next(
-            Path(schedules_folder().name).glob(f"*{kernel}*-[0-9][0-9]-final_bundles.txt")
-        )
-        schedule = read_schedule(listing.read_text())
-        visits = by_key if kernel == "key_kernel" else by_query
-        cycles = kernel_cycles(schedule, visits, architecture.kv_heads, chip.cores)
-        group = architecture.heads // architecture.kv_heads
-        product = 2 * block**2 * architecture.head_dim * group
-        ideal = PRODUCTS[kernel] * product / (chip.flops / chip.cores)
-        counted.append(
-            {
-                "kernel": kernel,
-                "calls": call.executions,
-                "pairs of blocks": int(visits.sum((1, 2)).max()),
-                **dataclasses.asdict(schedule),
-                "of peak in a turn": ideal / schedule.turn,
-                "cycles": call.executions * cycles,
-            }
-        )
-    return counted
 
 
 def table(estimates: Mapping[str, Estimate], chip: Chip) -> list[dict[str, Any]]:
@@ -318,17 +198,15 @@ def table(estimates: Mapping[str, Estimate], chip: Chip) -> list[dict[str, Any]]
 
 
 def main(_: list[str]) -> None:
-    unknown = [name for name in TOPOLOGY.value if name not in CHIPS]
-    if unknown:
-        raise UserError(f"--topology={unknown[0]} is none of {', '.join(CHIPS)}")
+    machines = [machine.named(name) for name in TOPOLOGY.value]
     titles = [f"{group}: {name}" for group, variants in GROUPS.items() for name in variants]
     if not any(re.search(ONLY.value, title) for title in titles):
         raise UserError(f"--only={ONLY.value!r} finds none of: {'; '.join(titles)}")
     jax.config.update("jax_platforms", "cpu")
     architecture = dataclasses.replace(LLAMA_8B, layers=LAYERS.value)
     sections: dict[str, list[dict[str, Any]]] = {}
-    for topology in TOPOLOGY.value:
-        chip = CHIPS[topology]
+    for where in machines:
+        chip, topology = where.chip, where.name
         kernels: list[dict[str, Any]] = []
         for group, variants in GROUPS.items():
             estimates = {}
@@ -336,7 +214,7 @@ def main(_: list[str]) -> None:
                 if not re.search(ONLY.value, f"{group}: {name}"):
                     continue
                 began = time.perf_counter()
-                estimates[name] = one = estimate(variant, architecture, chip)
+                estimates[name] = one = estimate(variant, architecture, where)
                 spent = time.perf_counter() - began
                 row = table({name: one}, chip)[0]
                 print(f"{topology}, {group}: {row}, {spent:.0f} s", *one.warnings, file=sys.stderr)

@@ -1,7 +1,6 @@
 """What is measured: a model, and synthetic pairs of exact lengths as prefix trees or as separate rows."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,56 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from srpo_jax import objectives, prompts
-from srpo_jax.models import loading
+from srpo_jax import objectives
+from srpo_jax.models import creation, loading
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.objectives import Objective
-from srpo_jax.prompts import Prompt
+from srpo_jax.planning.workload import Workload as Workload
+from srpo_jax.planning.workload import as_data
+from srpo_jax.planning.workload import trees_batch as trees_batch
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import pipeline
 from srpo_jax.trees import prefix_tree
-from srpo_jax.trees.forest import Forest
 from srpo_jax.trees.packing import RowShape
 from srpo_jax.trees.prefix_tree import Tree
-
-EOS = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """`pairs` pairs of `prompt` + `completion` tokens, the end of sequence counted with the completion.
-
-    template: "paper" (the shown completion stands between post and answer; the direct and the improve
-    prompt end in one token of their own, so that they do not chain by accident) or "chained" (post,
-    answer, one token that asks to improve it, better answer).
-    """
-
-    pairs: int
-    prompt: int = 400
-    completion: int = 40
-    template: str = "paper"
-    vocabulary: int = 49152
-    seed: int = 0
-
-    def prompts(self) -> list[tuple[Prompt, tuple[int, ...], tuple[int, ...]]]:
-        """(prompt, chosen, rejected) in token ids, completions without end of sequence."""
-        rng = np.random.default_rng(self.seed)
-        draw = lambda n: tuple(int(t) for t in rng.integers(10, self.vocabulary, n))
-        made = []
-        for _ in range(self.pairs):
-            x = draw(self.prompt - 1)
-            if self.template == "chained":
-                x = (*x, 3)
-                prompt = Prompt(x, x, (4,))
-            else:
-                prompt = Prompt((*x, 3), (*x, 4), (5,))
-            made.append((prompt, draw(self.completion - 1), draw(self.completion - 1)))
-        return made
-
-    def sequences(self, names: Sequence[str]) -> list[list[tuple[Any, Any]]]:
-        """For each pair (prompt ids, completion ids with end of sequence) of each score name."""
-        return [prompts.sequences(p, w, l, names, EOS) for p, w, l in self.prompts()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,20 +39,12 @@ def open_model(source: str, dtype: str, remat: str, rank: int, layers: int) -> M
     mesh = mesh_module.make(devices=jax.devices()[:1])
     read = opened.read_parameters
     plain = dataclasses.replace(architecture, lora_rank=0, lora_targets=())
-    _, trained, _ = loading.create(plain, read() if read else None, mesh, 0)
+    _, trained, _ = creation.create(plain, read() if read else None, mesh, 0)
     flat = {".".join(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(trained)}
     if layers:
         architecture = dataclasses.replace(architecture, layers=layers)
         flat = {k: v[:layers] if k.startswith("blocks.") else v for k, v in flat.items()}
     return Model(architecture, {name: np.asarray(v) for name, v in flat.items()})
-
-
-def trees_batch(work: Workload, names: tuple[str, ...], rows: int = 1) -> dict[str, Any]:
-    """All pairs as prefix trees, packed into `rows` rows; a batch as pipeline.batches makes it."""
-    data = _data([prefix_tree.build(parts) for parts in work.sequences(names)], names)
-    packing = data.packing(work.pairs, 0, parts=rows)
-    layout = next(packing.once())
-    return pipeline.collate([data.row(row, layout.shape) for row in layout.rows])
 
 
 def separate_batch(
@@ -116,7 +70,7 @@ def separate_batch(
                     lengths=np.repeat(tree.lengths, len(names)),
                 )
             )
-    data = _data([_with_all_targets(t) if score_all else t for t in trees], names)
+    data = as_data([_with_all_targets(t) if score_all else t for t in trees], names)
     longest = max(len(tree.tokens) for tree in trees)
     targets = int(data.trees.targets.max())
     length = max(row_length, longest)
@@ -158,9 +112,3 @@ def _with_all_targets(tree: Tree) -> Tree:
         target_first=first,
         target_last=last,
     )
-
-
-def _data(trees: list[Tree], names: tuple[str, ...]) -> pipeline.PairTrees:
-    data = pipeline.PairTrees(names, Forest.of(trees), np.ones(len(trees), np.float32))
-    data.reference = {name: np.zeros(len(trees), np.float32) for name in names}
-    return data

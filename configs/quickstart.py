@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from srpo_jax.config import default, stage
 
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
-GOLDS, EDITS, PAIRS = 160, 64, 96
+GOLDS, EDITS, PAIRS = 64, 32, 48
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "srpo": {"objective.beta": 0.02, "objective.nll_weight": 0.1},
     "dpo": {"objective.beta": 0.1},
@@ -32,18 +32,18 @@ def get_config() -> ConfigDict:
     config.lora.alpha = 32.0
     config.train.batch_size = 4
     config.train.checkpoint_every = 50
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 6e-4
     config.optimizer.warmup_steps = 4
     # At temperature 1 there is something to improve.
     config.sampling.temperature = 1.0
     config.sampling.top_p = 0.95
-    config.sampling.max_new_tokens = 20
+    config.sampling.max_new_tokens = 24
     config.sampling.batch_size = 64
-    config.pairs.max_prompt_tokens = 112
+    config.pairs.max_prompt_tokens = 96
     config.evaluate.title = "SRPO quickstart: does the model improve its own answer?"
-    config.evaluate.count = 32
-    config.evaluate.max_prompt_tokens = 256
-    config.evaluate.revisions = 3
+    config.evaluate.count = 24
+    config.evaluate.max_prompt_tokens = 192
+    config.evaluate.revisions = 2
     config.recipe.stages = (*taught(), *compared())
     return config
 

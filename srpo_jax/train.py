@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -23,11 +21,11 @@ from srpo_jax import objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
 from srpo_jax.evaluation import during
-from srpo_jax.models import Decoder, DecoderConfig, loading
+from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.loading import Source
 from srpo_jax.objectives import Objective, ObjectiveSettings
 from srpo_jax.prompts import Renderer
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import chips, distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -38,16 +36,16 @@ from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.profiling import Profiler
 from srpo_jax.training.reference import Reference
+from srpo_jax.training.speed import Speed, model_flops
 from srpo_jax.trees.packing import Packing
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
-    *(
-        "train.evaluate_",
-        "data.held_out",
-    ),  # pairs that were trained on stay so: see claim's fingerprint
+    *("train.peak_tflops", "train.profile_", "train.evaluate_"),
+    "data.held_out",  # pairs that were trained on stay so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
 
@@ -96,17 +94,23 @@ def train(settings: Settings, workdir: Path) -> bool:
         with (
             Metrics(workdir, resume=start) as log,
             Progress("train", total, unit="tokens", done=start) as progress,
+            measured(settings, architecture, objective, mesh) as speed,
+            Profiler(workdir, settings.train.profile_at, settings.train.profile_steps) as profile,
         ):
             evaluate = during.begin(evaluation, log, start, state.model)
+            write = hooks.write_metrics(log, schedule, speed, settings.train.log_every)
+            act = (hooks.require_finite(checkpoints), write, hooks.show(progress), profile)
             last = loop(
-                lambda state, batch: programs.train(state, frozen, batch),
+                lambda state, batch, finite: programs.train(state, frozen, batch, finite),
                 state,
-                batches(settings, data, packing, start),
+                batches(settings, data, packing, mesh, start),
                 range(start + 1, total + 1),
                 place=lambda batch: mesh_module.host_to_global(mesh, batch),
-                hooks=(*behind_steps(settings, checkpoints, log, progress, schedule), *evaluate),
+                hooks=(*(Hook(one) for one in act), *evaluate),
                 stop=stop.requested,
                 save=hooks.save(checkpoints),
+                due=checkpoints.due,
+                finite=mesh_module.replicate(mesh, True),
             )
     if last < total:
         status(f"stopped at step {last} of {total}; the same command goes on from there")
@@ -151,7 +155,7 @@ def prepare_model(
 ) -> tuple[nnx.GraphDef[Decoder], nnx.State[Any, Any], nnx.State[Any, Any]]:
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
-    return loading.create(architecture, parameters, mesh, seed)
+    return creation.create(architecture, parameters, mesh, seed)
 
 
 def score_pairs(
@@ -193,20 +197,16 @@ def is_finished(workdir: Path, start: int, total: int) -> bool:
     return start >= total
 
 
-def behind_steps(
-    settings: Settings,
-    checkpoints: Checkpoints,
-    log: Metrics,
-    progress: Progress,
-    schedule: optax.Schedule,
-) -> tuple[Hook, ...]:
-    """What happens behind the steps: end on a loss that is no number, log, show."""
-    metrics = hooks.write_metrics(log, schedule, settings.train.batch_size)
-    return (
-        Hook(hooks.require_finite(checkpoints)),
-        Hook(metrics, every=settings.train.log_every),
-        Hook(hooks.show(progress)),
-    )
+def measured(
+    settings: Settings, architecture: DecoderConfig, objective: Objective, mesh: Mesh
+) -> Speed:
+    """How fast the run is; with MFU where the peak of its devices is known or given."""
+    chip = chips.of(mesh.devices.flat[0])
+    peak = 1e12 * settings.train.peak_tflops or (chip.flops if chip else 0.0)
+    if not peak:
+        return Speed(settings.train.batch_size)
+    work = functools.partial(model_flops, architecture, objective.needs)
+    return Speed(settings.train.batch_size, work, peak * mesh.size)
 
 
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
@@ -216,30 +216,32 @@ def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
 
 
 def batches(
-    settings: Settings, data: pipeline.PairTrees, packing: Packing, start: int
+    settings: Settings, data: pipeline.PairTrees, packing: Packing, mesh: Mesh, start: int
 ) -> Iterator[dict[str, Any]]:
-    """This process's share of the batches behind step `start`."""
-    stream = pipeline.batches(
-        data,
-        packing,
-        start,
-        process=jax.process_index(),
-        processes=jax.process_count(),
-        workers=settings.data.workers,
-    )
+    """This process's rows of the batches behind step `start`."""
+    own = mesh_module.own_rows(mesh, packing.rows)
+    stream = pipeline.batches(data, packing, start, own=own, workers=settings.data.workers)
     return hooks.announced(stream, packing.shapes, start + 1)
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:
-    """UserError for a batch that cannot be split into its parts and over the devices."""
+    """UserError for a batch that leaves devices without a row."""
     size, parts = settings.train.batch_size, settings.train.accumulate
-    devices = mesh.shape["replica"] * mesh.shape["fsdp"]
-    if size % (parts * devices):
-        raise UserError(
-            f"config.train.batch_size={size} must be a multiple of {parts * devices}: "
-            f"config.train.accumulate={parts} parts, each over config.mesh.replica * config.mesh.fsdp = "
-            f"{devices} devices"
+    devices = mesh_module.batch_parts(mesh)
+    if size >= parts * devices:
+        return
+    fewer = next((n for n in range(min(size // parts, devices), 0, -1) if devices % n == 0), 0)
+    instead = f"make it {parts * devices} or more"
+    if fewer:
+        tensor = mesh.shape["tensor"] * devices // fewer
+        instead += (
+            f", or let {tensor // mesh.shape['tensor']} times as many devices share a row with "
         )
+        instead += f"--config.mesh.tensor={tensor}"
+    raise UserError(
+        f"config.train.batch_size={size} pairs are fewer than config.train.accumulate={parts} parts of "
+        f"config.mesh.replica * config.mesh.fsdp = {devices} rows, one a device: {instead}"
+    )
 
 
 def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:

@@ -202,9 +202,10 @@ def begin(
         write(0, model, _prefixed(REFERENCE, evaluation.copying))
 
     def act(done: Done) -> None:
+        assert done.state is not None  # asked for
         write(done.number, done.state.model, {})
 
-    return (Hook(act, evaluation.settings.train.evaluate_every),)
+    return (Hook(act, evaluation.settings.train.evaluate_every, state=True),)
 
 
 def _prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -22,11 +21,12 @@ from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.models import gguf, huggingface, weights
-from srpo_jax.models.architecture import VECTORS, DecoderConfig
+from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.creation import create, trainable
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.models.lora import Adapter, Projection
+from srpo_jax.models.lora import Projection
 from srpo_jax.models.settings import LoraSettings, ModelSettings
-from srpo_jax.models.weights import CHECKPOINTS, Parameters, Weight
+from srpo_jax.models.weights import CHECKPOINTS, Parameters
 from srpo_jax.runtime import files
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -206,6 +206,14 @@ def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:
             )
 
 
+def read_architecture(source: str) -> DecoderConfig:
+    """Of a source; of a directory config.json is enough, weights and tokenizer need not be there."""
+    directory = Path(source)
+    if (directory / "config.json").is_file() and not (directory / "run.json").is_file():
+        return huggingface.read_config(directory)
+    return open_source(source).config
+
+
 def decoder_config(
     model: ModelSettings, lora: LoraSettings, frozen: Sequence[str] = ()
 ) -> DecoderConfig:
@@ -214,7 +222,7 @@ def decoder_config(
     frozen: patterns of the parameters that are not trained (config.train.frozen). Raises UserError for a
     source that cannot be opened and for patterns that make no sense.
     """
-    architecture = open_source(model.source).config
+    architecture = read_architecture(model.source)
     if frozen:
         _check_frozen(frozen, parameter_shapes(architecture), lora.rank)
     return dataclasses.replace(
@@ -252,78 +260,9 @@ def _check_frozen(patterns: Sequence[str], names: Iterable[str], rank: int) -> N
         raise UserError("config.train.frozen leaves nothing to train")
 
 
-def trainable(config: DecoderConfig) -> Any:
-    """An nnx filter: which variables an optimiser may change.
-
-    The adapters where there are any, else all that config.frozen does not name.
-    """
-    if config.lora_rank:
-        return Adapter
-    if not config.frozen:
-        return nnx.Param
-
-    def free(path: tuple[Any, ...], variable: Any) -> bool:
-        name = ".".join(map(str, path))
-        return isinstance(variable, nnx.Param) and not any(
-            re.fullmatch(pattern, name) for pattern in config.frozen
-        )
-
-    return free
-
-
-def create(
-    config: DecoderConfig, parameters: Parameters | None, mesh: Mesh, seed: int
-) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any], nnx.State[Any, Any]]:
-    """(graphdef, trainable state, frozen state), every array made where it belongs on the mesh.
-
-    parameters: {dotted name: array} read from somewhere, or None to draw all at random. Adapters are
-    drawn from seed, and are the same on every mesh. Frozen matrices are kept in the compute dtype
-    they would be cast to at every use; norms and all that is trained are float32.
-    """
-    platform = mesh.devices.flat[0].platform
-    if config.attention == "pallas" and platform != "tpu":
-        raise UserError(
-            f"config.model.attention=pallas needs TPUs, and these devices are of kind {platform}: use auto"
-        )
-
-    def make() -> Decoder:
-        return Decoder(config, nnx.Rngs(seed))
-
-    kind = trainable(config)
-    graphdef, *abstract = nnx.split(nnx.eval_shape(make), kind, ...)
-    if parameters is not None:
-        known = {
-            ".".join(map(str, path)) for state in abstract for path, _ in nnx.to_flat_state(state)
-        }
-        if unknown := sorted(set(parameters) - known):
-            raise UserError(f"the weights have {unknown[0]}: not those of this architecture")
-    states = []
-    for which, state in enumerate(abstract):
-        shardings = mesh_module.parameter_shardings(mesh, state)
-        given: Parameters = {} if parameters is None else parameters
-        flat = nnx.to_flat_state(state)
-        names = [".".join(map(str, path)) for path, _ in flat]
-        if parameters is None or any(name not in given for name in names):
-            drawn = jax.jit(
-                lambda w=which: nnx.split(make(), kind, ...)[1 + w], out_shardings=shardings
-            )
-            missing = [n for n in names if n not in given and "lora_" not in n]
-            if parameters is not None and missing:
-                raise UserError(f"the weights lack {missing[0]}: not those of this architecture")
-            state = drawn()
-        where = dict(nnx.to_flat_state(shardings))
-        placed = []
-        for (path, variable), name in zip(nnx.to_flat_state(state), names, strict=True):
-            kept = config.dtype if which == 1 else config.parameters
-            dtype = jnp.dtype(jnp.float32 if path[-1] in VECTORS or "lora_" in name else kept)
-            value = variable.get_value()
-            if name in given:
-                value = _place(name, given[name], value.shape, dtype, where[path].get_value())
-            elif value.dtype != dtype:
-                value = value.astype(dtype)
-            placed.append((path, variable.replace(value)))
-        states.append(nnx.from_flat_state(placed))
-    return graphdef, states[0], states[1]
+def for_inference(config: DecoderConfig, dtype: str) -> DecoderConfig:
+    """Nothing is trained: what every use would cast is cast once, the embedding included."""
+    return dataclasses.replace(config, dtype=dtype, parameters=dtype, remat="none")
 
 
 def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int = 0) -> Decoder:
@@ -334,8 +273,7 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
     """
     settings = ModelSettings(source=str(path), dtype=dtype)
     source = open_source(settings.source)
-    # Nothing is trained here: what every use would cast is cast once, the embedding included.
-    config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
+    config = for_inference(source.config, dtype)
     parameters = source.read_parameters() if source.read_parameters else None
     model: Decoder = nnx.merge(*create(config, parameters, mesh or mesh_module.make(), seed))
     return model
@@ -344,14 +282,6 @@ def load(path: str, dtype: str = "bfloat16", mesh: Mesh | None = None, seed: int
 def load_tokenizer(path: str) -> Tokenizer:
     """The tokenizer of a source name or a workdir."""
     return open_source(str(path)).tokenizer
-
-
-def _place(
-    name: str, array: np.ndarray | Weight, shape: tuple[int, ...], dtype: Any, sharding: Any
-) -> jax.Array:
-    if array.shape != shape:
-        raise UserError(f"the weights' {name} has shape {array.shape}; the model needs {shape}")
-    return weights.place(array, dtype, sharding)
 
 
 def checkpoint(workdir: Path, wanted: int | None = None) -> int:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.models import batches, huggingface, loading
+from srpo_jax.models import batches, creation, huggingface, loading
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.batches import Sequences, Tokens
 from srpo_jax.models.decoder import Decoder
@@ -131,7 +131,7 @@ def load(source: RewardSource, dtype: str, mesh: Mesh) -> RewardModel:
     config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
     shapes = loading.parameter_shapes(config)
     parameters = huggingface.parameters(source.directory, config, shapes, (WEIGHT, BIAS))
-    decoder: Decoder = nnx.merge(*loading.create(config, parameters, mesh, seed=0))
+    decoder: Decoder = nnx.merge(*creation.create(config, parameters, mesh, seed=0))
     files = Files(source.directory)
     weight = files.read(WEIGHT)[0].astype(np.float32)
     bias = float(files.read(BIAS)[0]) if BIAS in files.shapes else 0.0

@@ -63,7 +63,7 @@ class Checkpoints:
         self.directory = path if "://" in str(directory) else path.resolve()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
-        self._read_only = read_only
+        self._read_only, self._every = read_only, every
         self._manager = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
@@ -97,6 +97,10 @@ class Checkpoints:
             for name, leaf in flatten(state).items()
         }
         return self._manager.save_async(step, flat, force=force) is not None
+
+    def due(self, step: int) -> bool:
+        """Whether `save` does something at this step without being forced."""
+        return step % self._every == 0
 
     def latest(self) -> int | None:
         """The newest complete checkpoint's step; None when there is none.

@@ -6,7 +6,7 @@ machines; everything that places an array on devices goes through `RULES`.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,9 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     "layers": None,
     "rank": None,
 }
+
+# Dimensions of which every device holds all where they cannot be cut: a few key heads for many devices.
+WHOLE_IF_UNEVEN = ("kv_heads",)
 
 LogicalAxes = tuple[str | None, ...]
 _SIZE = Check(lambda value: value == -1 or value >= 1, "positive, or -1 for all that are left")
@@ -66,8 +69,7 @@ def make(
         devices: default `jax.devices()`, those of all processes.
 
     Raises:
-        UserError: the sizes are not positive, their product is not the number of devices, or the
-            devices of one tensor group belong to several processes.
+        UserError: the sizes are not positive, or their product is not the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _complete({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
@@ -88,7 +90,6 @@ def make(
             f"config.mesh.replica is {shape[0]}, but the devices are in {slices} slices: make it a "
             f"multiple of {slices}, so that only replicas talk over the network between slices"
         )
-    _check_processes(grid)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -98,11 +99,14 @@ def local(width: int) -> Mesh:
     return make(devices=devices[: math.gcd(len(devices), width)])
 
 
-def sharding(mesh: Mesh, axes: LogicalAxes) -> NamedSharding:
+def sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int] | None = None) -> NamedSharding:
     """Sharding of an array whose dimensions have these logical names (None: not split).
 
-    "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp".
+    "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp". shape: of the array,
+    where dimensions of WHOLE_IF_UNEVEN are among them.
     """
+    if shape is not None:
+        axes = _whole_if_uneven(axes, shape, mesh.shape)
     return NamedSharding(mesh, spec(axes))
 
 
@@ -134,9 +138,11 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
 
     The context is what `jax.sharding.use_abstract_mesh` or `jax.set_mesh` made it.
     """
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    laid_out: jax.Array = jax.lax.with_sharding_constraint(x, spec(axes))
+    fitting = spec(_whole_if_uneven(axes, x.shape, mesh.shape))
+    laid_out: jax.Array = jax.lax.with_sharding_constraint(x, fitting)
     return laid_out
 
 
@@ -144,6 +150,35 @@ def current_parts(logical: str) -> int:
     """Into how many parts a dimension of this name is cut on the mesh of the context; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _mesh_axes(logical))
+
+
+def own_parts(mesh: Mesh) -> np.ndarray:
+    """Which of the parts of `batch_sharding` this process's devices hold, ascending.
+
+    Devices of several processes hold the same part where they share a tensor group.
+    """
+    parts, process = batch_parts(mesh), jax.process_index()
+    where: Mapping[Any, Any] = batch_sharding(mesh).devices_indices_map((parts,))
+    held = {
+        index[0].start or 0 for device, index in where.items() if device.process_index == process
+    }
+    return np.array(sorted(held))
+
+
+def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """The numbers of those rows of a batch of so many that this process has to bring, ascending.
+
+    Raises:
+        UserError: the rows cannot be split evenly over the batch axes.
+    """
+    parts = batch_parts(mesh)
+    if rows % parts:
+        raise UserError(
+            f"a batch of {rows} rows cannot be split over config.mesh.replica * config.mesh.fsdp = "
+            f"{parts} devices: choose a batch size that is a multiple"
+        )
+    own: np.ndarray = np.arange(rows).reshape(parts, -1)[own_parts(mesh)]
+    return own.reshape(-1)
 
 
 def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAxes) -> None:
@@ -157,7 +192,7 @@ def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAx
     for dimension, (size, logical) in enumerate(zip(shape, axes, strict=True)):
         mesh_axes = _mesh_axes(logical)
         parts = math.prod(mesh.shape[axis] for axis in mesh_axes)
-        if size % parts:
+        if size % parts and logical not in WHOLE_IF_UNEVEN:
             settings = " * ".join(f"config.mesh.{axis}" for axis in mesh_axes)
             raise UserError(
                 f'{name}: dimension {dimension} ("{logical}", size {size}) cannot be cut into '
@@ -195,29 +230,31 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
     """Global batch arrays from each process's own rows.
 
     Args:
-        tree: pytree of NumPy arrays [rows of this process, ...]; the same shapes in every process.
+        tree: pytree of NumPy arrays [`own_rows`, ...] of this process.
 
     Returns:
         Same tree of jax arrays [rows of all processes, ...], the leading dimension split over the
         batch axes.
 
     Raises:
-        UserError: the global number of rows cannot be split evenly over the batch axes.
+        UserError: the rows cannot be split evenly over this process's parts of the batch.
     """
-    target = batch_sharding(mesh)
-    processes = len({device.process_index for device in mesh.devices.flat})
-    parts = batch_parts(mesh)
+    target, own = batch_sharding(mesh), own_parts(mesh)
 
     def place(array: np.ndarray) -> jax.Array:
-        rows = array.shape[0] * processes
-        if rows % parts:
+        if array.shape[0] % len(own):
             raise UserError(
-                f"a batch of {rows} rows cannot be split over config.mesh.replica * "
-                f"config.mesh.fsdp = {parts} devices: choose a batch size that is a multiple"
+                f"a batch of {array.shape[0]} rows cannot be split over {len(own)} devices: choose a "
+                "batch size that is a multiple"
             )
-        whole = (rows, *array.shape[1:])
-        placed: jax.Array = jax.make_array_from_process_local_data(target, array, whole)
-        return placed
+        each = array.shape[0] // len(own)
+
+        def part(index: Any) -> np.ndarray:
+            at = int(np.searchsorted(own, (index[0].start or 0) // each)) * each
+            return array[at : at + each]
+
+        whole = (each * batch_parts(mesh), *array.shape[1:])
+        return jax.make_array_from_callback(whole, target, part)
 
     return jax.tree.map(place, tree)
 
@@ -240,6 +277,12 @@ def place_rows(mesh: Mesh, tree: Any) -> Any:
         return jax.make_array_from_callback(x.shape, by_row, lambda index: x[index])
 
     return jax.tree.map(place, tree)
+
+
+def replicate(mesh: Mesh, value: Any) -> jax.Array:
+    """A value that every process has, as an array of which every device holds all."""
+    array = np.asarray(value)
+    return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
 
 
 def gathered(array: jax.Array) -> np.ndarray:
@@ -266,18 +309,6 @@ def _complete(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
     return tuple(devices // known if size == -1 else size for size in sizes.values())
 
 
-def _check_processes(grid: np.ndarray) -> None:
-    """Every process feeds its own rows, and the devices of a tensor group need the same ones."""
-    for group in grid.reshape(-1, grid.shape[-1]):
-        processes = {device.process_index for device in group}
-        if len(processes) > 1:
-            raise UserError(
-                f"config.mesh.tensor={grid.shape[-1]}: such a group of devices would belong to "
-                f"{len(processes)} processes: choose a size that divides the number of devices of "
-                "each process"
-            )
-
-
 def _mesh_axes(logical: str | None) -> tuple[str, ...]:
     rule = None if logical is None else RULES[logical]
     return (rule,) if isinstance(rule, str) else (rule or ())
@@ -297,4 +328,18 @@ def _variable_sharding(
     if len(shape) == len(axes) + 1:
         axes = ("layers", *axes)
     check_divisible(mesh, ".".join(map(str, path)), shape, axes)
-    return sharding(mesh, axes)
+    return sharding(mesh, axes, shape)
+
+
+def _whole_if_uneven(
+    axes: LogicalAxes, shape: Sequence[int], sizes: Mapping[str, int]
+) -> LogicalAxes:
+    """axes without the names of dimensions that stay whole, as they cannot be cut evenly."""
+
+    def uneven(name: str | None, size: int) -> bool:
+        parts = math.prod(sizes[axis] for axis in _mesh_axes(name))
+        return name in WHOLE_IF_UNEVEN and size % parts > 0
+
+    return tuple(
+        None if uneven(name, size) else name for name, size in zip(axes, shape, strict=True)
+    )

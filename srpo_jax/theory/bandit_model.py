@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo_jax import objectives
-from srpo_jax.models import loading
+from srpo_jax.models import creation, loading
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.theory import bandit
@@ -109,7 +109,7 @@ def train(objective_name: str, counts: Sequence[int], steps: int = STEPS) -> Run
     objective = objectives.get(objective_name)
     hyper = {"beta": BETA, "alpha": ALPHA} if objective_name == "srpo" else {"beta": BETA}
     mesh = mesh_module.make(devices=jax.local_devices()[:1])
-    graphdef, trained, frozen = loading.create(ARCHITECTURE, None, mesh, SEED)
+    graphdef, trained, frozen = creation.create(ARCHITECTURE, None, mesh, SEED)
     optimizer, _ = make_optimizer(OptimizerSettings(learning_rate=LEARNING_RATE), steps)
     programs = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
     data = population(objective.needs, counts)

@@ -13,41 +13,41 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
 from srpo_jax.training.loop import Done
 from srpo_jax.training.pipeline import PairTrees
+from srpo_jax.training.speed import Speed
 from srpo_jax.trees.packing import Packing, RowShape
 
 
 def require_finite(checkpoints: Checkpoints) -> Callable[[Done], None]:
-    """Ends the run on a loss or gradient that is no number; what is saved stays as it is."""
+    """Ends the run on a loss or gradient that is no number; the state before it is saved."""
 
     def act(done: Done) -> None:
-        for name in ("loss", "grad_norm"):
-            if not np.isfinite(done.metrics[name]):
-                checkpoints.wait()  # the last save may still be under way
-                kept = checkpoints.latest()
-                where = (
-                    f"the checkpoint of step {kept} is kept"
-                    if kept
-                    else "no checkpoint was due yet"
-                )
-                raise UserError(
-                    f"{name} is {done.metrics[name]} at step {done.number}; {where}. Lower "
-                    "config.optimizer.learning_rate or config.objective.beta, and look at metrics.jsonl"
-                )
+        if done.finite:
+            return
+        name = "grad_norm" if np.isfinite(done.metrics["loss"]) else "loss"
+        before = done.number - 1
+        if before and done.state is not None:
+            checkpoints.save(before, done.state, force=True)
+        checkpoints.wait()
+        kept = checkpoints.latest()
+        where = f"the checkpoint of step {kept} is kept" if kept else "nothing was learned before"
+        raise UserError(
+            f"{name} is {done.metrics[name]} at step {done.number}; {where}. Lower "
+            "config.optimizer.learning_rate or config.objective.beta, and look at metrics.jsonl"
+        )
 
     return act
 
 
-def write_metrics(log: Metrics, schedule: optax.Schedule, pairs: int) -> Callable[[Done], None]:
-    """A line of metrics with the learning rate and the speed. pairs: of a batch, over all devices."""
+def write_metrics(
+    log: Metrics, schedule: optax.Schedule, speed: Speed, every: int
+) -> Callable[[Done], None]:
+    """A line behind each `every`-th step and the last: what the step said, and the speed since the last."""
 
     def act(done: Done) -> None:
-        speed = {
-            "learning_rate": float(schedule(done.number - 1)),
-            "tokens_per_second": done.tokens / done.seconds,
-            "pairs_per_second": pairs / done.seconds,
-            "row_fill": done.tokens / done.slots,
-        }
-        log.write(done.number, done.metrics | speed)
+        speed.add(done)
+        if done.last or done.number % every == 0:
+            rate = {"learning_rate": float(schedule(done.number - 1))}
+            log.write(done.number, done.metrics | rate | speed.take())
 
     return act
 
@@ -58,10 +58,10 @@ def show(progress: Progress) -> Callable[[Done], None]:
 
 
 def save(checkpoints: Checkpoints) -> Callable[[Done], None]:
-    """A checkpoint when one is due, and of the last step in any case."""
+    """A checkpoint; the loop asks for it where one is due, and where the run ends or stops."""
 
     def act(done: Done) -> None:
-        checkpoints.save(done.number, done.state, force=done.last)
+        checkpoints.save(done.number, done.state, force=True)
 
     return act
 

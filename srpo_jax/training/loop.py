@@ -1,8 +1,11 @@
 """The loop over steps, and what hangs on it.
 
+The next step is dispatched before the numbers of this one are read, so that the devices never wait for
+Python. Only where something needs the state behind a step (a checkpoint, an evaluation) the next one waits,
+as it donates that state.
+
 A hook is called behind every n-th step, and behind the last one of a run: it logs, shows, checks or
-evaluates, so that the loop itself has no branch for any of them. Saving comes behind the hooks, when it is
-known whether the run goes on.
+evaluates, so that the loop itself has no branch for any of them. Saving comes behind the hooks.
 """
 
 import dataclasses
@@ -21,38 +24,55 @@ from srpo_jax.trees.prefix_tree import Rows
 class Done:
     """A step that has been taken.
 
-    number: from 1. last: nothing follows, because the run is complete or (known when it is saved) was asked
-    to stop. state: what the step left; the next step donates it, so a hook must not keep it. metrics: as
-    floats. rows: this process's share of the batch, numpy. seconds: wall time of the step.
+    number: from 1. last: the run is complete. state: what the step left, for saving and for hooks that
+    asked for it, which must not keep it; else None. Behind a step that was not finite: what the step before
+    it left. metrics: as floats. finite: whether loss and gradient were, of this step and all before it; if
+    not, the step changed nothing. rows: this process's share of the batch, numpy. slots: of the whole
+    batch's rows. seconds: from the step before, or from its own dispatch if that was later, until it was
+    known to be done. waited: at most so many of them the devices had no work, for want of a batch.
     """
 
     number: int
     last: bool
-    state: TrainState
+    state: TrainState | None
     metrics: dict[str, float]
+    finite: bool
     rows: Rows
+    slots: int
     seconds: float
+    waited: float
 
     @property
     def tokens(self) -> int:
-        """Slots that hold a token, over all processes."""
-        return int(np.count_nonzero(self.rows.end) * jax.process_count())
-
-    @property
-    def slots(self) -> int:
-        """Slots of the batch's rows, over all processes."""
-        return int(self.rows.tokens.size * jax.process_count())
+        """Slots of the batch that hold a token, if other processes' rows are as full as this one's."""
+        filled = np.count_nonzero(self.rows.end) / self.rows.tokens.size
+        return round(float(filled) * self.slots)
 
 
 class Hook(NamedTuple):
-    """act is called behind every `every`-th step and behind the last; hooks act in their order."""
+    """act is called behind every `every`-th step and behind the last; hooks act in their order.
+
+    state: it reads `Done.state`.
+    """
 
     act: Callable[[Done], None]
     every: int = 1
+    state: bool = False
+
+
+class _Running(NamedTuple):
+    """A step that has been dispatched."""
+
+    number: int
+    metrics: Metrics
+    rows: Rows
+    slots: int
+    began: float
+    waited: float
 
 
 def loop(
-    train: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train: Callable[[TrainState, Batch, Any], tuple[TrainState, Metrics]],
     state: TrainState,
     batches: Iterator[dict[str, Any]],
     numbers: range,
@@ -61,30 +81,65 @@ def loop(
     hooks: Sequence[Hook],
     stop: Callable[[int], bool],
     save: Callable[[Done], None],
+    due: Callable[[int], bool],
+    finite: Any = True,
 ) -> int:
     """Takes the steps of `numbers`, which is not empty; returns the last one taken.
 
-    train: the step, which donates the state. place: brings a batch of this process onto the mesh. stop: is
-    asked behind the hooks of each step, with its number, on every process; True ends the loop. save: is
-    called behind each step. The next batch is prepared while the devices work.
+    train: the step, which donates the state; its third argument is `metrics["finite"]` of the step before,
+    or `finite`. place: brings a batch of this process onto the mesh. stop: is asked at each step, with its
+    number, on every process; True makes it the last. save: is called behind the steps of which `due` says
+    so, and behind the last.
     """
-    upcoming = next(batches)
-    batch = place(upcoming)
+
+    def settle(step: _Running, ahead: bool, stopping: bool = False) -> float:
+        """Waits for a step and calls what hangs on it; returns when it was known to be done.
+
+        ahead: the next step has been dispatched. It has changed nothing if this one was not finite.
+        """
+        values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
+        now = time.perf_counter()
+        good = bool(values.pop("finite", 1.0))
+        left = None if ahead and good else state
+        seconds = now - max(step.began, settled)
+        share = step.rows, step.slots
+        last = step.number == numbers[-1]
+        done = Done(step.number, last, left, values, good, *share, seconds, step.waited)
+        for hook in hooks:
+            if last or not good or step.number % hook.every == 0:
+                hook.act(done)
+        if last or stopping or due(step.number):
+            save(done)
+        return now
+
+    settled = 0.0
+    before: _Running | None = None
+    given, waited = next(batches), 0.0
+    batch = place(given)
     for number in numbers:
         began = time.perf_counter()
-        rows = upcoming["rows"]
-        state, metrics = train(state, batch)
-        if number < numbers[-1]:
-            upcoming = next(batches)
-            batch = place(upcoming)
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = time.perf_counter() - began
-        done = Done(number, number == numbers[-1], state, values, rows, seconds)
-        for hook in hooks:
-            if done.last or number % hook.every == 0:
-                hook.act(done)
-        done = dataclasses.replace(done, last=stop(number) or done.last)
-        save(done)
-        if done.last:
+        state, metrics = train(state, batch, finite)
+        finite = metrics.get("finite", True)
+        slots = batch["rows"].tokens.size
+        step = _Running(number, metrics, given["rows"], slots, began, waited)
+        last = number == numbers[-1] or stop(number)
+        if not last:
+            began = time.perf_counter()
+            given = next(batches)
+            batch = place(given)
+            waited = time.perf_counter() - began if _is_done(step.metrics) else 0.0
+        if before is not None:
+            settled = settle(before, ahead=True)
+        before = step
+        if last or due(number) or any(hook.state and number % hook.every == 0 for hook in hooks):
+            settled = settle(step, ahead=False, stopping=last)
+            before = None
+        if last:
             break
     return number
+
+
+def _is_done(metrics: Metrics) -> bool:
+    """Whether the devices have computed them."""
+    arrays: list[Any] = [x for x in jax.tree.leaves(metrics) if isinstance(x, jax.Array)]
+    return all(x.is_ready() for x in arrays)

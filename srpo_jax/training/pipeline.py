@@ -204,20 +204,18 @@ def pair_sequences(
 
 @dataclasses.dataclass(frozen=True)
 class _Batches:
-    """A process's share of all batches: a Grain random-access source without end."""
+    """A process's rows of all batches: a Grain random-access source without end."""
 
     data: PairTrees
     packing: Packing
-    process: int
-    processes: int
+    own: np.ndarray
 
     def __len__(self) -> int:
         return 1 << 40
 
     def __getitem__(self, index: Any) -> dict[str, Any]:
         layout = self.packing.batch(int(index))
-        mine = layout.rows[self.process :: self.processes]
-        return collate([self.data.row(pairs, layout.shape) for pairs in mine])
+        return collate([self.data.row(layout.rows[row], layout.shape) for row in self.own])
 
 
 def batches(
@@ -225,18 +223,16 @@ def batches(
     packing: Packing,
     start: int,
     *,
-    process: int = 0,
-    processes: int = 1,
+    own: np.ndarray | None = None,
     workers: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """This process's share of batch `start`, `start` + 1, … without end, each epoch newly shuffled.
+    """Batch `start`, `start` + 1, … without end, each epoch newly shuffled: its rows of these numbers.
 
     A batch has "rows" (Rows [B, …]), "label_prob" [B, P], "lengths" and "reference" ({name: [B, P]}),
-    numpy, for B rows of at most P trees. Row i of the global batch goes to process i mod processes, so
-    which pairs form the batch of a step depends on (seed, step) alone.
+    numpy, for B rows of at most P trees. own: of `mesh.own_rows`; None for all. What stands in which row of
+    a step's batch depends on (seed, step) alone.
     """
-    _check_share(packing, processes)
-    order: Any = grain.MapDataset.source(_Batches(data, packing, process, processes))
+    order: Any = grain.MapDataset.source(_Batches(data, packing, _rows(packing, own)))
     dataset = order[start:].to_iter_dataset(READ_AHEAD)
     if workers:
         if not flags.FLAGS.is_parsed():  # called from Python, not from a program; Grain reads flags
@@ -252,13 +248,12 @@ def once(
     packing: Packing,
     chosen: np.ndarray | None = None,
     *,
-    process: int = 0,
-    processes: int = 1,
+    own: np.ndarray | None = None,
 ) -> Iterator[Rows]:
-    """This process's share of the rows [B, …] of batches that hold every pair once, or the chosen ones."""
-    _check_share(packing, processes)
+    """Batches that hold every pair once, or the chosen ones: of each the rows [B, …] of these numbers."""
+    own = _rows(packing, own)
     for layout in packing.once(chosen):
-        mine = layout.rows[process::processes]
+        mine = [layout.rows[row] for row in own]
         yield prefix_tree.stack([data.row(pairs, layout.shape)["rows"] for pairs in mine])
 
 
@@ -276,9 +271,5 @@ def collate(examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check_share(packing: Packing, processes: int) -> None:
-    if packing.rows % processes:
-        raise UserError(
-            f"the {packing.rows} rows of a batch of config.train.batch_size={packing.batch_size} pairs "
-            f"cannot be split over {processes} processes: choose a multiple of {processes}"
-        )
+def _rows(packing: Packing, own: np.ndarray | None) -> np.ndarray:
+    return np.arange(packing.rows) if own is None else own

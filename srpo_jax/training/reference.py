@@ -156,9 +156,8 @@ def _scored(
     pairs: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, Scores]]:
     """(numbers [m], {name: float32 [m]}) of these pairs, a batch at a time, on every process."""
-    shares = {"process": jax.process_index(), "processes": jax.process_count()}
-    for rows in pipeline.once(data, packing, pairs, **shares):
-        # The order of rows over processes is the mesh's affair: each place says whose it is.
+    own = mesh_module.own_rows(mesh, packing.rows)
+    for rows in pipeline.once(data, packing, pairs, own=own):
         scores, pair = score(mesh_module.host_to_global(mesh, rows))
         numbers = np.asarray(pair)
         there = numbers >= 0

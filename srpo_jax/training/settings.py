@@ -76,6 +76,17 @@ class TrainSettings:
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
     checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
+    peak_tflops: float = setting(
+        0.0,
+        "of one device in bfloat16, for MFU; 0: what is known of its kind",
+        at_least(0),
+    )
+    profile_at: int = setting(
+        0,
+        "step behind which a profile begins, in WORKDIR/profile; 0: only when SIGUSR1 asks",
+        at_least(0),
+    )
+    profile_steps: int = setting(3, "steps that a profile is of", at_least(1))
     evaluate_every: int = setting(
         0,
         "steps between two evaluations: held-out pairs and a few revisions; 0 is never",

@@ -40,7 +40,7 @@ class Programs(NamedTuple):
     """The compiled, sharded programs of one run; see `TrainStep.compile`."""
 
     init: Callable[[nnx.State[Any, Any]], Any]
-    train: Callable[[TrainState, nnx.State[Any, Any], Batch], tuple[TrainState, Metrics]]
+    train: Callable[..., tuple[TrainState, Metrics]]
     scores: Callable[
         [nnx.State[Any, Any], nnx.State[Any, Any], Rows], tuple[dict[str, Array], Array]
     ]
@@ -147,13 +147,25 @@ class TrainStep:
         return TrainState(model, Master(weights, inner))
 
     def train(
-        self, state: TrainState, frozen: nnx.State[Any, Any], batch: Batch
+        self,
+        state: TrainState,
+        frozen: nnx.State[Any, Any],
+        batch: Batch,
+        finite: Array | bool = True,
     ) -> tuple[TrainState, Metrics]:
-        """Gradient and update. Metrics: float32 scalars, the objective's and grad_norm before clipping."""
+        """Gradient and update, and float32 scalars: the objective's, grad_norm (before clipping), finite.
+
+        finite: 1 if it was given as true and loss and gradient are finite; else 0, and the state comes
+        back as it was. Given the last step's, a step behind one that failed changes nothing either.
+        """
         key = jax.random.fold_in(jax.random.key(self.seed), _count(state.optimizer))
         gradients, metrics = self.gradient(state.model, frozen, batch, key)
-        metrics["grad_norm"] = optax.tree.norm(_wide(gradients))
-        return self.update(state, gradients), metrics
+        norm = optax.tree.norm(_wide(gradients))
+        good = jnp.asarray(finite, bool) & jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old), self.update(state, gradients), state
+        )
+        return state, metrics | {"grad_norm": norm, "finite": good.astype(jnp.float32)}
 
     def scores(
         self,
@@ -182,7 +194,7 @@ class TrainStep:
         The optimiser's state is laid out like the parameters it belongs to; metrics and scores are on
         every process.
         """
-        shardings = self._shardings(trained)
+        shardings = self.shardings(trained)
         replicated = mesh_module.replicated(self.mesh)
         return Programs(
             init=jax.jit(self.init, out_shardings=shardings.optimizer),
@@ -191,7 +203,8 @@ class TrainStep:
             reference=jax.jit(self.reference, out_shardings=replicated),
         )
 
-    def _shardings(self, trained: nnx.State[Any, Any]) -> TrainState:
+    def shardings(self, trained: nnx.State[Any, Any]) -> TrainState:
+        """Where each array of the state lies."""
         parameters = mesh_module.parameter_shardings(self.mesh, trained)
         replicated = mesh_module.replicated(self.mesh)
         inner = optax.tree.map_params(

@@ -69,12 +69,14 @@ class Packing:
         self.slots, self.targets = np.asarray(slots), np.asarray(targets)
         self.batch_size, self.seed = batch_size, seed
         self.packed, self.row_length = packed, row_length
-        self.rows = batch_size
+        self.rows = -(-batch_size // parts) * parts
         self._window_batches = 1
         if packed:
             longest = row_length or max(MAX_ROW, int(self.slots.max()))
             tokens = int(self.slots.mean() * batch_size)
-            self.rows = min(parts * -(-tokens // (parts * longest)), batch_size)
+            # Not more rows than pairs, unless there are more parts than pairs.
+            most = max(batch_size // parts, 1)
+            self.rows = parts * min(-(-tokens // (parts * longest)), most)
             self._window_batches = max(1, min(len(self.slots), WINDOW) // batch_size)
         self._order: Any = grain.MapDataset.range(len(self.slots)).shuffle(seed=seed).repeat()
         self._dealt: tuple[int, np.ndarray] | None = None  # the window used last

@@ -12,7 +12,7 @@ from flax import nnx
 from benchmarks import workload
 from benchmarks.workload import Workload
 from srpo_jax import objectives
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
@@ -53,7 +53,7 @@ LEARNING_RATE = 1e-2  # large enough for a wrong gradient to show in the next lo
 def start():
     """graphdef and parameters, larger than at initialisation so that scores differ from each other."""
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    graphdef, trained, _ = loading.create(CONFIG, None, mesh, 0)
+    graphdef, trained, _ = creation.create(CONFIG, None, mesh, 0)
     return graphdef, jax.tree.map(lambda x: 2 * x, trained)
 
 
@@ -115,7 +115,7 @@ def test_torch_model_has_the_weights_in_their_places(start, weights):
         config = dataclasses.replace(CONFIG, tied=tied)
         given = {k: v for k, v in weights.items() if not (tied and k.startswith("head."))}
         mesh = mesh_module.make(devices=jax.devices()[:1])
-        here = nnx.merge(*loading.create(config, given, mesh, 0))
+        here = nnx.merge(*creation.create(config, given, mesh, 0))
         ids = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (1, 20))
         mask = jnp.tril(jnp.ones((1, 20, 20), bool))
         expected = here.logits(here(jnp.asarray(ids), jnp.arange(20)[None], mask))

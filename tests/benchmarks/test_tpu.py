@@ -18,9 +18,9 @@ from absl import flags
 from benchmarks import tpu
 flags.FLAGS(["tpu"])
 small = dataclasses.replace(tpu.LLAMA_8B, layers=2, width=1024, mlp_width=2048, vocab_size=8192)
-chip = dataclasses.replace(tpu.CHIPS["v5e-64"], topology="v5e:2x2")
+where = tpu.machine.named("v5e:2x2")
 group = tpu.GROUPS["4 pairs a chip"]
-tree, rows = (tpu.estimate(group[n], small, chip) for n in ("SRPO, trees", tpu.SIX))
+tree, rows = (tpu.estimate(group[n], small, where) for n in ("SRPO, trees", tpu.SIX))
 assert 0 < tree.cycles < 0.5 * rows.cycles and 0 < tree.kernel_cycles, (tree, rows)
 assert not tree.warnings
 """
@@ -32,4 +32,4 @@ def test_unknown_chips_are_refused():
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.tpu", "--topology=v9"], capture_output=True, text=True
     )
-    assert "--topology=v9 is none of v5e-64, v5p-64, v6e-64" in done.stderr
+    assert "--topology=v9 is no machine known here" in done.stderr

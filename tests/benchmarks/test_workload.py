@@ -9,7 +9,7 @@ import pytest
 from benchmarks import steps, workload
 from benchmarks.workload import Model, Workload
 from srpo_jax import objectives
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -30,7 +30,7 @@ WORK = Workload(pairs=4, prompt=20, completion=6, vocabulary=97)
 @pytest.fixture(scope="module")
 def model():
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    _, trained, _ = loading.create(CONFIG, None, mesh, 0)
+    _, trained, _ = creation.create(CONFIG, None, mesh, 0)
     from flax import nnx
 
     flat = nnx.to_flat_state(trained)

@@ -141,6 +141,9 @@ DEFAULTS = {
     "train.frozen": (),
     "train.keep_checkpoints": 2,
     "train.log_every": 1,
+    "train.peak_tflops": 0.0,
+    "train.profile_at": 0,
+    "train.profile_steps": 3,
     "train.steps": 100,
 }
 PLACEHOLDERS = (
@@ -256,6 +259,9 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("train.batch_size", 0, "at least 1"),
         ("train.accumulate", 0, "at least 1"),
         ("train.log_every", 0, "at least 1"),
+        ("train.peak_tflops", -1.0, "0 or more"),
+        ("train.profile_at", -1, "0 or more"),
+        ("train.profile_steps", 0, "at least 1"),
         ("train.checkpoint_every", 0, "at least 1"),
         ("train.keep_checkpoints", 0, "at least 1"),
         ("train.evaluate_every", -1, "0 or more"),

@@ -69,8 +69,9 @@ def reference(workdir: Path) -> dict[str, np.ndarray]:
         return {name: file[name] for name in file if name != "fingerprint"}
 
 
-def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
-    command = train(pairs, tmp_path, 2, 2, "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
+def test_processes_are_stopped_and_go_on_in_another_number(pairs, alone, tmp_path):
+    """First 4 of 2 devices, then 2 of 2: either way a tensor group spans two processes."""
+    command = train(pairs, tmp_path, 4, 2, "--config.mesh.fsdp=2", "--config.mesh.tensor=4")
     output = []
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
@@ -88,7 +89,7 @@ def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
     assert 1 <= int(stopped[1]) < STEPS
     assert [step for step, _ in losses(tmp_path)] == list(range(1, int(stopped[1]) + 1))
 
-    done = run(command)
+    done = run(train(pairs, tmp_path, 2, 2, "--config.mesh.fsdp=1", "--config.mesh.tensor=4"))
     assert done.returncode == 0, done.stderr
     assert f"resuming at step {stopped[1]} of {STEPS}" in done.stdout
     assert "reference scores: 13 pairs read from" in done.stdout
@@ -105,14 +106,6 @@ def test_two_processes_are_stopped_and_go_on_as_one_run(pairs, alone, tmp_path):
     # and on one process, a finished run is finished
     done = run(train(pairs, tmp_path, 1, 1))
     assert f"is finished: step {STEPS} of {STEPS}" in done.stdout, done.stdout + done.stderr
-
-
-def test_a_tensor_group_cannot_span_processes(pairs, tmp_path):
-    done = run(train(pairs, tmp_path, 2, 2, "--config.mesh.tensor=4"))
-    assert done.returncode == 2
-    # The other process may lose its coordinator before it can say the same.
-    first = done.stderr.splitlines()[0]
-    assert re.match(r"\d\| error: config\.mesh\.tensor=4: .* 2 processes", first), done.stderr
 
 
 def test_a_mistake_is_told_and_ends_all_processes(tmp_path):

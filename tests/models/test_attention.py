@@ -286,3 +286,40 @@ def test_the_kernels_compile_for_tpus():
         [sys.executable, "-c", COMPILE], env=os.environ | settings, capture_output=True, text=True
     )
     assert result.stdout.strip().endswith("compiled"), result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3])
+def test_key_heads_that_cannot_be_cut_are_repeated(kv_heads):
+    """12 query heads over 4 devices: all of 1, 2 or 3 key heads' queries are where their keys are."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shape = lambda heads: (2, 32, heads, 8)
+    query, key, value = (
+        jax.random.normal(k, shape(h)) for k, h in zip(keys, (12, kv_heads, kv_heads), strict=True)
+    )
+    end = np.full((2, 32), 32, np.int32)
+    positions = np.broadcast_to(np.arange(32, dtype=np.int32), (2, 32))
+    mesh = mesh_module.make(fsdp=2, tensor=4)
+
+    def attended(query, key, value):
+        mask = attention.tree_mask(end, positions, kind="blockwise")
+        return attention.attend(query, key, value, mask)
+
+    def loss(*given):
+        return (attended(*given) ** 2).sum()
+
+    def on_mesh(*given):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return jax.value_and_grad(loss, argnums=(0, 1, 2))(*given)
+
+    expected = jax.value_and_grad(loss, argnums=(0, 1, 2))(query, key, value)
+    split = mesh_module.batch_sharding(mesh)
+    found = jax.jit(on_mesh)(*(jax.device_put(x, split) for x in (query, key, value)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )
+    assert attention.shared_heads(12, kv_heads, 4) in (4, 12)
+
+
+def test_key_heads_that_can_be_cut_stay():
+    assert attention.shared_heads(32, 8, 4) == 8
+    assert attention.shared_heads(32, 8, 16) == 16

@@ -9,7 +9,7 @@ import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import loading
+from srpo_jax.models import creation, loading
 from srpo_jax.models.digest import Digests
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -30,7 +30,7 @@ def save(workdir, source="tiny", steps=(3, 4), alpha=16.0):
     (workdir / "run.json").write_text(json.dumps({"tokenizer": fingerprint, "data": "0"}))
     architecture = loading.decoder_config(checked.model, checked.lora)
     mesh = mesh_module.make(devices=jax.devices()[:1])
-    _, adapters, _ = loading.create(architecture, None, mesh, 0)
+    _, adapters, _ = creation.create(architecture, None, mesh, 0)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         for step in steps:
             moved = jax.tree.map(lambda x, step=step: x + step, adapters)

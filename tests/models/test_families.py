@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from srpo_jax import revision
-from srpo_jax.models import families, huggingface, loading
+from srpo_jax.models import creation, families, huggingface, loading
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
@@ -28,7 +28,7 @@ def load_here(directory, mesh=None, dtype="float32"):
     config = dataclasses.replace(huggingface.read_config(directory), dtype=dtype, remat="none")
     parameters = huggingface.parameters(directory, config, loading.parameter_shapes(config))
     mesh = mesh or mesh_module.make(devices=jax.devices()[:1])
-    return nnx.merge(*loading.create(config, parameters, mesh, seed=0))
+    return nnx.merge(*creation.create(config, parameters, mesh, seed=0))
 
 
 @pytest.fixture(scope="module", params=list(CASES))

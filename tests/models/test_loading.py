@@ -13,7 +13,7 @@ from flax import nnx
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import loading, lora
+from srpo_jax.models import creation, loading, lora
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -48,7 +48,7 @@ def small(monkeypatch):
 
 @pytest.fixture(scope="module")
 def parameters(mesh):
-    _, trained, _ = loading.create(SMALL, None, mesh, 5)
+    _, trained, _ = creation.create(SMALL, None, mesh, 5)
     return {".".join(map(str, p)): np.array(v.get_value()) for p, v in nnx.to_flat_state(trained)}
 
 
@@ -84,7 +84,7 @@ def save(workdir: Path, config, trained, step=3):
 def test_a_workdir_is_loaded_with_adapters_merged(tmp_path, mesh, rank):
     """float32 logits to 1e-4: the merged product is summed in another order."""
     config = settings(**{"lora.rank": rank, "lora.alpha": 5.0, "seed": 2})
-    graphdef, trained, frozen = loading.create(architecture(config), None, mesh, 2)
+    graphdef, trained, frozen = creation.create(architecture(config), None, mesh, 2)
     moved = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), trained)
     save(tmp_path, config, moved)
     model = loading.load(str(tmp_path), dtype="float32", mesh=mesh)
@@ -95,7 +95,7 @@ def test_a_workdir_is_loaded_with_adapters_merged(tmp_path, mesh, rank):
 
 def test_a_run_with_tpu_kernels_is_loaded_without_tpus(tmp_path, mesh):
     config = settings()
-    _, trained, _ = loading.create(architecture(config), None, mesh, 0)
+    _, trained, _ = creation.create(architecture(config), None, mesh, 0)
     config.model.attention = "pallas"
     save(tmp_path, config, trained)
     assert loading.load(str(tmp_path), mesh=mesh).config.attention == "auto"
@@ -103,12 +103,12 @@ def test_a_run_with_tpu_kernels_is_loaded_without_tpus(tmp_path, mesh):
 
 def test_a_workdir_may_start_another_one(tmp_path, mesh):
     first, second = settings(), settings(**{"model.source": str(tmp_path / "1"), "lora.rank": 2})
-    _, trained, _ = loading.create(architecture(first), None, mesh, 1)
+    _, trained, _ = creation.create(architecture(first), None, mesh, 1)
     save(tmp_path / "1", first, trained)
     source = loading.open_source(str(tmp_path / "1"))
     assert source.tokenizer.fingerprint == ByteTokenizer.fingerprint
     config = architecture(second)
-    graphdef, adapters, base = loading.create(config, source.read_parameters(), mesh, 0)
+    graphdef, adapters, base = creation.create(config, source.read_parameters(), mesh, 0)
     save(tmp_path / "2", second, jax.tree.map(lambda x: x + 0.1, adapters))
     model = loading.load(str(tmp_path / "2"), dtype="float32", mesh=mesh)
     moved = nnx.merge(graphdef, jax.tree.map(lambda x: x + 0.1, adapters), base)
@@ -117,7 +117,7 @@ def test_a_workdir_may_start_another_one(tmp_path, mesh):
 
 def test_the_newest_checkpoint_is_meant(tmp_path, mesh):
     config = settings()
-    _, trained, _ = loading.create(SMALL, None, mesh, 1)
+    _, trained, _ = creation.create(SMALL, None, mesh, 1)
     save(tmp_path, config, trained, step=3)
     before = logits(loading.load(str(tmp_path), dtype="float32", mesh=mesh))
     save(tmp_path, config, jax.tree.map(lambda x: x * 1.1, trained), step=4)
@@ -127,7 +127,7 @@ def test_the_newest_checkpoint_is_meant(tmp_path, mesh):
 
 def test_random_weights_are_the_same_on_every_mesh(parameters):
     mesh = mesh_module.make(replica=2, fsdp=2, tensor=2)
-    _, trained, _ = loading.create(SMALL, None, mesh, 5)
+    _, trained, _ = creation.create(SMALL, None, mesh, 5)
     for path, variable in nnx.to_flat_state(trained):
         here = np.array(variable.get_value())
         np.testing.assert_allclose(here, parameters[".".join(map(str, path))], atol=1e-6)
@@ -136,7 +136,7 @@ def test_random_weights_are_the_same_on_every_mesh(parameters):
 def test_given_weights_are_placed_and_frozen_ones_narrowed(parameters):
     mesh = mesh_module.make(fsdp=4, tensor=2)
     config = dataclasses.replace(SMALL, dtype="bfloat16", lora_rank=2, lora_targets=("query",))
-    _, trained, frozen = loading.create(config, parameters, mesh, 0)
+    _, trained, frozen = creation.create(config, parameters, mesh, 0)
     assert all(v.get_value().dtype == jnp.float32 for _, v in nnx.to_flat_state(trained))
     for path, variable in nnx.to_flat_state(frozen):
         value, name = variable.get_value(), ".".join(map(str, path))
@@ -156,19 +156,19 @@ def test_given_weights_are_placed_and_frozen_ones_narrowed(parameters):
 def test_weights_of_another_architecture_are_named(parameters, mesh, change, said):
     given = {k: v for k, v in (parameters | change).items() if v is not None}
     with pytest.raises(UserError, match=said):
-        loading.create(SMALL, given, mesh, 0)
+        creation.create(SMALL, given, mesh, 0)
 
 
 def test_kernels_for_tpus_are_refused_elsewhere(mesh):
     config = dataclasses.replace(SMALL, attention="pallas")
     with pytest.raises(UserError, match=r"config\.model\.attention=pallas needs TPUs"):
-        loading.create(config, None, mesh, 0)
+        creation.create(config, None, mesh, 0)
 
 
 def test_a_mesh_that_does_not_divide_the_model_is_named():
     mesh = mesh_module.make(fsdp=1, tensor=3, devices=jax.devices()[:3])
     with pytest.raises(UserError) as error:
-        loading.create(SMALL, None, mesh, 0)
+        creation.create(SMALL, None, mesh, 0)
     assert "config.mesh.tensor = 3 equal parts" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -199,7 +199,7 @@ def test_a_setting_that_cannot_be_used_is_named(key, value, said):
 def test_adapters_that_are_off_need_no_good_settings():
     config = architecture(settings(**{"lora.alpha": 0.0, "lora.targets": ("none",)}))
     assert (config.lora_rank, config.lora_targets) == (0, ())
-    assert loading.trainable(config) is nnx.Param
+    assert creation.trainable(config) is nnx.Param
 
 
 def test_load_names_what_is_wrong(tmp_path, mesh):
@@ -229,7 +229,7 @@ def test_load_names_what_is_wrong(tmp_path, mesh):
 
 def test_a_checkpoint_of_another_rank_is_named(tmp_path, mesh):
     config = settings(**{"lora.rank": 3})
-    _, trained, _ = loading.create(architecture(config), None, mesh, 0)
+    _, trained, _ = creation.create(architecture(config), None, mesh, 0)
     save(tmp_path, config, trained)
     config.lora.rank = 4
     config_module.save(config_module.checked(config), tmp_path / "config.json")

@@ -69,11 +69,41 @@ def test_only_replicas_cross_slices() -> None:
         mesh_lib.make(devices=devices)
 
 
-def test_a_tensor_group_stays_in_one_process() -> None:
-    devices: list[Any] = [SliceDevice(id=n, slice_index=0, process_index=n // 4) for n in range(8)]
-    assert mesh_lib.make(fsdp=2, tensor=4, devices=devices).devices.shape == (1, 2, 4)
-    with pytest.raises(UserError, match=r"config\.mesh\.tensor=8: .* 2 processes"):
-        mesh_lib.make(fsdp=1, tensor=8, devices=devices)
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A chip of a slice, with its place in the torus."""
+
+    id: int
+    process_index: int
+    coords: tuple[int, ...]
+    slice_index: int = 0
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    default_memory_kind = "device"
+
+    def addressable_memories(self) -> list[Any]:
+        return []
+
+
+def held(mesh: Any, rows: int) -> dict[int, list[int]]:
+    """{process: the rows it has to bring}, from every process's own view."""
+    found = {}
+    for process in sorted({device.process_index for device in mesh.devices.flat}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "process_index", lambda process=process: process)
+            found[process] = mesh_lib.own_rows(mesh, rows).tolist()
+    return found
+
+
+def test_processes_that_share_a_tensor_group_bring_the_same_rows() -> None:
+    devices: list[Any] = [SliceDevice(id=n, slice_index=0, process_index=n // 2) for n in range(8)]
+    mesh = mesh_lib.make(fsdp=2, tensor=4, devices=devices)
+    assert held(mesh, 4) == {0: [0, 1], 1: [0, 1], 2: [2, 3], 3: [2, 3]}
+    mesh = mesh_lib.make(fsdp=4, tensor=2, devices=devices)
+    assert held(mesh, 4) == {process: [process] for process in range(4)}
+    mesh = mesh_lib.make(fsdp=8, devices=devices)
+    assert held(mesh, 8) == {process: [2 * process, 2 * process + 1] for process in range(4)}
 
 
 @pytest.mark.parametrize(
@@ -146,3 +176,5 @@ def test_host_to_global_splits_rows() -> None:
     assert placed["ids"].addressable_shards[0].data.shape == (2, 3)
     with pytest.raises(UserError, match="batch of 6 rows"):
         mesh_lib.host_to_global(mesh, np.zeros((6, 2)))
+    with pytest.raises(UserError, match="batch of 6 rows"):
+        mesh_lib.own_rows(mesh, 6)

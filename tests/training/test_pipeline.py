@@ -76,13 +76,11 @@ def test_an_epoch_has_each_pair_once_and_is_shuffled_anew(data, packed):
 def test_processes_share_out_the_rows_of_the_one_batch(data, processes, packed):
     layout = {"parts": 4, "packed": packed, "start": 2}
     whole = take(data, 6, batch_size=8, **layout)
-    shares = [
-        take(data, 6, batch_size=8, process=i, processes=processes, **layout)
-        for i in range(processes)
-    ]
+    own = np.arange(len(whole[0]["rows"].tokens)).reshape(processes, -1)
+    shares = [take(data, 6, batch_size=8, own=rows, **layout) for rows in own]
     for step, batch in enumerate(whole):
-        for i in range(processes):
-            assert_equal(shares[i][step], jax.tree.map(lambda x, i=i: x[i::processes], batch))
+        for rows, share in zip(own, shares, strict=True):
+            assert_equal(share[step], jax.tree.map(lambda x, rows=rows: x[rows], batch))
 
 
 def test_the_pairs_of_a_step_do_not_depend_on_the_number_of_devices(data):
@@ -92,9 +90,12 @@ def test_the_pairs_of_a_step_do_not_depend_on_the_number_of_devices(data):
     assert [sorted(ids(b)) for b in one] == [sorted(ids(b)) for b in other]
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused(data):
-    with pytest.raises(UserError, match=r"config\.train\.batch_size=4 .* 3 processes"):
-        take(data, 1, parts=4, processes=3)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_batch_need_not_be_a_multiple_of_the_devices(data, packed):
+    for batch_size, rows in ((6, 4 if packed else 8), (3, 4)):
+        batch = take(data, 1, batch_size=batch_size, parts=4, packed=packed)[0]
+        assert len(batch["rows"].tokens) == rows
+        assert len(set(ids(batch))) == batch_size
 
 
 def test_a_batch_may_be_larger_than_the_data():
@@ -143,9 +144,9 @@ def test_once_visits_every_pair_once(data, packed):
     pairs = np.concatenate([rows.pair.reshape(-1) for rows in whole])
     assert sorted(pairs[pairs >= 0]) == list(range(N))
     assert len(whole) == 4
-    shares = [list(pipeline.once(data, packing, process=i, processes=2)) for i in range(2)]
-    for step, rows in enumerate(whole):
-        assert_equal(shares[1][step], jax.tree.map(lambda x: x[1::2], rows))
+    own = np.arange(packing.rows // 2, packing.rows)
+    for rows, share in zip(whole, pipeline.once(data, packing, own=own), strict=True):
+        assert_equal(share, jax.tree.map(lambda x: x[own], rows))
 
 
 def test_separate_tokens_is_what_six_rows_would_hold(data):

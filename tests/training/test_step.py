@@ -12,7 +12,7 @@ from flax import nnx
 from srpo_jax import objectives
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
@@ -102,7 +102,7 @@ def run(batches):
     def make_run(mesh_name: str, rank: int, accumulate: int) -> Run:
         mesh = make_mesh(mesh_name)
         settings = OptimizerSettings(learning_rate=3e-3, warmup_steps=1, weight_decay=0.01)
-        graphdef, trained, frozen = loading.create(architecture(rank), None, mesh, 0)
+        graphdef, trained, frozen = creation.create(architecture(rank), None, mesh, 0)
         optimizer, _ = make_optimizer(settings, STEPS)
         hyper = {"beta": 0.1, "alpha": 0.5}
         steps = step.TrainStep(
@@ -179,7 +179,7 @@ def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, 
     results = {}
     for name, (sizes, rows) in layouts.items():
         mesh = mesh_module.make(**sizes | {"devices": jax.devices()[: sizes["devices"]]})
-        graphdef, trained, frozen = loading.create(architecture(0), None, mesh, 0)
+        graphdef, trained, frozen = creation.create(architecture(0), None, mesh, 0)
         parts = accumulate if name == "packed" else 1
         steps = step.TrainStep(
             graphdef, optimizer, objective, hyper, mesh, accumulate=parts
@@ -204,7 +204,7 @@ def test_the_parts_of_a_step_can_be_called_alone(batches):
     To 1e-3 of a slope of about 1: what is cubic in the step, and rounding over the step, are both below.
     """
     mesh, rate = make_mesh("one device"), 0.5
-    graphdef, trained, frozen = loading.create(architecture(0), None, mesh, 0)
+    graphdef, trained, frozen = creation.create(architecture(0), None, mesh, 0)
     hyper = {"beta": 0.1, "alpha": 0.5}
     one = step.TrainStep(graphdef, optax.sgd(rate), objectives.get("srpo"), hyper, mesh)
     batch = mesh_module.host_to_global(mesh, batches[0])
@@ -244,11 +244,11 @@ def test_adapters_start_as_the_base_and_the_reference_ignores_them(batches):
     rows = batches[0]["rows"]
     mesh = make_mesh("one device")
     objective = objectives.get("srpo")
-    base, weights, _ = loading.create(architecture(0), None, mesh, 0)
+    base, weights, _ = creation.create(architecture(0), None, mesh, 0)
     names = objective.needs
     plain = jax.jit(scoring.scorer(base, names, adapter=True))(weights, rows)
 
-    graphdef, trained, frozen = loading.create(architecture(4), arrays(weights), mesh, 0)
+    graphdef, trained, frozen = creation.create(architecture(4), arrays(weights), mesh, 0)
     both = nnx.merge_state(trained, frozen)
     start = jax.jit(scoring.scorer(graphdef, names, adapter=True))(both, rows)
     for name in names:
@@ -280,7 +280,7 @@ def test_the_learning_rate_warms_up_and_decays():
 
 
 def test_weight_decay_leaves_the_norms_alone():
-    _, trained, _ = loading.create(architecture(0), None, make_mesh("one device"), 0)
+    _, trained, _ = creation.create(architecture(0), None, make_mesh("one device"), 0)
     decayed = arrays(_decayed(trained))
     assert not any(decayed[name] for name in decayed if "norm" in name)
     assert all(decayed[name] for name in decayed if "norm" not in name)

@@ -12,7 +12,7 @@ from flax import nnx
 from srpo_jax import objectives
 from srpo_jax.data.records import Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import loading
+from srpo_jax.models import creation, loading
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.prompts import Renderer
@@ -48,7 +48,7 @@ def run(architecture, batches, *, rate=1e-3, mesh=None, seed=0, **options):
     """The parameters before and after, {name: array}, and the losses."""
     mesh = mesh or mesh_module.make(devices=jax.devices()[:1])
     settings = OptimizerSettings(learning_rate=rate, warmup_steps=0, schedule="constant")
-    graphdef, trained, frozen = loading.create(architecture, None, mesh, 0)
+    graphdef, trained, frozen = creation.create(architecture, None, mesh, 0)
     optimizer, _ = make_optimizer(settings, steps=100)
     objective = objectives.get("dpo")
     steps = step.TrainStep(
@@ -105,6 +105,28 @@ def test_a_master_keeps_what_bfloat16_rounds_away(batches):
     np.testing.assert_allclose(kept[2], exact[2], atol=0.05)
 
 
+def test_a_step_that_is_not_finite_changes_nothing_nor_does_one_behind_it(batches):
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    graphdef, trained, frozen = creation.create(SMALL, None, mesh, 0)
+    optimizer, _ = make_optimizer(OptimizerSettings(warmup_steps=0), steps=100)
+    steps = step.TrainStep(graphdef, optimizer, objectives.get("dpo"), {"beta": 0.1}, mesh)
+    programs = steps.compile(trained)
+    kept = lambda state: [np.array(x) for x in jax.tree.leaves(state)]
+    state = step.TrainState(trained, programs.init(trained))
+    good = mesh_module.host_to_global(mesh, batches[0])
+    bad = good | {"label_prob": good["label_prob"] * np.nan}
+    finite, states, said = mesh_module.replicate(mesh, True), [], []
+    for batch in (good, bad, good):
+        state, metrics = programs.train(state, frozen, batch, finite)
+        finite = metrics["finite"]
+        states.append(kept(state))
+        said.append((float(finite), bool(np.isfinite(metrics["loss"]))))
+    assert said == [(1.0, True), (0.0, False), (0.0, True)]
+    for first, second, third in zip(*states, strict=True):
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(first, third)
+
+
 def test_dropout_is_drawn_anew_each_step_and_the_same_on_a_mesh(batches):
     same = [batches[0]] * 3
     _, one, losses = run(LORA, same, rate=1e-2)
@@ -119,7 +141,7 @@ def test_dropout_is_drawn_anew_each_step_and_the_same_on_a_mesh(batches):
 
 
 def test_dropout_is_for_training_only(batches):
-    graphdef, adapters, base = nnx.split(Decoder(LORA, nnx.Rngs(0)), loading.trainable(LORA), ...)
+    graphdef, adapters, base = nnx.split(Decoder(LORA, nnx.Rngs(0)), creation.trainable(LORA), ...)
     model = nnx.merge(graphdef, jax.tree.map(lambda a: a + 0.1, adapters), base)
     rows = batches[0]["rows"]
     plain = scoring.score(model, rows, ("w", "l"))["w"]
@@ -135,7 +157,7 @@ def test_dropout_is_for_training_only(batches):
 def test_a_fresh_adapter_is_the_base_exactly_on_a_mesh(batches, sizes):
     config = dataclasses.replace(LORA, heads=8, kv_heads=4)
     mesh = mesh_module.make(**sizes)
-    graphdef, adapters, base = loading.create(config, None, mesh, 0)
+    graphdef, adapters, base = creation.create(config, None, mesh, 0)
     rows = mesh_module.host_to_global(mesh, batches[0]["rows"])
 
     def scores(adapters, base, rows, adapter):

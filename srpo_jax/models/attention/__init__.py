@@ -8,7 +8,7 @@ The last two skip every pair of blocks in which no query sees any key: packed tr
 cost alone. May import: runtime, models.product. Imported by: models, training, revision.
 """
 
-from srpo_jax.models.attention.attend import attend, attend_cached
+from srpo_jax.models.attention.attend import attend, attend_cached, shared_heads
 from srpo_jax.models.attention.mask import DENSE_UP_TO, KINDS, TreeMask, dense_mask, tree_mask
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "attend",
     "attend_cached",
     "dense_mask",
+    "shared_heads",
     "tree_mask",
 ]

@@ -1,6 +1,7 @@
 """Attention itself: dense here, in blocks by the module that fits the machine."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -37,6 +38,7 @@ def attend(
         return dense(query, key, value, mask, scale, softcap)
     module = pallas if mask.kind == "pallas" else blockwise
     program = functools.partial(module.attend, logits=Logits(scale, softcap))
+    key, value = (_enough_heads(x, query.shape[2]) for x in (key, value))
     return _on_mesh(program)(query, key, value, mask)
 
 
@@ -78,6 +80,18 @@ def dense(
     """The definition that the others are tested against; see `attend`."""
     keys, values = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
     return attend_cached(query, [(keys, values)], mask, scale=scale, softcap=softcap)
+
+
+def _enough_heads(x: Array, heads: int) -> Array:
+    """Keys or values [B, C, K, Hd], each head so often that every device can have those of its queries."""
+    wanted = shared_heads(heads, x.shape[2], mesh_module.current_parts("heads"))
+    return x if wanted == x.shape[2] else jnp.repeat(x, wanted // x.shape[2], axis=2)
+
+
+def shared_heads(heads: int, kv_heads: int, devices: int) -> int:
+    """How many key heads there are once they are repeated, so that so many devices get equally many."""
+    wanted = math.lcm(kv_heads, devices)
+    return wanted if heads % wanted == 0 else heads
 
 
 def _on_mesh(program: Callable[..., Array]) -> Callable[..., Array]:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from srpo_jax import objectives, prompts
-from srpo_jax.models import loading
+from srpo_jax.models import creation
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.theory.revision_task.desk import EOS, VOCABULARY, Desk, prompt
@@ -83,7 +83,7 @@ class Recipe:
 
 
 class Model(NamedTuple):
-    """A decoder in parts, as `loading.create` makes it."""
+    """A decoder in parts, as `creation.create` makes it."""
 
     graphdef: nnx.GraphDef[Any]
     trained: State
@@ -185,7 +185,7 @@ class Programs(NamedTuple):
 
 @functools.cache
 def programs(architecture: DecoderConfig, objective: str, steps: int, rate: float) -> Programs:
-    graphdef = loading.create(architecture, None, mesh(), 0)[0]
+    graphdef = creation.create(architecture, None, mesh(), 0)[0]
     settings = OptimizerSettings(learning_rate=rate, warmup_steps=min(20, steps // 10))
     optimizer, _ = make_optimizer(settings, steps)
     step = TrainStep(graphdef, optimizer, objectives.get(objective), {}, mesh())
@@ -254,8 +254,8 @@ def begin(desk: Desk, recipe: Recipe, seed: int, kept: Path | None = None) -> Mo
     """The start, SFT on both prompts; read from the file `kept` if it is there, else written to it."""
     if kept is not None and kept.is_file():
         with np.load(kept) as file:
-            return Model(*loading.create(recipe.architecture(), dict(file), mesh(), seed))
-    drawn = Model(*loading.create(recipe.architecture(), None, mesh(), seed))
+            return Model(*creation.create(recipe.architecture(), dict(file), mesh(), seed))
+    drawn = Model(*creation.create(recipe.architecture(), None, mesh(), seed))
     examples = sft_examples(desk, recipe, seed)
     model, _ = train(drawn, "sft", examples, recipe, {}, sft=True)
     if kept is not None:

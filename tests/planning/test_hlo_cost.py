@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import hlo_cost
+from srpo_jax.planning import hlo_cost
 
 MODULE = """HloModule example
 
@@ -69,6 +69,34 @@ def test_collectives_are_counted_in_bytes_that_a_chip_sends(cost):
     """A ring sends (n - 1) / n of the gathered array, and twice that of a reduced one."""
     assert cost.collective_bytes["all-gather"] == 3 * (64 * 16 * 2) * 7 / 8
     assert cost.collective_bytes["all-reduce"] == 2 * (4 * 4) * 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("written", "group"),
+    [
+        ("replica_groups={{0,2},{1,3}}", (0, 2)),
+        ("replica_groups=[2,4]<=[8]", (0, 1, 2, 3)),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("replica_groups=mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("source_target_pairs={{0,1},{1,0}}", (0, 1)),
+        ("", None),
+    ],
+)
+def test_a_group_is_read_in_every_notation(written, group):
+    text = MODULE.replace("replica_groups={{0,1,2,3}}", written)
+    found = hlo_cost.analyse(text).collectives
+    assert [one.group for one in found if one.kind == "all-reduce"] == [group]
+
+
+def test_loops_without_a_known_end_may_be_given_one():
+    text = MODULE.replace(
+        "%end = s32[] constant(5)", "%end = s32[] get-tuple-element(%state), index=1"
+    )
+    cost = hlo_cost.analyse(text)
+    assert cost.cycles == 100
+    assert cost.warnings == ["loop: trip count unknown, counted once"]
+    cost = hlo_cost.analyse(text, unknown=7)
+    assert (cost.cycles, cost.warnings) == (700, [])
 
 
 def test_kernels_are_listed_with_their_calls(cost):

@@ -7,17 +7,14 @@ how often a loop's body runs. Here the loops' counters are run, and the estimate
 
 Collectives and Pallas kernels carry no estimate: the first are reported in bytes that a chip sends, the
 second as a list of calls, for whoever can count them otherwise.
-
-    python -m benchmarks.hlo_cost FILE    prints the cost of a module and its dearest instructions
 """
 
+import collections
 import dataclasses
 import math
 import operator
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,18 +107,29 @@ class CustomCall:
     executions: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """A collective. bytes: that a chip sends in one execution. group: numbers of the chips of one group, in
+    the order of the mesh; None for all."""
+
+    kind: str
+    bytes: float
+    executions: int
+    group: tuple[int, ...] | None
+
+
 @dataclasses.dataclass
 class Cost:
     """What each chip does.
 
     items: all instructions with an estimate. flops: of matrix products, 2 for a multiplication and
-    addition. collective_bytes: kind -> bytes that a chip sends. custom_calls: those without.
-    loops: trip counts by name, None where unknown. warnings: why the sum may be wrong.
+    addition. custom_calls: those without an estimate. loops: trip counts by name, None where unknown.
+    warnings: why the sum may be wrong.
     """
 
     items: list[Item] = dataclasses.field(default_factory=list)
     flops: float = 0.0
-    collective_bytes: dict[str, float] = dataclasses.field(default_factory=dict)
+    collectives: list[Collective] = dataclasses.field(default_factory=list)
     custom_calls: list[CustomCall] = dataclasses.field(default_factory=list)
     loops: dict[str, int | None] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
@@ -131,14 +139,25 @@ class Cost:
         return sum(item.total for item in self.items)
 
     @property
+    def collective_bytes(self) -> dict[str, float]:
+        """Kind -> bytes that a chip sends."""
+        total: dict[str, float] = collections.defaultdict(float)
+        for one in self.collectives:
+            total[one.kind] += one.executions * one.bytes
+        return dict(total)
+
+    @property
     def cycles_by_kind(self) -> dict[str, int]:
         return {kind: sum(i.total for i in self.items if i.kind == kind) for kind in KINDS}
 
 
-def analyse(text: str) -> Cost:
-    """The cost of an optimised HLO module, as `compiled.as_text()` prints it."""
+def analyse(text: str, unknown: int | None = None) -> Cost:
+    """The cost of an optimised HLO module, as `compiled.as_text()` prints it.
+
+    unknown: how often the body of a loop runs whose end depends on data; None: once, with a warning.
+    """
     module = parse(text)
-    walk = _Walk(module)
+    walk = _Walk(module, unknown)
     walk.visit(module.entry, 1)
     return walk.cost
 
@@ -242,8 +261,8 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int | Non
 class _Walk:
     """Goes through a module as it is executed, and adds up."""
 
-    def __init__(self, module: Module):
-        self.computations = module.computations
+    def __init__(self, module: Module, unknown: int | None):
+        self.computations, self.unknown = module.computations, unknown
         self.module, self.cost = module, Cost()
         self._counted: set[tuple[str, str]] = set()
 
@@ -252,6 +271,8 @@ class _Walk:
         for at in self.computations[computation].values():
             if at.opcode == "while":
                 trips = self.cost.loops[at.name] = trip_count(self.module, computation, at)
+                if trips is None:
+                    trips = self.unknown
                 if trips is None:
                     trips = 1
                     self.cost.warnings.append(f"{at.name}: trip count unknown, counted once")
@@ -297,7 +318,8 @@ class _Walk:
         self._counted.add((kind, channel))
         beside = self.computations[where]
         amount = sum(beside[o].bytes for o in at.operands) or at.bytes
-        group = _group_size(at)
+        members = _first_group(at)
+        group = len(members) if members else 0
         sent = (group - 1) / group if group else 1.0
         if kind == "all-gather":
             amount = amount * (group or 1) if at.opcode.endswith("-start") else at.bytes
@@ -305,8 +327,8 @@ class _Walk:
             # One whose sum is sliced at once is a reduce-scatter: it sends half as much.
             sliced = fused and any(i.opcode == "dynamic-slice" for i in beside.values())
             kind, sent = ("reduce-scatter", sent) if sliced else (kind, 2 * sent)
-        total = self.cost.collective_bytes
-        total[kind] = total.get(kind, 0.0) + executions * amount * SPARED.get(kind, sent)
+        amount *= SPARED.get(kind, sent)
+        self.cost.collectives.append(Collective(kind, amount, executions, members))
 
 
 def _kind(parts: Sequence[Instruction]) -> str:
@@ -317,15 +339,24 @@ def _kind(parts: Sequence[Instruction]) -> str:
     return CUSTOM_CALL if parts[0].opcode == "custom-call" else OTHER
 
 
-def _group_size(at: Instruction) -> int | None:
-    """How many chips take part in a collective, in any of HLO's three notations; None for all."""
+def _first_group(at: Instruction) -> tuple[int, ...] | None:
+    """The chips of a collective's first group, in any of HLO's notations; None for all."""
     if groups := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", at.attributes):
-        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups[1]))
-        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", groups[2]))
-    if size := at.find(r"replica_groups=\[\d+,(\d+)\]"):
-        return int(size)
-    first = at.find(r"replica_groups=\{\{([\d,]+)\}")
-    return first.count(",") + 1 if first else None
+        sizes = [(name, int(size)) for name, size in re.findall(r"'(\w+)'=(\d+)", groups[1])]
+        along = re.findall(r"'(\w+)'", groups[2])
+        numbers = np.arange(math.prod(size for _, size in sizes)).reshape([n for _, n in sizes])
+        members = numbers[tuple(slice(None) if name in along else 0 for name, _ in sizes)]
+        return tuple(map(int, members.flat))
+    if iota := re.search(
+        r"replica_groups=\[\d+,(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", at.attributes
+    ):
+        shape = list(map(int, iota[2].split(",")))
+        order = list(map(int, iota[3].split(","))) if iota[3] else range(len(shape))
+        numbers = np.arange(math.prod(shape)).reshape(shape).transpose(order)
+        return tuple(map(int, numbers.reshape(-1)[: int(iota[1])]))
+    pairs = r"source_target_pairs=\{\{([\d,]+)\}"
+    first = at.find(r"replica_groups=\{\{([\d,]+)\}") or at.find(pairs)
+    return tuple(map(int, first.split(","))) if first else None
 
 
 def matmul_flops(beside: Computation, at: Instruction) -> float:
@@ -352,16 +383,3 @@ def matmul_flops(beside: Computation, at: Instruction) -> float:
             )
             flops *= int(inside.sum())
     return flops
-
-
-def main(path: str) -> None:
-    cost = analyse(Path(path).read_text())
-    print(f"cycles {cost.cycles:,} {cost.cycles_by_kind}, products {cost.flops / 1e12:.3f} TFLOP")
-    print("GB sent", {kind: round(sent / 1e9, 3) for kind, sent in cost.collective_bytes.items()})
-    print("trip counts", cost.loops, *cost.warnings)
-    for item in sorted(cost.items, key=lambda item: -item.total)[:20]:
-        print(f"{item.total:>14,} = {item.cycles:,} x {item.executions} {item.kind} {item.source}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from benchmarks import kernel_schedule
-from benchmarks.kernel_schedule import Schedule
+from srpo_jax.planning import kernel_schedule
+from srpo_jax.planning.kernel_schedule import Schedule
 
 LISTING = """
  0x1   :  { %a = x }

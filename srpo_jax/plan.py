@@ -1,0 +1,315 @@
+"""Says what a run would cost on TPUs that are not here: does it fit, how fast is it, what does it cost?
+
+    python -m srpo_jax.plan --config=configs/NAME.py --topology=v5p-256 [--output=DIR] [--price=DOLLARS]
+
+The real train step and the real programs of revision are compiled by the TPU's own compiler (extra `plan`)
+on this machine; nothing is allocated, no weights are read: of a model's directory config.json is enough.
+Lengths are those of config.data.pairs where that is a file, else of --prompt and --completion. --search
+tries meshes, remat and batch sizes, and ranks what fits. With --output: plan.json and plan.html.
+"""
+
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.sharding import Mesh
+
+from srpo_jax import objectives, train
+from srpo_jax.config import Settings, command
+from srpo_jax.models import DecoderConfig, loading
+from srpo_jax.models.creation import abstract
+from srpo_jax.planning import compiling, lowering, machine, report, roofline
+from srpo_jax.planning.compiling import DoesNotFit
+from srpo_jax.planning.lowering import Program
+from srpo_jax.planning.machine import Machine
+from srpo_jax.planning.report import Part, Plan, Range
+from srpo_jax.planning.workload import EOS, Workload, as_data
+from srpo_jax.revision.plan import rounded
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import run_program
+from srpo_jax.training import pipeline
+from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.speed import model_flops
+from srpo_jax.training.step import TrainStep
+from srpo_jax.trees import prefix_tree
+
+SECTIONS = (
+    "model",
+    "lora",
+    "mesh",
+    "data",
+    "objective",
+    "train",
+    "optimizer",
+    "sampling",
+    "evaluate",
+)
+TENSOR, REMAT, PAIRS = (1, 2, 4, 8), ("none", "dots", "full"), (1, 2, 4)  # what --search tries
+SURVEYED = 64  # batches, in which the largest shape is looked for
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Of synthetic pairs, in tokens, the end of sequence counted with the completion."""
+
+    prompt: int
+    completion: int
+
+
+def plan(
+    settings: Settings,
+    where: Machine,
+    lengths: Lengths,
+    *,
+    price: float = 0.0,
+    revise: bool = True,
+) -> Plan:
+    """The plan of a configuration. price: of a chip for an hour.
+
+    revise: compiles the programs of revision too. Raises UserError for a setting that makes no sense.
+    """
+    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh), devices=where.devices)
+    train.check_batch(settings, mesh)
+    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    if architecture.attention == "auto":
+        architecture = dataclasses.replace(architecture, attention="pallas")
+    objective = objectives.get(settings.objective.name)
+    batch, said = make_batch(settings, architecture, mesh, lengths)
+    step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)
+    programs = [step]
+    if revise:
+        programs += revision(settings, architecture, mesh, lengths)
+    parts, excess = [], {}
+    for program in programs:
+        try:
+            parts.append(compiled(program, architecture, where, mesh))
+        except DoesNotFit as error:
+            given = sum(dataclasses.astuple(held)) if error.beside and program is step else 0
+            excess[program.name] = error.needed + given - error.available
+            status(f"{program.name} does not fit")
+    rows = jax.tree.map(lambda x: x[:1], batch["rows"])
+    work = model_flops(architecture, objective.needs, rows) * len(batch["rows"].tokens)
+    known: dict[str, Any] = {"model_flops": work, "pairs_per_second": None, "mfu": None}
+    known |= {"hours": None, "cost": None, "answers_per_second": None}
+    if step.name not in excess:
+        known |= _speed(settings, parts[0], work, where.chip.flops * mesh.size, mesh.size, price)
+    if revise and not excess:
+        spent = [part.seconds.times(part.executions) for part in parts[1:]]
+        whole = Range(sum(one.best for one in spent), sum(one.worst for one in spent))
+        answers = _answers(settings, mesh) * (settings.evaluate.revisions + 1)
+        known["answers_per_second"] = whole.of(answers)
+    return Plan(
+        machine=where.name,
+        chip=where.chip.name,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        settings=_said(settings, architecture),
+        batch=said,
+        memory=where.chip.memory,
+        held=held,
+        excess=excess,
+        parts=tuple(parts),
+        versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        **known,
+    )
+
+
+def _speed(
+    settings: Settings, part: Part, work: float, peak: float, chips: int, price: float
+) -> dict[str, Range]:
+    """Of the train step."""
+    spent = part.seconds
+    hours = spent.times(settings.train.steps / 3600)
+    found = {"mfu": spent.of(work / peak), "pairs_per_second": spent.of(settings.train.batch_size)}
+    found["hours"] = hours
+    if price:
+        found["cost"] = hours.times(chips * price)
+    return found
+
+
+def compiled(program: Program, architecture: DecoderConfig, where: Machine, mesh: Mesh) -> Part:
+    """A program's costs; raises DoesNotFit."""
+    found = compiling.estimate(
+        program.lowered, program.trees, architecture, where.chip, mesh, program.loops
+    )
+    time = roofline.seconds(found, where.chip, mesh, where.slices)
+    status(f"{program.name}: compiled in {found.seconds:.0f} s")
+    return Part(
+        name=program.name,
+        executions=program.executions,
+        seconds=Range(time.least, time.most),
+        cycles=found.cycles,
+        kernel_cycles=found.kernel_cycles,
+        flops=found.flops,
+        sent=roofline.sent_by_axis(found.collectives, mesh),
+        peak=found.peak,
+        temporaries=found.temporaries,
+        compiled_in=found.seconds,
+        warnings=found.warnings,
+    )
+
+
+def train_step(settings: Settings, architecture: DecoderConfig, mesh: Mesh) -> TrainStep:
+    """As `train` makes it, from shapes."""
+    objective = objectives.get(settings.objective.name)
+    optimizer, _ = make_optimizer(settings.optimizer, settings.train.steps)
+    graphdef, _, _ = abstract(architecture, mesh)
+    hyper = train.hyperparameters(settings.objective)
+    options = train.step_options(settings)
+    return TrainStep(graphdef, optimizer, objective, hyper, mesh, **options)
+
+
+def make_batch(
+    settings: Settings, architecture: DecoderConfig, mesh: Mesh, lengths: Lengths
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The largest batch of the run, numpy, and what there is to say of it."""
+    objective = objectives.get(settings.objective.name)
+    if settings.data.pairs and Path(settings.data.pairs).exists():
+        with tempfile.TemporaryDirectory() as folder:
+            source = loading.open_source(settings.model.source)
+            data, _ = train.prepare_data(settings, Path(folder), source, objective)
+            said = f"those of {settings.data.pairs}"
+            return _largest(settings, data, mesh, said)
+    work = Workload(
+        settings.train.batch_size,
+        lengths.prompt,
+        lengths.completion,
+        vocabulary=architecture.vocab_size,
+    )
+    trees = [prefix_tree.build(parts) for parts in work.sequences(objective.needs)]
+    said = f"prompts of {lengths.prompt}, completions of {lengths.completion} tokens"
+    return _largest(settings, as_data(trees, objective.needs), mesh, said)
+
+
+def _largest(
+    settings: Settings, data: pipeline.PairTrees, mesh: Mesh, said: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    data.reference = data.reference or {
+        name: np.zeros(len(data), np.float32) for name in data.names
+    }
+    packing = train.pack(settings, data, mesh)
+    layouts = (packing.batch(step) for step in range(SURVEYED))
+    layout = max(layouts, key=lambda one: one.shape)
+    batch = pipeline.collate([data.row(row, layout.shape) for row in layout.rows])
+    return batch, {
+        "pairs": settings.train.batch_size,
+        "rows": len(layout.rows),
+        "slots": layout.shape.length,
+        "targets": layout.shape.targets,
+        "fill": packing.fill(layout),
+        "lengths": said,
+    }
+
+
+def _answers(settings: Settings, mesh: Mesh) -> int:
+    """Rows of a batch of revision."""
+    return rounded(settings.sampling.batch_size, mesh_module.batch_parts(mesh))
+
+
+def revision(
+    settings: Settings, architecture: DecoderConfig, mesh: Mesh, lengths: Lengths
+) -> Iterator[Program]:
+    """What `evaluate` runs for a batch of answers and their revisions."""
+    work = Workload(1, lengths.prompt, lengths.completion, vocabulary=architecture.vocab_size)
+    prompts = [work.prompts()[0][0]] * _answers(settings, mesh)
+    return lowering.revision(
+        architecture,
+        mesh,
+        prompts,
+        settings.sampling,
+        (EOS,),
+        settings.evaluate.revisions,
+        settings.model.dtype,
+    )
+
+
+def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -> list[Plan]:
+    """Plans of what --search tries, those that fit first, by pairs a second at worst."""
+    found = []
+    for tensor, remat, pairs in itertools.product(TENSOR, REMAT, PAIRS):
+        parts = len(where.devices) // tensor
+        changed = dataclasses.replace(
+            settings,
+            mesh=dataclasses.replace(settings.mesh, tensor=tensor, fsdp=-1),
+            model=dataclasses.replace(settings.model, remat=remat),
+            train=dataclasses.replace(settings.train, batch_size=pairs * parts),
+        )
+        try:
+            found.append(plan(changed, where, lengths, price=price, revise=False))
+        except UserError as error:
+            status(f"tensor {tensor}: {error}")
+    rank = lambda one: (
+        one.pairs_per_second.worst if one.pairs_per_second else -sum(one.excess.values())
+    )
+    return sorted(found, key=rank, reverse=True)
+
+
+def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:
+    trained = f"LoRA {settings.lora.rank}" if settings.lora.rank else "all"
+    return {
+        "objective": settings.objective.name,
+        "model": settings.model.source,
+        "trained": trained,
+        "remat": architecture.remat,
+        "dtype": architecture.dtype,
+        "parameters": architecture.parameters,
+        "accumulate": settings.train.accumulate,
+        "steps": settings.train.steps,
+        "revisions": settings.evaluate.revisions,
+        "answers at a time": settings.sampling.batch_size,
+        "new tokens": settings.sampling.max_new_tokens,
+    }
+
+
+def main(_: list[str]) -> int:
+    jax.config.update("jax_platforms", "cpu")
+    settings, given = command.given(), flags.FLAGS
+    if not given.topology:
+        raise UserError("--topology is missing: name a machine, v5p-256 for instance")
+    where = machine.named(given.topology)
+    lengths = Lengths(given.prompt, given.completion)
+    if given.search:
+        plans = search(settings, where, lengths, given.price)
+        for one in plans:
+            speed = (
+                one.pairs_per_second.shown("pairs/s") if one.pairs_per_second else "does not fit"
+            )
+            sizes = ", ".join(f"{axis} {size}" for axis, size in one.mesh.items())
+            status(f"{speed}: {sizes}; remat {one.settings['remat']}, {one.batch['pairs']} pairs")
+        best = plans[0]
+    else:
+        best = plan(settings, where, lengths, price=given.price, revise=given.revision)
+    for what, much in report.lines(best):
+        status(f"{what:28} {much}")
+    if given.output:
+        folder = Path(given.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "plan.json").write_text(json.dumps(report.record(best), indent=1))
+        (folder / "plan.html").write_text(report.page(best))
+        status(f"written to {folder}: plan.json, plan.html")
+    return 0 if best.fits else 1
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("topology", "", "the machine: v5e-64, v5p-256, v6e:4x4, 2xv5e-256, …")
+    flags.DEFINE_string("output", None, "folder for plan.json and plan.html")
+    flags.DEFINE_float("price", 0.0, "of a chip for an hour")
+    flags.DEFINE_integer("prompt", 400, "tokens of a prompt, where there are no pairs", 1)
+    flags.DEFINE_integer("completion", 40, "tokens of a completion, where there are no pairs", 2)
+    flags.DEFINE_bool("search", False, "tries meshes, remat and batch sizes")
+    flags.DEFINE_bool("revision", True, "plans revision too")
+    command.define_config(SECTIONS, "file with the settings")
+    command.show_in_help(
+        "topology", "output", "price", "prompt", "completion", "search", "revision"
+    )
+    run_program(main)

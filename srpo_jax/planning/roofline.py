@@ -1,0 +1,66 @@
+"""From what a program costs to seconds."""
+
+import collections
+import dataclasses
+
+import numpy as np
+from jax.sharding import Mesh
+
+from srpo_jax.planning.compiling import Estimate
+from srpo_jax.planning.hlo_cost import Collective
+from srpo_jax.runtime.chips import Chip
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """Of one execution. computing: the compiler's cycles. sending: axis of the mesh -> its collectives.
+
+    They overlap wholly at best and not at all at worst.
+    """
+
+    computing: float
+    sending: dict[str, float]
+
+    @property
+    def least(self) -> float:
+        return max(self.computing, self.communicating)
+
+    @property
+    def most(self) -> float:
+        return self.computing + self.communicating
+
+    @property
+    def communicating(self) -> float:
+        return sum(self.sending.values())
+
+
+def seconds(estimate: Estimate, chip: Chip, mesh: Mesh, slices: int) -> Seconds:
+    """The compiler's cycles by the chip's clock, and what it sends by the speed of its links.
+
+    All links of a chip are taken to be in use at once, at full speed; what crosses slices goes over the
+    data centre's network.
+    """
+    sending: dict[str, float] = collections.defaultdict(float)
+    for axis, sent in sent_by_axis(estimate.collectives, mesh).items():
+        crosses = slices > 1 and "replica" in axis
+        sending[axis] = sent / (chip.network if crosses else chip.link)
+    return Seconds(estimate.cycles / chip.clock, dict(sending))
+
+
+def sent_by_axis(collectives: tuple[Collective, ...], mesh: Mesh) -> dict[str, float]:
+    """Bytes that a chip sends, by the axes of the mesh along which it does: "fsdp", "replica + fsdp", …"""
+    total: dict[str, float] = collections.defaultdict(float)
+    for one in collectives:
+        total[axes(one.group, mesh)] += one.bytes * one.executions
+    return dict(total)
+
+
+def axes(group: tuple[int, ...] | None, mesh: Mesh) -> str:
+    """The axes along which chips of a group, numbered in the order of the mesh, differ."""
+    shape = mesh.devices.shape
+    numbers = range(mesh.size) if group is None else group
+    places = np.array(np.unravel_index(np.array(numbers), shape))
+    differ = [
+        name for name, along in zip(mesh.axis_names, places, strict=True) if len(set(along)) > 1
+    ]
+    return " + ".join(map(str, differ)) or "none"

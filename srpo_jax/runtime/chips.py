@@ -1,0 +1,72 @@
+"""Published figures of the accelerators that people train on."""
+
+import dataclasses
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What JAX calls one device.
+
+    kinds: what `jax.Device.device_kind` begins with. flops: of dense bfloat16 products, per second. memory:
+    bytes of HBM. bandwidth: bytes per second from it. link, network: bytes per second that it sends, to its
+    neighbours in all, and over the data centre's network. clock: Hz of a TPU's core. cores: that share a
+    TPU's kernel.
+    """
+
+    name: str
+    kinds: tuple[str, ...]
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+    network: float
+    clock: float = 0.0
+    cores: int = 1
+
+
+GIB, GB, TFLOP = 2.0**30, 1e9, 1e12
+CHIPS = (
+    Chip(
+        "v5e",
+        ("TPU v5 lite", "TPU v5e"),
+        flops=197 * TFLOP,
+        memory=16 * GIB,
+        bandwidth=810 * GB,
+        link=180 * GB,
+        network=3.125 * GB,
+        clock=1.5e9,
+    ),
+    Chip(
+        "v5p",
+        ("TPU v5p", "TPU v5"),
+        flops=459 * TFLOP,
+        memory=95 * GIB,
+        bandwidth=2765 * GB,
+        link=540 * GB,
+        network=6.25 * GB,
+        clock=1.75e9,
+        cores=2,
+    ),
+    Chip(
+        "v6e",
+        ("TPU v6 lite", "TPU v6e"),
+        flops=918 * TFLOP,
+        memory=32 * GIB,
+        bandwidth=1640 * GB,
+        link=360 * GB,
+        network=12.5 * GB,
+        clock=1.75e9,
+    ),
+    Chip("H200", ("NVIDIA H200",), 989 * TFLOP, 141 * GB, 4800 * GB, 450 * GB, 50 * GB),
+    Chip("H100", ("NVIDIA H100",), 989 * TFLOP, 80 * GB, 3350 * GB, 450 * GB, 50 * GB),
+    Chip("A100", ("NVIDIA A100",), 312 * TFLOP, 80 * GB, 2039 * GB, 300 * GB, 25 * GB),
+)
+
+
+def of(device: jax.Device) -> Chip | None:
+    """The chip that a device is; None for one that is not in the table, a CPU for instance."""
+    named = ((kind, chip) for chip in CHIPS for kind in chip.kinds)
+    fitting = [pair for pair in named if device.device_kind.startswith(pair[0])]
+    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None

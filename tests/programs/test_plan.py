@@ -1,0 +1,91 @@
+"""`plan`: real programs for machines that are not here. All but the refusals need the TPU's compiler."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU's compiler: extra `plan`"
+)
+
+
+def plan(*more: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-m", "srpo_jax.plan", f"--config={ROOT / 'configs' / 'tiny.py'}"]
+    return subprocess.run(
+        [*program, *more], capture_output=True, text=True, timeout=600, check=False, cwd=ROOT
+    )
+
+
+@compiler
+def test_a_plan_of_everything(tmp_path):
+    done = plan(
+        *("--topology=v5e:2x2", "--prompt=60", "--completion=20", "--price=2"),
+        *("--config.mesh.tensor=2", "--config.train.steps=3600", f"--output={tmp_path}"),
+        *("--config.evaluate.revisions=2", "--config.sampling.max_new_tokens=9"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert (kept["chips"], kept["mesh"]) == (4, {"replica": 1, "fsdp": 2, "tensor": 2})
+    assert (kept["batch"]["pairs"], kept["batch"]["rows"]) == (8, 2)
+    parts = {part["name"]: part for part in kept["parts"]}
+    assert {name: part["executions"] for name, part in parts.items()} == {
+        "train step": 1,
+        "prefill": 1,
+        "decode": 3,
+        "extend": 2,
+    }
+    for part in parts.values():
+        assert part["warnings"] == []
+        assert 0 < part["seconds"]["best"] <= part["seconds"]["worst"]
+        assert part["sent"], part["name"]
+    assert parts["train step"]["kernel_cycles"] > 0
+    held = kept["held"]
+    # Tiny: half of it is halved along tensor; AdamW has two numbers for each parameter.
+    assert held["optimizer"] == pytest.approx(2 * held["trained"], rel=0.01)
+    for end in ("best", "worst"):
+        step = parts["train step"]["seconds"][end]
+        assert kept["pairs_per_second"][end] == pytest.approx(8 / step)
+        assert kept["hours"][end] == pytest.approx(step)
+        assert kept["cost"][end] == pytest.approx(4 * 2 * step)
+        assert kept["mfu"][end] == pytest.approx(kept["model_flops"] / step / 4 / 197e12)
+    assert "Plan for v5e:2x2" in (tmp_path / "plan.html").read_text()
+
+
+@compiler
+def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path):
+    """One layer of 8 billion parameters in float32 on four chips of 16 GiB."""
+    shape = json.loads((ROOT / "configs/shapes/llama-3.1-8b/config.json").read_text())
+    shape |= {"num_hidden_layers": 1, "intermediate_size": 600_064}
+    (tmp_path / "config.json").write_text(json.dumps(shape))
+    done = plan(
+        *("--topology=v5e:2x2", f"--config.model.source={tmp_path}", "--norevision"),
+        *("--prompt=100", "--completion=20", f"--output={tmp_path}"),
+    )
+    assert done.returncode == 1, done.stderr[-3000:]
+    kept = json.loads((tmp_path / "plan.json").read_text())
+    assert not kept["fits"]
+    assert kept["excess"]["train step"] > 1e9
+    assert "DOES NOT FIT: train step" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--topology=v9-8"], "--topology=v9-8 is no machine known here"),
+        ([], "--topology is missing"),
+        (["--topology=v5e-64", "--config.train.batch_size=8"], "=8 pairs are fewer than"),
+        (["--topology=v5e-8", "--config.mesh.tensor=3"], "config.mesh.tensor=3"),
+        (["--topology=v5e-8", "--config.model.source=nothing"], "'nothing'"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(flags, said):
+    if any("v5e" in flag for flag in flags) and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU's compiler: extra `plan`")
+    done = plan(*flags)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
