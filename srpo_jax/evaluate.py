@@ -37,6 +37,7 @@ from srpo_jax.revision.samples import Written
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import keep_compiled
 
 STAGES = ("write", "judge", "report")
 
@@ -161,6 +162,7 @@ def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) ->
     if stage is not None and stage not in STAGES:
         raise UserError(f"--stage={stage} is none of {', '.join(STAGES)}")
     distributed.initialize()
+    keep_compiled(workdir)
     stages = STAGES if stage is None else (stage,)
     models, title = _compared(settings, workdir)
     if dry_run:

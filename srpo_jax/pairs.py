@@ -29,6 +29,7 @@ from srpo_jax.prompts.selection import select
 from srpo_jax.runtime import distributed, files
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.program import keep_compiled
 
 
 def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
@@ -160,6 +161,7 @@ def _beside(output: Path) -> Path:
 
 def main(settings: Settings, workdir: Path, output: str | None, **goal: str | None) -> None:
     distributed.initialize()
+    keep_compiled(workdir)
     if goal["for"] is not None:
         pairs = dataclasses.replace(settings.pairs, goal=goal["for"])
         settings = dataclasses.replace(settings, pairs=pairs)

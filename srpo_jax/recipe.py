@@ -8,10 +8,7 @@ that decides what it makes has changed, or when a stage that it reads has run ag
 program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
 """
 
-import os
 from pathlib import Path
-
-import jax
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
@@ -21,7 +18,7 @@ from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.runtime.program import INTERRUPTED
+from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.train import train
 
 
@@ -80,9 +77,7 @@ def _trained(settings: Settings) -> str:
 
 def main(settings: Settings, workdir: Path, until: str | None) -> int:
     distributed.initialize()
-    # Stages run many equal programs: what one has compiled, the others read.
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
+    keep_compiled(workdir)  # for all stages: they run many equal programs
     return 0 if run(settings, workdir, until) else INTERRUPTED
 
 

@@ -30,7 +30,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
-from srpo_jax.runtime.program import INTERRUPTED
+from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
 from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
@@ -261,6 +261,7 @@ def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:
 
 def main(settings: Settings, workdir: Path) -> int:
     distributed.initialize()
+    keep_compiled(workdir)
     return 0 if train(settings, workdir) else INTERRUPTED
 
 

@@ -51,6 +51,19 @@ class Head(nnx.Module):
         self.kernel = nnx.Param(init * config.width**-0.5, axes=("embed", "vocab"))
 
 
+def _kept(remat: str) -> Any:
+    """What of the forward pass stays for the backward pass: on the devices, or in their host's memory."""
+    policies = jax.checkpoint_policies
+    if remat == "dots":
+        return policies.save_only_these_names(KEPT)
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[KEPT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    )
+
+
 class Decoder(nnx.Module):
     """The language model. Parameters float32; matrix products in `config.dtype`, summed in float32."""
 
@@ -99,9 +112,8 @@ class Decoder(nnx.Module):
 
         if config.remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)
-        elif config.remat == "dots":
-            policy = jax.checkpoint_policies.save_only_these_names(KEPT)
-            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+        elif config.remat in ("dots", "offload"):
+            step = jax.checkpoint(step, prevent_cse=False, policy=_kept(config.remat))
         x, _ = jax.lax.scan(step, self._embed(tokens), (layers, each, keys))
         return self.final_norm(x)
 

@@ -29,8 +29,9 @@ class ModelSettings:
     )
     remat: str = setting(
         "full",
-        "what the backward pass computes again: nothing, all but projections and attention, or all",
-        one_of("none", "dots", "full"),
+        "what the backward pass computes again: nothing, all but projections and attention, or all; "
+        "offload: as dots, with what is kept in the host's memory",
+        one_of("none", "dots", "full", "offload"),
     )
     attention: str = setting(
         "auto",

@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -28,6 +29,15 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     app.run(lambda arguments: _guarded(main, arguments), flags_parser=_parse)
     raise AssertionError("absl's app.run exits")
+
+
+def keep_compiled(workdir: Path) -> None:
+    """Programs that take a while to compile are kept in WORKDIR/compiled, for the next start.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, which several runs may share.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:

@@ -233,7 +233,7 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("seed", -1, "0 or more"),
         ("model.dtype", "half", "'float32' or 'bfloat16'"),
         ("model.parameters", "float16", "'float32' or 'bfloat16'"),
-        ("model.remat", "some", "'none', 'dots' or 'full'"),
+        ("model.remat", "some", "'none', 'dots', 'full' or 'offload'"),
         ("model.attention", "flash", "'auto', 'dense', 'blockwise' or 'pallas'"),
         ("lora.rank", -1, "0 or more"),
         ("mesh.replica", 0, "positive, or -1 for all that are left"),

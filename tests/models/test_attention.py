@@ -1,6 +1,7 @@
 """Blockwise attention and the TPU kernel (interpreted) against the dense definition."""
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -323,3 +324,18 @@ def test_key_heads_that_cannot_be_cut_are_repeated(kv_heads):
 def test_key_heads_that_can_be_cut_stay():
     assert attention.shared_heads(32, 8, 4) == 8
     assert attention.shared_heads(32, 8, 16) == 16
+
+
+@pytest.mark.parametrize("limit", [1, 2 * 4 * 20, 3 * 2 * 4 * 20])
+def test_attention_over_a_cache_is_the_same_in_pieces(monkeypatch, limit):
+    """One query at a time, one, and three of eleven."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    query = draw(2, 11, 4, 8)
+    parts = [(draw(2, 2, 8, 12), draw(2, 2, 12, 8)), (draw(2, 2, 8, 8), draw(2, 2, 8, 8))]
+    mask = jnp.asarray(rng.random((2, 11, 20)) < 0.5)
+    expected = attention.attend_cached(query, parts, mask, softcap=2.0)
+    module = importlib.import_module("srpo_jax.models.attention.attend")  # a function has this name too
+    monkeypatch.setattr(module, "LOGITS", limit)
+    found = jax.jit(lambda q: attention.attend_cached(q, parts, mask, softcap=2.0))(query)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

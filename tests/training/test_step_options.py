@@ -105,6 +105,15 @@ def test_a_master_keeps_what_bfloat16_rounds_away(batches):
     np.testing.assert_allclose(kept[2], exact[2], atol=0.05)
 
 
+@pytest.mark.parametrize("remat", ["dots", "full", "offload"])
+def test_what_the_backward_pass_keeps_changes_no_number(batches, remat):
+    expected, found = (
+        run(dataclasses.replace(SMALL, remat=kind), batches[:2])[1] for kind in ("none", remat)
+    )
+    for name, value in found.items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
 def test_a_step_that_is_not_finite_changes_nothing_nor_does_one_behind_it(batches):
     mesh = mesh_module.make(devices=jax.devices()[:1])
     graphdef, trained, frozen = creation.create(SMALL, None, mesh, 0)

@@ -16,6 +16,9 @@ from srpo_jax.models.product import einsum
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
+LOGITS = (
+    1 << 27
+)  # float32 attention logits over a cache that are alive on a device: half a gigabyte
 
 
 def attend(
@@ -52,8 +55,36 @@ def attend_cached(
 ) -> Float[Array, "B S H Hd"]:
     """`attend` with a cache's keys [B, K, Hd, C] and values [B, K, C, Hd] under a bool mask [B, S, C].
 
-    parts: of the cache; C counts the slots of all.
+    parts: of the cache; C counts the slots of all. Not differentiated: of the float32 logits [B, H, S, C]
+    only LOGITS are alive on a device at a time, those of some of the queries.
     """
+    batch, length, heads, _ = query.shape
+    devices = mesh_module.current_parts("batch") * mesh_module.current_parts("heads")
+    each = batch * heads * mask.shape[-1] // devices  # logits of a query of every row
+    pieces = -(-length * each // LOGITS)
+    if pieces <= 1:
+        return _attend(query, parts, mask, scale, softcap)
+    size = -(-length // min(pieces, length))
+    padded = -(-length // size) * size
+    padding = [(0, 0), (0, padded - length)]
+
+    def split(x: Array) -> Array:
+        """[B, S, …] -> [pieces, B, size, …]."""
+        x = jnp.pad(x, padding + [(0, 0)] * (x.ndim - 2))
+        return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
+
+    one = lambda piece: _attend(piece[0], parts, piece[1], scale, softcap)
+    out = jax.lax.map(one, (split(query), split(mask)))
+    return out.swapaxes(0, 1).reshape(batch, padded, *query.shape[2:])[:, :length]
+
+
+def _attend(
+    query: Array,
+    parts: Sequence[tuple[Array, Array]],
+    mask: Array,
+    scale: float | None,
+    softcap: float | None,
+) -> Array:
     batch, length, heads, head_dim = query.shape
     kv_heads = parts[0][0].shape[1]
     grouped = query.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
@@ -79,7 +110,7 @@ def dense(
 ) -> Array:
     """The definition that the others are tested against; see `attend`."""
     keys, values = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2)
-    return attend_cached(query, [(keys, values)], mask, scale=scale, softcap=softcap)
+    return _attend(query, [(keys, values)], mask, scale, softcap)
 
 
 def _enough_heads(x: Array, heads: int) -> Array:
