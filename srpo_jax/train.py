@@ -8,18 +8,20 @@ reference_scores.npz. With --config.train.evaluate_every=N held-out pairs and a 
 on the way.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
-from srpo_jax.config.workdir import claim
+from srpo_jax.config.workdir import claim, kept
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.loading import Source
@@ -32,6 +34,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
+from srpo_jax.training.extending import longer
 from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
@@ -42,7 +45,7 @@ from srpo_jax.training.speed import Speed, model_flops
 from srpo_jax.trees.packing import Packing
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
-MAY_CHANGE = (
+MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
     *("train.peak_tflops", "train.profile_", "train.evaluate_"),
     "data.held_out",  # pairs that were trained on stay so: see claim's fingerprint
@@ -50,10 +53,11 @@ MAY_CHANGE = (
 )
 
 
-def train(settings: Settings, workdir: Path) -> bool:
+def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
 
-    Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
+    extend: an earlier run may go on for more steps at other learning rates. Raises UserError for every
+    setting, file or pair at fault, and when the loss stops being finite.
     """
     mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
     check_batch(settings, mesh)
@@ -66,9 +70,8 @@ def train(settings: Settings, workdir: Path) -> bool:
 
     # The pairs, as prefix trees; some are held out
     data, held_out = prepare_data(settings, workdir, source, objective)
-    if is_main():
-        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
-        claim(workdir, settings, identity, MAY_CHANGE)
+    identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
+    own(settings, workdir, identity, extend)
     packing = pack(settings, data, mesh)
     hooks.report_data(data, packing)
 
@@ -91,22 +94,16 @@ def train(settings: Settings, workdir: Path) -> bool:
         total = settings.train.steps
         if is_finished(workdir, start, total):
             return True
-        with (
-            Metrics(workdir, resume=start) as log,
-            Progress("train", total, unit="tokens", done=start) as progress,
-            measured(settings, architecture, objective, mesh) as speed,
-            Profiler(workdir, settings.train.profile_at, settings.train.profile_steps) as profile,
-        ):
+        speed = measured(settings, architecture, objective, mesh)
+        with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
             evaluate = during.begin(evaluation, log, start, state.model)
-            write = hooks.write_metrics(log, schedule, speed, settings.train.log_every)
-            act = (hooks.require_finite(checkpoints), write, hooks.show(progress), profile)
             last = loop(
                 lambda state, batch, finite: programs.train(state, frozen, batch, finite),
                 state,
                 batches(settings, data, packing, mesh, start),
                 range(start + 1, total + 1),
                 place=lambda batch: mesh_module.host_to_global(mesh, batch),
-                hooks=(*(Hook(one) for one in act), *evaluate),
+                hooks=(*watch, *evaluate),
                 stop=stop.requested,
                 save=hooks.save(checkpoints),
                 due=checkpoints.due,
@@ -115,6 +112,16 @@ def train(settings: Settings, workdir: Path) -> bool:
     if last < total:
         status(f"stopped at step {last} of {total}; the same command goes on from there")
     return last == total
+
+
+def own(settings: Settings, workdir: Path, identity: dict[str, str], extend: bool) -> None:
+    """Makes the workdir this run's, or checks that it is; it may be asked to go on for longer."""
+    may_change = MAY_CHANGE
+    if (before := kept(workdir)) is not None:
+        begun, now = ((one.optimizer, one.train.steps) for one in (before, settings))
+        may_change += longer(begun, now, workdir / "checkpoints", extend)
+    if is_main():
+        claim(workdir, settings, identity, may_change)
 
 
 def prepare_data(
@@ -197,6 +204,28 @@ def is_finished(workdir: Path, start: int, total: int) -> bool:
     return start >= total
 
 
+@contextlib.contextmanager
+def watched(
+    settings: Settings,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    schedule: optax.Schedule,
+    speed: Speed,
+    start: int,
+) -> Iterator[tuple[Metrics, tuple[Hook, ...]]]:
+    """What happens behind each step: end where it was not finite, log, show, profile."""
+    train = settings.train
+    with (
+        Metrics(workdir, resume=start) as log,
+        Progress("train", train.steps, unit="tokens", done=start) as progress,
+        speed,
+        Profiler(workdir, train.profile_at, train.profile_steps) as profile,
+    ):
+        write = hooks.write_metrics(log, schedule, speed, train.log_every)
+        acts = (hooks.require_finite(checkpoints), write, hooks.show(progress), profile)
+        yield log, tuple(Hook(act) for act in acts)
+
+
 def measured(
     settings: Settings, architecture: DecoderConfig, objective: Objective, mesh: Mesh
 ) -> Speed:
@@ -259,12 +288,15 @@ def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:
     return hyper
 
 
-def main(settings: Settings, workdir: Path) -> int:
+def main(settings: Settings, workdir: Path, extend: bool) -> int:
     distributed.initialize()
     keep_compiled(workdir)
-    return 0 if train(settings, workdir) else INTERRUPTED
+    return 0 if train(settings, workdir, extend=extend) else INTERRUPTED
 
 
 if __name__ == "__main__":
     sections = ("model", "lora", "mesh", "data", "objective", "train", "optimizer")
-    command.run(main, (*sections, "sampling", "evaluate"))
+    switches = {
+        "extend": "go on for more steps than the run was begun with, at other learning rates"
+    }
+    command.run(main, (*sections, "sampling", "evaluate"), switches=switches)

@@ -13,7 +13,7 @@ ROOMS = sorted(folder.parent for folder in PACKAGE.glob("*/__init__.py"))
 FILES = sorted(
     path for name in ("srpo_jax", "benchmarks", "tools") for path in (ROOT / name).rglob("*.py")
 )
-MOST_ROOMS, MOST_LINES, MOST_IN_A_FUNCTION = 14, 400, 60
+MOST_ROOMS, MOST_LINES, MOST_IN_A_FUNCTION = 15, 400, 60
 
 # What is longer, and why: {"path": reason} and {"path:function": reason}. An entry that is not needed any
 # more fails.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")))
 # What a page may mean by a path: from the root, from the package, or from the page itself.
 BASES = (ROOT, ROOT / "srpo_jax")
-MADE = ("runs/", "DIR/", "metrics.jsonl")  # by the programs, at the user's
+MADE = ("runs/", "DIR/", "WORKDIR/", "metrics.jsonl")  # by the programs, at the user's
 METRICS = ("held_out/", "revision/", "reference/")  # names of numbers, no files
 
 

@@ -12,6 +12,13 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
 
+def kept(workdir: Path) -> Settings | None:
+    """The settings of the run in a folder; None where there is none. UserError for a damaged file."""
+    path = workdir / "config.json"
+    begun = (workdir / "run.json").is_file() or (workdir / "checkpoints").is_dir()
+    return config_module.read(path) if begun and path.is_file() else None
+
+
 def claim(
     workdir: Path, settings: Settings, identity: Mapping[str, str], may_change: tuple[str, ...]
 ) -> None:
@@ -22,11 +29,12 @@ def claim(
     UserError naming the first other key, or the fingerprint, that differs. For process 0.
     """
     kept_settings, fingerprints = workdir / "config.json", workdir / "run.json"
+    before = kept(workdir)
     begun = fingerprints.is_file() or (workdir / "checkpoints").is_dir()
-    if begun and not kept_settings.is_file():
+    if begun and before is None:
         status(f"{kept_settings} is missing: the settings given now are taken for those of the run")
-    elif begun:
-        flat = _flat(config_module.read(kept_settings))
+    elif before is not None:
+        flat = _flat(before)
         for key, value in _flat(settings).items():
             if flat[key] != value and not key.startswith(may_change):
                 raise UserError(
@@ -34,15 +42,15 @@ def claim(
                     "value to go on with it, or another --workdir"
                 )
     if fingerprints.is_file():
-        kept = files.read_json(
+        found = files.read_json(
             fingerprints,
             "delete it, if pairs and tokenizer are still those that the run was begun with",
         )
         for name, value in identity.items():
-            before = str(kept.get(name))
-            if before != value:
+            old = str(found.get(name))
+            if old != value:
                 raise UserError(
-                    f"{workdir} was begun with another {name} ({before[:12]}… in run.json, now "
+                    f"{workdir} was begun with another {name} ({old[:12]}… in run.json, now "
                     f"{value[:12]}…): bring that back, or use another --workdir"
                 )
     config_module.save(settings, kept_settings)

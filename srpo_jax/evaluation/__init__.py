@@ -1,5 +1,4 @@
-"""The stages of an evaluation: who writes what, what is judged, and what is kept between the two; and a
-small one while a model is trained (`during.py`).
+"""Who writes what, what is judged, what is kept between the two; and a small evaluation in training.
 
 May import: config, judges, revision, training, reporting, prompts, models, trees, data, runtime. Imported
 by: the programs train, evaluate, pairs and recipe.

@@ -1,6 +1,8 @@
-"""What a run would cost on a machine that is not here: its real programs, compiled by the TPU's compiler.
+"""What a run would cost on TPUs that are not here, by their own compiler.
 
 `machine` names topologies and describes their chips; `lowering` makes the programs of a configuration;
 `compiling` compiles one and reads what the compiler says, with `hlo_cost` and `kernel_schedule`; `roofline`
 makes seconds of it.
+
+May import: what the programs that it compiles are made of. Imported by: plan, and benchmarks.
 """

@@ -36,7 +36,7 @@ def keep_compiled(workdir: Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder, which several runs may share.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
 
 

@@ -91,28 +91,7 @@ def loop(
     number, on every process; True makes it the last. save: is called behind the steps of which `due` says
     so, and behind the last.
     """
-
-    def settle(step: _Running, ahead: bool, stopping: bool = False) -> float:
-        """Waits for a step and calls what hangs on it; returns when it was known to be done.
-
-        ahead: the next step has been dispatched. It has changed nothing if this one was not finite.
-        """
-        values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
-        now = time.perf_counter()
-        good = bool(values.pop("finite", 1.0))
-        left = None if ahead and good else state
-        seconds = now - max(step.began, settled)
-        share = step.rows, step.slots
-        last = step.number == numbers[-1]
-        done = Done(step.number, last, left, values, good, *share, seconds, step.waited)
-        for hook in hooks:
-            if last or not good or step.number % hook.every == 0:
-                hook.act(done)
-        if last or stopping or due(step.number):
-            save(done)
-        return now
-
-    settled = 0.0
+    behind = _Behind(numbers[-1], hooks, save, due)
     before: _Running | None = None
     given, waited = next(batches), 0.0
     batch = place(given)
@@ -122,21 +101,65 @@ def loop(
         finite = metrics.get("finite", True)
         slots = batch["rows"].tokens.size
         step = _Running(number, metrics, given["rows"], slots, began, waited)
-        last = number == numbers[-1] or stop(number)
-        if not last:
+        ends = number == numbers[-1] or stop(number)
+        if not ends:
             began = time.perf_counter()
             given = next(batches)
             batch = place(given)
             waited = time.perf_counter() - began if _is_done(step.metrics) else 0.0
         if before is not None:
-            settled = settle(before, ahead=True)
+            behind.settle(before, state, ahead=True)
         before = step
-        if last or due(number) or any(hook.state and number % hook.every == 0 for hook in hooks):
-            settled = settle(step, ahead=False, stopping=last)
+        if ends or behind.needs_state(number):
+            behind.settle(step, state, ends=ends)
             before = None
-        if last:
+        if ends:
             break
     return number
+
+
+@dataclasses.dataclass
+class _Behind:
+    """What happens behind the steps. settled: when the last one was known to be done."""
+
+    last: int
+    hooks: Sequence[Hook]
+    save: Callable[[Done], None]
+    due: Callable[[int], bool]
+    settled: float = 0.0
+
+    def needs_state(self, number: int) -> bool:
+        wanted = any(hook.state and number % hook.every == 0 for hook in self.hooks)
+        return wanted or self.due(number)
+
+    def settle(
+        self, step: _Running, state: TrainState, ahead: bool = False, ends: bool = False
+    ) -> None:
+        """Waits for a step and calls what hangs on it.
+
+        state: as the steps that were dispatched leave it. ahead: the next one was, too. It has changed
+        nothing if this one was not finite. ends: nothing follows.
+        """
+        values = {name: float(value) for name, value in jax.device_get(step.metrics).items()}
+        now = time.perf_counter()
+        good = bool(values.pop("finite", 1.0))
+        done = Done(
+            step.number,
+            last=step.number == self.last,
+            state=None if ahead and good else state,
+            metrics=values,
+            finite=good,
+            rows=step.rows,
+            slots=step.slots,
+            seconds=now - max(step.began, self.settled),
+            waited=step.waited,
+        )
+        self.settled = now
+        for hook in self.hooks:
+            if done.last or not good or step.number % hook.every == 0:
+                hook.act(done)
+        if ends or self.due(step.number):
+            self.save(done)
 
 
 def _is_done(metrics: Metrics) -> bool:

@@ -7,6 +7,7 @@ import optax
 from flax import nnx
 
 from srpo_jax.models.architecture import VECTORS
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import FRACTION, POSITIVE, at_least, check, one_of, setting
 
 
@@ -18,9 +19,11 @@ class OptimizerSettings:
     warmup_steps: int = setting(10, "steps in which the learning rate grows", at_least(0))
     schedule: str = setting(
         "cosine",
-        "of the learning rate after warm-up, cosine to zero",
-        one_of("cosine", "constant"),
+        "of the learning rate after warm-up: cosine to zero; constant; or wsd, constant and in the last "
+        "decay_steps linear to zero",
+        one_of("cosine", "constant", "wsd"),
     )
+    decay_steps: int = setting(0, "of schedule wsd", at_least(0))
     weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least(0))
     b1: float = setting(0.9, "decay of the mean of gradients", FRACTION)
     b2: float = setting(0.99, "decay of the mean of squared gradients", FRACTION)
@@ -38,14 +41,15 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW on the clipped gradient, and its learning rate by step (warm-up, then the schedule).
 
-    steps: of the whole run, at whose end the cosine is zero.
+    steps: of the whole run, at whose end cosine and wsd are zero. Raises UserError for wsd whose decay is
+    longer than what warm-up leaves.
     """
     rate, warmup = settings.learning_rate, settings.warmup_steps
-    after = (
-        optax.cosine_decay_schedule(rate, max(1, steps - warmup))
-        if settings.schedule == "cosine"
-        else optax.constant_schedule(rate)
-    )
+    after = {
+        "cosine": optax.cosine_decay_schedule(rate, max(1, steps - warmup)),
+        "constant": optax.constant_schedule(rate),
+        "wsd": _stable_then_down(rate, steps - warmup, settings.decay_steps),
+    }[settings.schedule]
     # The first step already moves: warm-up ends at step `warmup` and begins above zero.
     before = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])
@@ -60,6 +64,17 @@ def make_optimizer(
         ),
     )
     return transform, schedule
+
+
+def _stable_then_down(rate: float, steps: int, decay: int) -> optax.Schedule:
+    """Warm-up, stable, decay (Hu et al., arXiv:2404.06395), without the warm-up."""
+    if decay > max(steps, 0):
+        raise UserError(
+            f"config.optimizer.decay_steps={decay} are more than the {steps} steps that warm-up leaves of "
+            "config.train.steps"
+        )
+    down = optax.linear_schedule(rate, 0.0, max(decay, 1))
+    return optax.join_schedules([optax.constant_schedule(rate), down], [steps - decay])
 
 
 def _decayed(state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:

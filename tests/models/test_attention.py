@@ -335,7 +335,9 @@ def test_attention_over_a_cache_is_the_same_in_pieces(monkeypatch, limit):
     parts = [(draw(2, 2, 8, 12), draw(2, 2, 12, 8)), (draw(2, 2, 8, 8), draw(2, 2, 8, 8))]
     mask = jnp.asarray(rng.random((2, 11, 20)) < 0.5)
     expected = attention.attend_cached(query, parts, mask, softcap=2.0)
-    module = importlib.import_module("srpo_jax.models.attention.attend")  # a function has this name too
+    module = importlib.import_module(
+        "srpo_jax.models.attention.attend"
+    )  # a function has this name too
     monkeypatch.setattr(module, "LOGITS", limit)
     found = jax.jit(lambda q: attention.attend_cached(q, parts, mask, softcap=2.0))(query)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)

@@ -194,7 +194,7 @@ def test_a_finished_run_says_so(config, whole, capsys):
     ("key", "value"),
     [
         ("seed", 1),
-        ("train.steps", 11),
+        ("train.steps", 9),
         ("objective.beta", 0.2),
         ("data.template", "tldr"),
         ("optimizer.learning_rate", 2e-3),
@@ -208,6 +208,31 @@ def test_a_workdir_of_another_configuration_is_refused(config, whole, key, value
     with pytest.raises(UserError, match=rf"holds a run with {key}=.*, now .*--workdir"):
         attempt(config, workdir)
     assert {path: path.read_bytes() for path in workdir.glob("*.*")} == content
+
+
+def test_more_steps_under_another_schedule_must_be_asked_for(config, whole, tmp_path, capsys):
+    workdir = shutil.copytree(whole[0], tmp_path / "run")
+    config.train.steps = 12
+    with pytest.raises(UserError, match=r"was 10 and is 12: .*=cosine the 10 steps .* --extend"):
+        attempt(config, workdir)
+    assert train.train(config_module.checked(config), workdir, extend=True)
+    assert "12 steps in place of 10: step 11 has the learning rate" in capsys.readouterr().out
+    assert [line["step"] for line in lines(workdir)] == list(range(1, 13))
+    assert lines(workdir)[:10] == lines(whole[0])
+    assert attempt(config, workdir)
+    assert "is finished: step 12 of 12" in capsys.readouterr().out
+
+
+def test_a_longer_run_of_constant_rate_is_the_run_it_would_have_been(config, tmp_path):
+    config.optimizer.schedule = "constant"
+    for name, lengths in (("at once", [4]), ("grown", [2, 4])):
+        for steps in lengths:
+            config.train.steps = steps
+            assert attempt(config, tmp_path / name)
+    same_losses(tmp_path / "at once", tmp_path / "grown")
+    expected = weights(tmp_path / "at once")
+    for key, value in weights(tmp_path / "grown").items():
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
 
 
 def test_other_pairs_or_another_tokenizer_are_refused(config, whole, tmp_path):

@@ -74,7 +74,7 @@ def attend_cached(
         return x.reshape(batch, -1, size, *x.shape[2:]).swapaxes(0, 1)
 
     one = lambda piece: _attend(piece[0], parts, piece[1], scale, softcap)
-    out = jax.lax.map(one, (split(query), split(mask)))
+    out: Array = jax.lax.map(one, (split(query), split(mask)))
     return out.swapaxes(0, 1).reshape(batch, padded, *query.shape[2:])[:, :length]
 
 

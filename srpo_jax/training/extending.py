@@ -1,0 +1,58 @@
+"""More steps for a run that was begun with fewer."""
+
+from pathlib import Path
+
+import numpy as np
+
+from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
+from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
+
+# What --extend may change beside train.steps.
+SCHEDULE = ("optimizer.schedule", "optimizer.decay_steps")
+
+
+def longer(
+    before: tuple[OptimizerSettings, int],
+    now: tuple[OptimizerSettings, int],
+    directory: Path,
+    asked: bool,
+) -> tuple[str, ...]:
+    """The settings that an attempt may change because it goes on for longer; none where it does not.
+
+    before, now: the optimiser's settings and the steps of the run, as it was begun and as it is to go on.
+    directory: of its checkpoints. Without being asked a run may grow if the learning rates of the steps
+    that it has taken stay the same: always under a constant schedule, and under wsd up to its decay.
+    UserError says what to ask for where they would not. Called by all processes.
+    """
+    if now[1] < before[1] or now == before:
+        return ()
+    done = _taken(directory)
+    rates, others = (
+        np.array([float(make_optimizer(*one)[1](step)) for step in range(done + 1)])
+        for one in (before, now)
+    )
+    if (rates[:done] == others[:done]).all():
+        status(f"{now[1]} steps in place of {before[1]}; nothing changes for the {done} taken")
+        return ("train.steps", *SCHEDULE)
+    if asked:
+        status(
+            f"{now[1]} steps in place of {before[1]}: step {done + 1} has the learning rate "
+            f"{others[done]:.3g} (it was to have {rates[done]:.3g})"
+        )
+        return ("train.steps", *SCHEDULE)
+    raise UserError(
+        f"config.train.steps was {before[1]} and is {now[1]}: under config.optimizer.schedule="
+        f"{now[0].schedule} the {done} steps taken would have had other learning rates. --extend goes on "
+        f"all the same, at {others[done]:.3g} (it was to be {rates[done]:.3g}); or take the old value, or "
+        "another --workdir"
+    )
+
+
+def _taken(directory: Path) -> int:
+    """Steps up to the newest checkpoint."""
+    if not directory.is_dir():
+        return 0
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.latest() or 0
