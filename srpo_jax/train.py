@@ -47,7 +47,7 @@ from srpo_jax.trees.packing import Packing
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
-    *("train.peak_tflops", "train.profile_", "train.evaluate_"),
+    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_"),
     "data.held_out",  # pairs that were trained on stay so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
@@ -241,7 +241,8 @@ def measured(
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
     """Those of the run; nothing is read yet."""
     train = settings.train
-    return Checkpoints(workdir / "checkpoints", train.keep_checkpoints, train.checkpoint_every)
+    keep, every = train.keep_checkpoints, train.checkpoint_every
+    return Checkpoints(workdir / "checkpoints", keep, every, verify=train.verify_checkpoints)
 
 
 def batches(

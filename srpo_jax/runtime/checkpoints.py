@@ -20,9 +20,11 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from srpo_jax.runtime import digest
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
+DIGESTS = "digests"  # in a checkpoint: of its other arrays, in the order of their names
 FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))
 
 
@@ -37,6 +39,7 @@ class Checkpoints:
         keep: how many of the newest to keep.
         every: `save` does something at multiples of this many steps (and when forced).
         read_only: nothing is written, and what another program is writing there is left alone.
+        verify: what is read is compared with the digests that were saved with it.
         in_flight: at most so many bytes (or one array) are copied to host memory at a time; the state
             must then be left alone until `wait`. None: all at once, so that training soon goes on.
 
@@ -50,6 +53,7 @@ class Checkpoints:
         keep: int = 3,
         every: int = 1,
         read_only: bool = False,
+        verify: bool = True,
         in_flight: int | None = None,
     ) -> None:
         context = ocp.Context()
@@ -63,7 +67,7 @@ class Checkpoints:
         self.directory = path if "://" in str(directory) else path.resolve()
         if read_only and not self.directory.is_dir():
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
-        self._read_only, self._every = read_only, every
+        self._read_only, self._every, self._verify = read_only, every, verify
         self._manager = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
@@ -96,6 +100,8 @@ class Checkpoints:
             name: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
             for name, leaf in flatten(state).items()
         }
+        digests = [digest.of(flat[name]) for name in sorted(flat)]
+        flat[DIGESTS] = np.array(digests, np.uint32)
         return self._manager.save_async(step, flat, force=force) is not None
 
     def due(self, step: int) -> bool:
@@ -228,12 +234,23 @@ class Checkpoints:
 
     def _read(self, step: int, abstract: Any, partial: bool) -> Any:
         wanted = {name: _abstract(name, leaf) for name, leaf in flatten(abstract).items()}
-        _check(str(self.directory / str(step)), self._held(step), wanted, partial)
+        held = self._held(step)
+        names = sorted(name for name in held if name != DIGESTS)
+        described = {name: held[name] for name in names}
+        _check(str(self.directory / str(step)), described, wanted, partial)
+        checked = DIGESTS in held and self._verify
+        if checked:
+            wanted[DIGESTS] = np.zeros(len(names), np.uint32)
+        else:
+            why = "as was asked" if DIGESTS in held else "it has no digests"
+            status(f"{self.directory / str(step)}: not compared with what was saved, {why}")
         context = ocp.Context()
-        context.pytree.loading.partial_load = partial
+        context.pytree.loading.partial_load = partial or not checked
         with _damage(), context:
             # The manager's own context has no partial_load, hence not its `load`.
             flat = ocp.load(self.directory / str(step), wanted)
+        if checked:
+            _compare(flat, dict(zip(names, flat.pop(DIGESTS).tolist(), strict=True)))
         return unflatten(abstract, flat)
 
     def _held(self, step: int) -> dict[str, Any]:
@@ -276,6 +293,13 @@ def unflatten(like: Any, flat: dict[str, Any]) -> Any:
         return old.replace(value) if _is_variable(old) else value
 
     return jax.tree.map_with_path(leaf, like, is_leaf=_is_variable)
+
+
+def _compare(flat: Mapping[str, Any], digests: Mapping[str, int]) -> None:
+    """Raises _Damaged for the first array that is not the one that was saved."""
+    for name, value in flat.items():
+        if digest.of(value) != digests[name]:
+            raise _Damaged(f'"{name}" has other bits than were saved')
 
 
 class _Damaged(Exception):

@@ -6,7 +6,6 @@ another fingerprint is an error, not a wrong number.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import time
@@ -17,12 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
 from srpo_jax.models.architecture import DecoderConfig
-from srpo_jax.runtime import files, metrics
+from srpo_jax.runtime import digest, files, metrics
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline
@@ -165,26 +163,9 @@ def _scored(
 
 
 def weights_digest(weights: Any) -> str:
-    """A digest of every bit of a pytree of arrays, the same however they are sharded.
-
-    Each element's bits are multiplied by an odd number made from its index and summed modulo 2^32:
-    integer addition has no order, so no array needs to be gathered.
-    """
-    digests = [int(_digest(leaf)) for leaf in jax.tree.leaves(weights)]
+    """A digest of every bit of a pytree of arrays, the same however they are sharded."""
+    digests = [digest.of(leaf) for leaf in jax.tree.leaves(weights)]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-
-@functools.partial(jax.jit)
-def _digest(x: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint16 if x.dtype.itemsize == 2 else jnp.uint32)
-    index = jnp.zeros(x.shape, jnp.uint32)
-    for axis in range(x.ndim):
-        index = index * jnp.uint32(x.shape[axis]) + jax.lax.broadcasted_iota(
-            jnp.uint32, x.shape, axis
-        )
-    # Multiplication by a constant and xor-shift spread neighbouring indices (Knuth's 2^32 / phi).
-    index = index * jnp.uint32(2654435769)
-    return jnp.sum(bits.astype(jnp.uint32) * ((index ^ (index >> 15)) | 1), dtype=jnp.uint32)
 
 
 class _Pieces:

@@ -76,6 +76,9 @@ class TrainSettings:
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
     checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
+    verify_checkpoints: bool = setting(
+        True, "a resumed state is compared with the digests that were saved with it"
+    )
     peak_tflops: float = setting(
         0.0,
         "of one device in bfloat16, for MFU; 0: what is known of its kind",

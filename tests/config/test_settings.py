@@ -146,6 +146,7 @@ DEFAULTS = {
     "train.profile_at": 0,
     "train.profile_steps": 3,
     "train.steps": 100,
+    "train.verify_checkpoints": True,
 }
 PLACEHOLDERS = (
     "label_smoothing",

@@ -209,6 +209,40 @@ def test_a_damaged_checkpoint_is_passed_over(
         assert_equal(checkpoints.restore(2, abstract(state)), state)
 
 
+def test_a_flipped_bit_is_named_or_changes_nothing(tmp_path: Path, mesh: Mesh) -> None:
+    """TensorStore's files have no checksum of values. Of metadata some bits mean nothing."""
+    state = train_state(mesh)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    files = [path for path in (tmp_path / "1").rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    rng = np.random.default_rng(0)
+    for path in [largest] * 10 + [files[i] for i in rng.integers(len(files), size=10)]:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            try:
+                assert_equal(checkpoints.restore(1, abstract(state)), state)
+            except UserError as error:
+                assert "this checkpoint is damaged" in str(error)
+            else:
+                assert path != largest
+        path.write_bytes(whole)
+
+
+def test_digests_may_be_left_out(
+    tmp_path: Path, mesh: Mesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = train_state(mesh)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    with Checkpoints(tmp_path, verify=False) as checkpoints:
+        assert_equal(checkpoints.restore(1, abstract(state)), state)
+    assert "not compared with what was saved, as was asked" in capsys.readouterr().out
+
+
 def test_latest_passes_over_what_cannot_be_described(tmp_path: Path, mesh: Mesh) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
