@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from srpo_jax.config import default, stage
 
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
-GOLDS, EDITS, PAIRS = 768, 320, 384
+GOLDS, EDITS, PAIRS = 768, 320, 800
 METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
-    "srpo_anchored": ("srpo", (0.03,), {"objective.nll_weight": 0.1}),
+    "srpo_anchored": ("srpo", (0.02,), {"objective.nll_weight": 0.1}),
     "dpo": ("dpo", (0.1,), {}),
 }
 
@@ -92,7 +92,8 @@ def compared() -> list[dict[str, Any]]:
         for beta in betas:
             name = f"{label}_{beta:g}"
             settings = {"model.source": "{start}", "objective.beta": beta, **own}
-            stages.append(trained(name, objective, "{preferences}", PAIRS, settings, 4))
+            settings["optimizer.learning_rate"] = 6e-4
+            stages.append(trained(name, objective, "{preferences}", PAIRS, settings))
             models.append(f"{name}={{{name}}}")
     return [*stages, stage("validation", "evaluate", {"evaluate.models": tuple(models)})]
 
@@ -103,13 +104,7 @@ def trained(
     pairs: str,
     count: int,
     settings: dict[str, Any],
-    batch: int = 8,
 ) -> dict[str, Any]:
-    """One pass over the pairs of `count` documents."""
-    own = {
-        "objective.name": objective,
-        "data.pairs": pairs,
-        "train.batch_size": batch,
-        "train.steps": count // batch,
-    }
+    """One pass over the pairs of `count` documents, by 8 a step."""
+    own = {"objective.name": objective, "data.pairs": pairs, "train.steps": count // 8}
     return stage(name, "train", own | settings)

@@ -21,6 +21,7 @@ def plan(*more: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @compiler
 def test_a_plan_of_everything(tmp_path):
     done = plan(
@@ -56,6 +57,7 @@ def test_a_plan_of_everything(tmp_path):
     assert "Plan for v5e:2x2" in (tmp_path / "plan.html").read_text()
 
 
+@pytest.mark.slow
 @compiler
 def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path):
     """One layer of 8 billion parameters in float32 on four chips of 16 GiB."""
