@@ -26,7 +26,7 @@ def longer(
     that it has taken stay the same: always under a constant schedule, and under wsd up to its decay.
     UserError says what to ask for where they would not. Called by all processes.
     """
-    if now[1] < before[1] or now == before:
+    if now[1] <= before[1]:
         return ()
     done = _taken(directory)
     rates, others = (

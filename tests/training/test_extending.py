@@ -45,8 +45,8 @@ def test_a_run_grows_if_the_steps_it_has_taken_stay_what_they_were(
 
 @pytest.mark.parametrize("steps", [10, 5])
 def test_a_run_that_does_not_grow_may_change_nothing(tmp_path, steps):
-    one = settings("constant")
-    assert extending.longer((one, 10), (one, steps), tmp_path, asked=True) == ()
+    one, other = settings("constant"), settings("cosine")
+    assert extending.longer((one, 10), (other, steps), tmp_path, asked=True) == ()
 
 
 def test_wsd_is_constant_and_falls_at_the_end():
