@@ -107,7 +107,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 stop=stop.requested,
                 save=hooks.save(checkpoints),
                 due=checkpoints.due,
-                finite=mesh_module.replicate(mesh, True),
+                finite=mesh_module.replicate(mesh, step.FINITE),
             )
     if last < total:
         status(f"stopped at step {last} of {total}; the same command goes on from there")

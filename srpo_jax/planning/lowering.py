@@ -19,7 +19,7 @@ from srpo_jax.revision import programs
 from srpo_jax.revision.plan import Plan, start
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.training.step import TrainState, TrainStep
+from srpo_jax.training.step import FINITE, TrainState, TrainStep
 
 PLATFORM = "tpu"
 
@@ -57,7 +57,7 @@ def train_step(
     where = step.shardings(trained)
     optimizer = jax.tree.map(_shape, jax.eval_shape(step.init, trained), where.optimizer)
     given = _split(step.mesh, dict(batch))
-    finite = jax.ShapeDtypeStruct((), bool, sharding=mesh_module.replicated(step.mesh))
+    finite = _shape(FINITE, mesh_module.replicated(step.mesh))
     state = TrainState(trained, optimizer)
     lowered = programs.train.trace(state, frozen, given, finite).lower(
         lowering_platforms=(PLATFORM,)

@@ -10,16 +10,14 @@ class Chip:
     """What JAX calls one device.
 
     kinds: what `jax.Device.device_kind` begins with. flops: of dense bfloat16 products, per second. memory:
-    bytes of HBM. bandwidth: bytes per second from it. link, network: bytes per second that it sends, to its
-    neighbours in all, and over the data centre's network. clock: Hz of a TPU's core. cores: that share a
-    TPU's kernel.
+    bytes of HBM. link, network: bytes per second that it sends, to its neighbours in all, and over the data
+    centre's network. clock: Hz of a TPU's core. cores: that share a TPU's kernel.
     """
 
     name: str
     kinds: tuple[str, ...]
     flops: float
     memory: float
-    bandwidth: float
     link: float
     network: float
     clock: float = 0.0
@@ -33,7 +31,6 @@ CHIPS = (
         ("TPU v5 lite", "TPU v5e"),
         flops=197 * TFLOP,
         memory=16 * GIB,
-        bandwidth=810 * GB,
         link=180 * GB,
         network=3.125 * GB,
         clock=1.5e9,
@@ -43,7 +40,6 @@ CHIPS = (
         ("TPU v5p", "TPU v5"),
         flops=459 * TFLOP,
         memory=95 * GIB,
-        bandwidth=2765 * GB,
         link=540 * GB,
         network=6.25 * GB,
         clock=1.75e9,
@@ -54,14 +50,13 @@ CHIPS = (
         ("TPU v6 lite", "TPU v6e"),
         flops=918 * TFLOP,
         memory=32 * GIB,
-        bandwidth=1640 * GB,
         link=360 * GB,
         network=12.5 * GB,
         clock=1.75e9,
     ),
-    Chip("H200", ("NVIDIA H200",), 989 * TFLOP, 141 * GB, 4800 * GB, 450 * GB, 50 * GB),
-    Chip("H100", ("NVIDIA H100",), 989 * TFLOP, 80 * GB, 3350 * GB, 450 * GB, 50 * GB),
-    Chip("A100", ("NVIDIA A100",), 312 * TFLOP, 80 * GB, 2039 * GB, 300 * GB, 25 * GB),
+    Chip("H200", ("NVIDIA H200",), 989 * TFLOP, 141 * GB, 450 * GB, 50 * GB),
+    Chip("H100", ("NVIDIA H100",), 989 * TFLOP, 80 * GB, 450 * GB, 50 * GB),
+    Chip("A100", ("NVIDIA A100",), 312 * TFLOP, 80 * GB, 300 * GB, 25 * GB),
 )
 
 

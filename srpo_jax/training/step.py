@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -19,6 +20,8 @@ from srpo_jax.trees.prefix_tree import Rows
 Array = jax.Array
 Batch = dict[str, Any]
 Metrics = dict[str, Array]
+# What the first step is given as `finite`: of the type of that metric, or the second would compile anew.
+FINITE = np.float32(1)
 Gradient = Callable[..., tuple[nnx.State[Any, Any], Metrics]]
 
 

@@ -9,7 +9,7 @@ from srpo_jax.planning import roofline
 from srpo_jax.planning.hlo_cost import Collective
 from srpo_jax.runtime.chips import Chip
 
-CHIP = Chip("x", (), flops=1, memory=1, bandwidth=1, link=100.0, network=10.0, clock=1000.0)
+CHIP = Chip("x", (), flops=1, memory=1, link=100.0, network=10.0, clock=1000.0)
 MESH = types.SimpleNamespace(
     devices=np.empty((2, 4, 2), object), axis_names=("replica", "fsdp", "tensor"), size=16
 )

@@ -124,13 +124,14 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_does_one_behind_it(batche
     state = step.TrainState(trained, programs.init(trained))
     good = mesh_module.host_to_global(mesh, batches[0])
     bad = good | {"label_prob": good["label_prob"] * np.nan}
-    finite, states, said = mesh_module.replicate(mesh, True), [], []
+    finite, states, said = mesh_module.replicate(mesh, step.FINITE), [], []
     for batch in (good, bad, good):
         state, metrics = programs.train(state, frozen, batch, finite)
         finite = metrics["finite"]
         states.append(kept(state))
         said.append((float(finite), bool(np.isfinite(metrics["loss"]))))
     assert said == [(1.0, True), (0.0, False), (0.0, True)]
+    assert programs.train._cache_size() == 1, "compiled once"
     for first, second, third in zip(*states, strict=True):
         np.testing.assert_array_equal(first, second)
         np.testing.assert_array_equal(first, third)
