@@ -5,6 +5,8 @@
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
 40 tokens are written, so that everyone does the same work. "Prefill again" is the same decoder, cache and
 decoding loop, made to prefill all of every prompt. --peers adds transformers.generate (extra `bench`).
+--uneven shows continuous batching instead: --prompts of uneven lengths, whose answers end at random, rows refilled
+as they are done against a batch after the other (with --layers=4 about ten minutes).
 --curves shows the time over the number of revisions, the lengths of prompt and completion, and the rows
 (25 minutes on 2 cores with --layers=6 --rows=4 --repeats=1, most of it to prefill 4,000 tokens again).
 --quick is a small try.
@@ -26,7 +28,7 @@ from srpo_jax import revision
 from srpo_jax.models import creation
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import Sampling, Spent
+from srpo_jax.revision import Sampling, Spent, pool
 from srpo_jax.runtime import mesh as mesh_module
 
 MODEL = flags.DEFINE_string("model", "smollm2-135m-instruct", "config.model.source")
@@ -39,6 +41,8 @@ REVISIONS = flags.DEFINE_integer("revisions", 5, "N")
 REPEATS = flags.DEFINE_integer("repeats", 3, "measured calls of each")
 PEERS = flags.DEFINE_bool("peers", False, "also transformers.generate")
 CURVES = flags.DEFINE_bool("curves", False, "growth with revisions, lengths and rows instead")
+UNEVEN = flags.DEFINE_bool("uneven", False, "rows refilled against a batch after the other instead")
+PROMPTS = flags.DEFINE_integer("prompts", 512, "for --uneven")
 QUICK = flags.DEFINE_bool("quick", False, "two layers, short prompts: is everything in order?")
 OUTPUT = flags.DEFINE_string("output", None, "folder for revision.md, revision.json and plots")
 
@@ -157,6 +161,49 @@ def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
     return rows
 
 
+def uneven(model: Model, decoder: Decoder, rows: int, revisions: int, repeats: int) -> list[Any]:
+    """Prompts of lognormal length, answers that end at each token with probability 1 / 24 or so."""
+    rng = np.random.default_rng(0)
+    vocabulary, stops = model.config.vocab_size, range(0, model.config.vocab_size, 24)
+    prompts = []
+    for length in np.clip(rng.lognormal(np.log(PROMPT.value), 0.6, PROMPTS.value), 4, 1000):
+        x = tuple(map(int, rng.integers(0, vocabulary, int(length))))
+        prompts.append(Prompt((*x, 3), (*x, 4), (5,)))
+    three = (pool.answer, pool.improve, pool.decode)
+    programs = {}
+
+    def writer(refill: float) -> Writer:
+        sampling = Sampling(2 * NEW.value, 1.0, batch_size=rows, refill=refill)
+
+        def write(revisions: int, spent: Spent) -> list[list[list[int]]]:
+            before = sum(program._cache_size() for program in three)
+            written = revision.revise_ids(
+                decoder, prompts, revisions, sampling, eos=tuple(stops), spent=spent
+            )
+            compiled = sum(program._cache_size() for program in three) - before
+            programs[refill] = programs.get(refill, 0) + compiled
+            return written
+
+        return Writer(write, revisions)
+
+    steps = {"refilled": writer(Sampling().refill), "a batch after the other": writer(1.0)}
+    middle = common.medians(common.interleaved(steps, repeats))
+    lengths = [len(y) for row in steps["refilled"].written for y in row]
+    return [
+        {
+            "rows": name,
+            "seconds": middle[name],
+            "time / first": middle[name] / middle["refilled"],
+            "prefill, s": steps[name].spent.prefill,
+            "decode, s": steps[name].spent.decode,
+            "programs": count,
+            "tokens of an answer, median and most": f"{np.median(lengths):.0f}, {max(lengths)}",
+            "same texts as the first": steps[name].written == steps["refilled"].written,
+        }
+        for name, count in zip(steps, programs.values(), strict=True)
+    ]
+
+
 def curves(
     decoder: Decoder, work: Workload, revisions: int, repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
@@ -216,6 +263,11 @@ def main(_: list[str]) -> None:
         common.report(f"revision_curves_{DTYPE.value}", OUTPUT.value, sections)
         if OUTPUT.value:
             draw(sections, Path(OUTPUT.value) / "revision.png")
+        return
+    if UNEVEN.value:
+        rows = uneven(model, decoder, ROWS.value, REVISIONS.value, REPEATS.value)
+        title = f"{MODEL.value}, {PROMPTS.value} prompts, {ROWS.value} rows, {REVISIONS.value} revisions"
+        common.report(f"revision_uneven_{DTYPE.value}", OUTPUT.value, {title: rows})
         return
     steps = writers(decoder, work, REVISIONS.value)
     if PEERS.value:

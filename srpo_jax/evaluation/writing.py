@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,10 @@ from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.metrics import Progress, status
 
-CHUNK = 4  # batches between two writes of what has been generated
+# (number of a document, what was made of it), one after the other.
+Made = Iterator[tuple[int, Record]]
+
+CHUNK = 4  # batches of samples of which the best are chosen together
 
 
 def write(settings: Settings, workdir: Path, who: Contestants) -> None:
@@ -111,28 +114,26 @@ def _write_model(
             loaded.append(loading.load(jobs[0].source, settings.model.dtype, mesh, settings.seed))
         return loaded[0]
 
-    size = CHUNK * settings.sampling.batch_size
     limits = settings.sampling.max_new_tokens, settings.sampling.batch_size
     foreseen = revision.shapes([job.prompts for job in jobs], *limits)
     for job in jobs:
         header = _header(settings, job, weights)
 
-        def revise(part: range, progress: Progress, job: Job = job) -> list[Record]:
-            return _revised(settings, model(), job, part, foreseen, progress, spent)
+        def revise(part: Sequence[int], job: Job = job) -> Made:
+            return _revised(settings, model(), job, part, foreseen, spent)
 
-        path = store.samples_path(workdir, job.model, job.set)
+        path, size = store.samples_path(workdir, job.model, job.set), settings.sampling.batch_size
         write_records(path, header, job, size, revise, f"revise {job.model} on {job.set}")
         if best is None:
             continue
 
-        def choose(part: range, progress: Progress, job: Job = job) -> list[Record]:
-            return _best(settings, model(), job, part, progress, spent)
+        def choose(part: Sequence[int], job: Job = job) -> Made:
+            return _best(settings, model(), job, part, spent)
 
         own = settings.evaluate
         header |= {"best": [own.best_by, own.best_temperature, own.best_top_p]}
         path = store.samples_path(workdir, best, job.set)
-        few = max(1, size // (own.revisions + 1))
-        write_records(path, header, job, few, choose, f"sample {job.model} on {job.set}")
+        write_records(path, header, job, 1, choose, f"sample {job.model} on {job.set}")
     if loaded:
         lengths = " or ".join(f"{shape.first} + {shape.second}" for shape in foreseen)
         status(
@@ -145,28 +146,38 @@ def write_records(
     header: Record,
     job: Job,
     size: int,
-    make: Callable[[range, Progress], list[Record]],
+    make: Callable[[Sequence[int]], Made],
     what: str,
 ) -> None:
-    """Makes the records that the file lacks, `size` documents at a time; all processes take part."""
+    """Makes the records that the file lacks, and writes `size` at a time; all processes take part.
+
+    make: from the numbers of documents to (number, record) of each, in any order.
+    """
     begins = [
-        {"id": document.id, "prompt": _digest(prompt)}
-        for document, prompt in zip(job.documents, job.prompts, strict=True)
+        {"id": document.id, "row": row, "prompt": _digest(prompt)}
+        for row, (document, prompt) in enumerate(zip(job.documents, job.prompts, strict=True))
     ]
 
     def fits(found: list[Record]) -> bool:
-        """Whether they are about the first of the documents, asked in the same words."""
-        asked = [{key: record.get(key) for key in ("id", "prompt")} for record in found]
-        return asked[: len(begins)] == begins[: len(asked)]
+        """Whether they are about these documents, asked in the same words, or about others behind them."""
+        asked = [{key: record.get(key) for key in ("id", "row", "prompt")} for record in found]
+        return all(
+            one["row"] is not None and (one["row"] >= len(begins) or one == begins[one["row"]])
+            for one in asked
+        )
 
-    total = len(begins)
-    done = distributed.from_main(lambda: len(samples.resume(path, header, fits)))
-    with Progress(what, total, "documents", min(done, total)) as progress:
-        for first in range(done, total, size):
-            part = range(first, min(first + size, total))
-            made = make(part, progress)
-            records = [begins[i] | record for i, record in zip(part, made, strict=True)]
-            distributed.from_main(functools.partial(samples.append, path, records))
+    found = distributed.from_main(lambda: [r["row"] for r in samples.resume(path, header, fits)])
+    todo = sorted(set(range(len(begins))) - set(found))
+    made: list[Record] = []
+    with Progress(what, len(begins), "documents", len(begins) - len(todo)) as progress:
+        for row, record in make(todo) if todo else ():
+            made.append(begins[row] | record)
+            progress.advance()
+            if len(made) == size:
+                distributed.from_main(functools.partial(samples.append, path, made))
+                made = []
+    if made:
+        distributed.from_main(functools.partial(samples.append, path, made))
     if share := distributed.from_main(lambda: _cut_share(path)):
         status(f"{what}: {share:.0%} of the completions were cut off")
 
@@ -202,36 +213,40 @@ def _revised(
     settings: Settings,
     model: Decoder,
     job: Job,
-    part: range,
+    part: Sequence[int],
     foreseen: Sequence[Shape],
-    progress: Progress,
     spent: revision.Spent,
-) -> list[Record]:
+) -> Made:
     """y_0 … y_N of some documents. foreseen: the shapes that serve all of them."""
-    ids = revision.revise_ids(
+    revised = revision.revising(
         model,
-        job.prompts[part.start : part.stop],
+        [job.prompts[i] for i in part],
         settings.evaluate.revisions,
         settings.sampling,
         eos=job.renderer.stop_ids,
         seed=settings.seed,
         rows=part,
         foreseen=foreseen,
-        progress=progress,
         spent=spent,
     )
-    return [_record(job.renderer, ys, settings.sampling.max_new_tokens) for ys in ids]
+    for place, ys in revised:
+        yield part[place], _record(job.renderer, ys, settings.sampling.max_new_tokens)
 
 
 def _best(
-    settings: Settings,
-    model: Decoder,
-    job: Job,
-    part: range,
-    progress: Progress,
-    spent: revision.Spent,
-) -> list[Record]:
+    settings: Settings, model: Decoder, job: Job, part: Sequence[int], spent: revision.Spent
+) -> Made:
     """In place of y_k, the likeliest of the first k + 1 samples of each document, and all samples."""
+    count = settings.evaluate.revisions + 1
+    few = max(1, CHUNK * settings.sampling.batch_size // count)
+    for first in range(0, len(part), few):
+        chosen = part[first : first + few]
+        yield from zip(chosen, _likeliest(settings, model, job, chosen, spent), strict=True)
+
+
+def _likeliest(
+    settings: Settings, model: Decoder, job: Job, part: Sequence[int], spent: revision.Spent
+) -> list[Record]:
     own, count = settings.evaluate, settings.evaluate.revisions + 1
     sampling = dataclasses.replace(
         settings.sampling, temperature=own.best_temperature, top_p=own.best_top_p
@@ -256,7 +271,6 @@ def _best(
         record["scores"] = [float(score) for score in scores[mine]]
         record["samples"] = [_text(job.renderer, y) for y in completions[mine]]
         records.append(record)
-        progress.advance()
     return records
 
 

@@ -1,6 +1,7 @@
 """The programs of a configuration on a mesh, lowered from shapes alone: nothing is allocated."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,8 +16,9 @@ from srpo_jax.models.creation import abstract
 from srpo_jax.models.loading import for_inference
 from srpo_jax.planning.compiling import Trees
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import programs
-from srpo_jax.revision.plan import Plan, start
+from srpo_jax.revision import pool, programs
+from srpo_jax.revision.plan import Shape, group, start
+from srpo_jax.revision.pool import Pool
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training.step import FINITE, TrainState, TrainStep
@@ -76,36 +78,50 @@ def revision(
     revisions: int,
     dtype: str,
 ) -> Iterator[Program]:
-    """The programs that answer a batch of prompts and revise the answers: prefill, decode, extend."""
+    """The programs that answer a batch of prompts and revise the answers: answer, decode, improve."""
     config = for_inference(architecture, dtype)
     config = dataclasses.replace(config, lora_rank=0, lora_targets=(), lora_dropout=0.0)
     graphdef, state = nnx.split(nnx.merge(*abstract(config, mesh)))
     model = programs.Model(graphdef, state, None, mesh)
-    new = sampling.max_new_tokens
-    plan = Plan.of(prompts, revisions, new)
-    rows = plan.direct()
-    trees = _as_trees(rows)
+    new, shape = sampling.max_new_tokens, Shape.needed(prompts, sampling.max_new_tokens)
+    size = group(len(prompts), sampling.refill, mesh_module.batch_parts(mesh))
+    groups = -(-len(prompts) // size)
+    settings: dict[str, Any] = {"sampling": dataclasses.replace(sampling, batch_size=1, refill=1.0)}
+    empty = functools.partial(pool.empty, rows=len(prompts), shape=shape, **settings)
+    rows = _pooled(mesh, jax.eval_shape(empty, model))
+    settings["stops"] = stops
+    keys = jax.eval_shape(programs.keys, 0, np.zeros(size, np.uint32))
 
-    def lower(program: Any, *arguments: Any, **settings: Any) -> jax.stages.Lowered:
-        lowered: jax.stages.Lowered = program.trace(model, *arguments, **settings).lower(
+    def lower(program: Any, *arguments: Any) -> jax.stages.Lowered:
+        lowered: jax.stages.Lowered = program.trace(model, rows, *arguments, **settings).lower(
             lowering_platforms=(PLATFORM,)
         )
         return lowered
 
-    yield Program("prefill", lower(programs.prefill, _split(mesh, rows)), trees)
+    def put(program: Any, put_in: programs.Rows[np.ndarray], revision: int) -> jax.stages.Lowered:
+        begun = start(put_in, keys, [revision] * size)
+        into = jax.ShapeDtypeStruct((size,), np.int32)
+        return lower(program, *_split(mesh, (put_in, begun)), into)
 
-    logits, cache = jax.eval_shape(programs.prefill, model, rows)
-    logits = _shape(logits, mesh_module.sharding(mesh, ("batch", None)))
-    cache = jax.tree.map(lambda x: _cached(mesh, x), cache)
-    keys = jax.eval_shape(programs.keys, 0, np.zeros(len(prompts), np.uint32))
-    begun = _split(mesh, start(rows, keys, 0))
-    settings = {"sampling": dataclasses.replace(sampling, batch_size=1), "stops": stops}
-    decode = lower(programs.decode, cache, logits, begun, **settings)
-    yield Program("decode", decode, trees, executions=revisions + 1, loops=new - 1)
+    direct = shape.direct(prompts[:size])
+    trees = _as_trees(direct)
+    yield Program("answer", put(pool.answer, direct, 0), trees, executions=groups)
+    wait = jax.ShapeDtypeStruct((), np.int32)
+    yield Program("decode", lower(pool.decode, wait), trees, revisions + 1, loops=new - 1)
     if revisions:
-        shown = [[0] * (new - 1)] * len(prompts)
-        more = _split(mesh, plan.improve(min(revisions, 2), shown))
-        yield Program("extend", lower(programs.extend, cache, more), trees, executions=revisions)
+        shown = [[0] * (new - 1)] * size
+        improve = put(pool.improve, shape.improve(prompts[:size], shown), 1)
+        yield Program("improve", improve, trees, executions=groups * revisions)
+
+
+def _pooled(mesh: Mesh, rows: Pool) -> Pool:
+    """The shapes of a pool, split up as its programs leave it."""
+
+    def split(cache: Any) -> Any:
+        return jax.tree.map(lambda x: _cached(mesh, x), cache)
+
+    at = dataclasses.replace(_split(mesh, rows.at), cache=split(rows.at.cache))
+    return Pool(split(rows.cache), at)
 
 
 def _as_trees(rows: programs.Rows[np.ndarray]) -> Trees:

@@ -5,7 +5,7 @@ May import: models, prompts, data, runtime. Imported by: the programs.
 
 from srpo_jax.revision.branches import Branch, Trunks
 from srpo_jax.revision.engine import Spent
-from srpo_jax.revision.loop import Progress, revise, revise_ids
+from srpo_jax.revision.loop import Progress, revise, revise_ids, revising
 from srpo_jax.revision.plan import Shape, shapes
 from srpo_jax.revision.sampling import Sampling
 
@@ -18,5 +18,6 @@ __all__ = [
     "Trunks",
     "revise",
     "revise_ids",
+    "revising",
     "shapes",
 ]

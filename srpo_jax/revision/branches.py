@@ -84,8 +84,7 @@ class Trunks:
         cache = self.engine.branch(self.cache, indices, rows.valid.shape[1])
         logits, cache = self.engine.extend(cache, rows)
         keys = programs.keys(self.seed, jnp.array([branch.row for branch in batch], jnp.uint32))
-        written, _ = self.engine.decode(cache, logits, plan.start(rows, keys, 0))
-        return written
+        return self.engine.decode(cache, logits, plan.start(rows, keys, [0] * len(batch)))
 
 
 def _filled(items: Sequence[T], count: int) -> list[T]:

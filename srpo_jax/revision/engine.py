@@ -2,15 +2,19 @@
 
 import dataclasses
 import time
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from srpo_jax.models.cache import Cache
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.revision import programs
-from srpo_jax.revision.plan import rounded
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision import plan, programs
+from srpo_jax.revision import pool as pool_module
+from srpo_jax.revision.plan import Shape, rounded
+from srpo_jax.revision.pool import Pool
 from srpo_jax.revision.programs import Model, Rows, Start
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
@@ -53,9 +57,12 @@ class Engine:
 
     def rows(self, prompts: int) -> int:
         """Rows of a batch; every device gets equally many."""
-        mesh = self.model.mesh
-        parts = 1 if mesh is None else mesh_module.batch_parts(mesh)
-        return rounded(min(self.sampling.batch_size, prompts), parts)
+        return rounded(min(self.sampling.batch_size, prompts), self.parts)
+
+    @property
+    def parts(self) -> int:
+        """In how many parts rows are over the devices."""
+        return 1 if self.model.mesh is None else mesh_module.batch_parts(self.model.mesh)
 
     def prefill(self, rows: Rows[np.ndarray]) -> tuple[Array, Cache]:
         """Logits [B, V] behind the last token of each row, and a new cache."""
@@ -79,18 +86,27 @@ class Engine:
         result: Cache = programs.branch(self.model, cache, placed, slots)
         return result
 
-    def decode(
-        self, cache: Cache, logits: Array, start: Start[np.ndarray]
-    ) -> tuple[list[list[int]], Cache]:
-        """A completion of each row, without end of sequence, and its own cache of G slots."""
+    def decode(self, cache: Cache, logits: Array, start: Start[np.ndarray]) -> list[list[int]]:
+        """A completion of each row, without end of sequence."""
         began = time.perf_counter()
-        sampling = dataclasses.replace(self.sampling, batch_size=1)  # compile nothing anew for it
-        settings = {"sampling": sampling, "stops": self.stops}
         placed = self._placed(start)
-        tokens, own = programs.decode(self.model, cache, logits, placed, **settings)
+        tokens = programs.decode(self.model, cache, logits, placed, **self.settings)
         decoded = mesh_module.gathered(tokens)
         self.spent.decode += time.perf_counter() - began
-        return [[int(t) for t in row[: np.sum(row != self.stops[0])]] for row in decoded], own
+        return [self._without_end(row) for row in decoded]
+
+    def pool(self, shape: Shape, prompts: int) -> "Pooled":
+        """An empty pool for prompts of this shape, with no more rows than these need."""
+        return Pooled(self, shape, self.rows(prompts))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Static arguments of the programs; batch_size is none, so as to compile nothing anew for it."""
+        sampling = dataclasses.replace(self.sampling, batch_size=1, refill=1.0)
+        return {"sampling": sampling, "stops": self.stops}
+
+    def _without_end(self, row: np.ndarray) -> list[int]:
+        return [int(token) for token in row[: np.sum(row != self.stops[0])]]
 
     def _placed(self, record: Record) -> Record:
         """Rows over the devices of the mesh, if there is one; every process has them all."""
@@ -98,3 +114,65 @@ class Engine:
             return record
         placed: Record = mesh_module.place_rows(self.model.mesh, record)
         return placed
+
+
+class Pooled:
+    """A pool on the engine's devices, what is put into it, and what it has decoded.
+
+    rows: B. size: R, how many prompts are put into it at a time. shape: of their caches.
+    """
+
+    def __init__(self, engine: Engine, shape: Shape, rows: int) -> None:
+        self.engine, self.shape, self.rows = engine, shape, rows
+        self.size = plan.group(rows, engine.sampling.refill, engine.parts)
+        sampling = engine.settings["sampling"]
+        self._pool: Pool = pool_module.empty(
+            engine.model, rows=rows, shape=shape, sampling=sampling
+        )
+
+    def answer(self, prompts: Sequence[Prompt], keys: Array, into: Sequence[int]) -> None:
+        """Prefills at most R direct prompts, a random key each, into these rows, and begins to answer."""
+        self._put(pool_module.answer, self.shape.direct(prompts), keys, [0] * len(into), into)
+
+    def improve(
+        self,
+        prompts: Sequence[Prompt],
+        shown: Sequence[Sequence[int]],
+        revisions: Sequence[int],
+        keys: Array,
+        into: Sequence[int],
+    ) -> None:
+        """The same with improve prompts, in the rows of their direct ones: revision k shows y_{k-1}."""
+        self._put(pool_module.improve, self.shape.improve(prompts, shown), keys, revisions, into)
+
+    def decode(self, done: int) -> list[list[int] | None]:
+        """Goes on until at least so many rows are done; of each row its completion, None before its end."""
+        engine, began = self.engine, time.perf_counter()
+        self._pool = pool_module.decode(engine.model, self._pool, np.int32(done), **engine.settings)
+        ended = mesh_module.gathered(self._pool.at.done)
+        tokens = mesh_module.gathered(self._pool.at.tokens)
+        engine.spent.decode += time.perf_counter() - began
+        return [
+            engine._without_end(row) if end else None
+            for row, end in zip(tokens, ended, strict=True)
+        ]
+
+    def _put(
+        self,
+        program: Any,
+        rows: Rows[np.ndarray],
+        keys: Array,
+        revisions: Sequence[int],
+        into: Sequence[int],
+    ) -> None:
+        engine, began = self.engine, time.perf_counter()
+        start = plan.start(rows, keys, revisions)
+        # A short group repeats a prompt, for no row, rather than compile another program.
+        lacking = self.size - len(into)
+        full = np.concatenate([np.arange(len(into)), np.zeros(lacking, int)])
+        filled = jax.tree.map(lambda x: x[full] if x.ndim else x, (rows, start))
+        rows, start = engine._placed(filled)
+        where = np.array([*into, *[self.rows] * lacking], np.int32)
+        self._pool = program(engine.model, self._pool, rows, start, where, **engine.settings)
+        jax.block_until_ready(self._pool.at.done)
+        engine.spent.prefill += time.perf_counter() - began

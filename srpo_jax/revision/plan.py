@@ -1,19 +1,17 @@
 """What has to be prefilled for each revision, and behind which part of the cache.
 
-The cache of a batch has two parts, the same for all rows:
+A row of the cache has two parts, the same for all rows:
 
     | direct prompt   | the rest of an improve prompt |
       prefilled once    prefilled at each revision
 
-An improve prompt sees as much of the first part as it begins with. Each part is as wide as its longest
-row; the slots in between are not valid, so they are never seen, and a token's position does not depend on
-them. Where the improve prompt begins with the direct prompt and the answer (the chained template), y_0 is
-kept in the second part, and the first revision prefills only what follows it.
+An improve prompt sees as much of the first part as it begins with. Each part is as wide as the shape of its
+prompts says; the slots in between are not valid, so they are never seen, and a token's position does not
+depend on them.
 
-Shapes: B rows, P slots of the first part, M of the second, C = P + M.
+Shapes: R rows, P slots of the first part, M of the second, C = P + M.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -22,9 +20,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from srpo_jax.models.cache import Cache
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import programs
 from srpo_jax.revision.programs import Rows, Start
 from srpo_jax.runtime.errors import UserError
 
@@ -51,6 +47,20 @@ class Shape(NamedTuple):
 
     def holds(self, other: "Shape") -> bool:
         return self.first >= other.first and self.second >= other.second
+
+    def direct(self, prompts: Sequence[Prompt]) -> Rows[np.ndarray]:
+        """Direct prompts, which open a row of the cache."""
+        none = np.zeros(len(prompts), np.int32)
+        tokens, counts = _padded([p.direct for p in prompts], self.first)
+        return Rows(tokens, counts, none, _span(sum(self), 0, none), np.array(0, np.int32))
+
+    def improve(self, prompts: Sequence[Prompt], shown: Tokens) -> Rows[np.ndarray]:
+        """Improve prompts that show these completions, as far as the direct ones' rows lack them."""
+        shared = np.array([p.shared for p in prompts], np.int32)
+        rest = [p.improve(y)[p.shared :] for p, y in zip(prompts, shown, strict=True)]
+        tokens, counts = _padded(rest, self.second)
+        valid = _span(sum(self), 0, shared)
+        return Rows(tokens, counts, shared, valid, np.array(self.first, np.int32))
 
 
 def shapes(sets: Sequence[Sequence[Prompt]], new: int, batch: int) -> tuple[Shape, ...]:
@@ -89,72 +99,31 @@ def _levels(sizes: Sequence[int], count: int) -> tuple[int, ...]:
     return best(len(values), count)[1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Of a batch of prompts. first, second: slots of the cache's parts, P and M; new: of a completion.
+def by_shape(
+    prompts: Sequence[Prompt], new: int, batch: int, foreseen: Sequence[Shape]
+) -> list[tuple[Shape, list[int]]]:
+    """Indices of the prompts under the shape that they are written in, largest first.
 
-    chained: the first revision goes on behind the answer.
+    A prompt has the smallest shape that holds it, of those foreseen (ascending), or one of its own. What
+    would not fill a batch of `batch` rows takes up prompts of the next smaller shape.
     """
-
-    prompts: Sequence[Prompt]
-    new: int
-    first: int
-    second: int
-    chained: bool
-
-    @classmethod
-    def of(
-        cls, prompts: Sequence[Prompt], n_revisions: int, new: int, foreseen: Sequence[Shape] = ()
-    ) -> "Plan":
-        """foreseen: the shapes that others of these programs have, ascending."""
-        need = Shape.needed(prompts, new)
+    left: dict[Shape, list[int]] = {}
+    for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i].direct)):
+        need = Shape.needed([prompts[i]], new)
         shape = next((one for one in foreseen if one.holds(need)), need)
-        chained = n_revisions > 0 and all(p.before == p.direct and p.after for p in prompts)
-        return cls(prompts, new, *shape, chained)
-
-    def direct(self) -> Rows[np.ndarray]:
-        """The direct prompts, which open the cache."""
-        none = np.zeros(len(self.prompts), np.int32)
-        tokens, counts = _padded([p.direct for p in self.prompts], self.first)
-        return Rows(tokens, counts, none, self._span(0, none), np.array(0, np.int32))
-
-    def keep(self, cache: Cache, answer: Cache) -> Cache:
-        """The cache with y_0 in it, if the first revision goes on behind it. answer: that of its decode."""
-        return programs.keep(cache, answer, self.first) if self.chained else cache
-
-    def improve(self, revision: int, shown: Tokens) -> Rows[np.ndarray]:
-        """The improve prompts of a revision (1 … N), as far as the cache lacks them."""
-        if self.chained and revision == 1:
-            return self._behind_answer(shown)
-        shared = np.array([p.shared for p in self.prompts], np.int32)
-        return self._behind(shown, shared, self._span(0, shared), self.first, self.second)
-
-    def _behind_answer(self, shown: Tokens) -> Rows[np.ndarray]:
-        # The last token of y_0 has been decoded, but is not in the cache.
-        answered = np.array([max(len(y) - 1, 0) for y in shown], np.int32)
-        begun = np.array([len(p.direct) for p in self.prompts], np.int32)
-        valid = self._span(0, begun) | self._span(self.first, answered)
-        return self._behind(shown, begun + answered, valid, self.first + self.new - 1)
-
-    def _behind(
-        self,
-        shown: Tokens,
-        known: np.ndarray,
-        valid: np.ndarray,
-        slot: int,
-        width: int | None = None,
-    ) -> Rows[np.ndarray]:
-        """What follows the first `known` [B] tokens; they lie in the valid slots [B, C]."""
-        improve = [p.improve(y) for p, y in zip(self.prompts, shown, strict=True)]
-        rest = [ids[start:] for ids, start in zip(improve, known, strict=True)]
-        # Rounded up, but not beyond the cache.
-        longest = _width(max(map(len, rest)))
-        tokens, counts = _padded(rest, width or min(longest, self.first + self.second - slot))
-        return Rows(tokens, counts, known, valid, np.array(slot, np.int32))
-
-    def _span(self, slot: int, counts: np.ndarray) -> np.ndarray:
-        """bool [B, C]: `counts` slots of each row from `slot` on."""
-        return _span(self.first + self.second, slot, counts)
+        left.setdefault(shape, []).append(i)
+    chosen: list[tuple[Shape, list[int]]] = []
+    ordered = sorted(left, reverse=True)
+    for place, shape in enumerate(ordered):
+        mine = left[shape]
+        for smaller in ordered[place + 1 :]:
+            if shape.holds(smaller):
+                lacking = -len(mine) % batch
+                mine += left[smaller][:lacking]
+                del left[smaller][:lacking]
+        if mine:
+            chosen.append((shape, mine))
+    return chosen
 
 
 def opening(prompts: Tokens) -> Rows[np.ndarray]:
@@ -178,11 +147,11 @@ def departing(prompts: Tokens, rows: Tokens, slot: int) -> Rows[np.ndarray]:
     return Rows(tokens, counts, known, _span(slots, 0, known), np.array(slot, np.int32))
 
 
-def start(rows: Rows[np.ndarray], keys: jax.Array, revision: int) -> Start[np.ndarray]:
-    """Where the completions of these rows, once they are prefilled, begin."""
+def start(rows: Rows[np.ndarray], keys: jax.Array, revisions: Sequence[int]) -> Start[np.ndarray]:
+    """Where the completions of these rows, once they are prefilled, begin. revisions: of each row."""
     valid = rows.valid | _span(rows.valid.shape[1], int(rows.slot), rows.counts)
     positions = rows.positions + rows.counts
-    return Start(keys, np.array(revision, np.int32), positions, valid)
+    return Start(keys, np.array(revisions, np.int32), positions, valid)
 
 
 def check_fit(prompts: Sequence[int], new: int, limit: int) -> None:
@@ -193,6 +162,11 @@ def check_fit(prompts: Sequence[int], new: int, limit: int) -> None:
                 f"prompt {i} needs {need} tokens and {new} to be written, the model has {limit} "
                 "positions: shorten it or lower config.sampling.max_new_tokens"
             )
+
+
+def group(rows: int, share: float, parts: int) -> int:
+    """How many of a pool's rows take up prompts at a time: each of the `parts` they are in equally many."""
+    return min(rows, rounded(max(1, round(share * rows)), parts))
 
 
 def rounded(length: int, multiple: int) -> int:

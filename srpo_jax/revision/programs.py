@@ -7,8 +7,9 @@ Shapes: B rows, S tokens, C slots of the cache, G new tokens, D width, V vocabul
 """
 
 import contextlib
+import dataclasses
 import functools
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import flax.struct
 import jax
@@ -68,8 +69,8 @@ class Rows(Generic[AnyArray]):
 class Start(Generic[AnyArray]):
     """Where B completions begin, and what they are drawn with.
 
-    keys: [B], a random key a row. revision: int32, which of the row's streams is drawn from. positions:
-    int32 [B], of the first token. valid: bool [B, C], the cache's slots that it sees.
+    keys: [B], a random key a row. revision: int32 [B], which of the row's streams is drawn from.
+    positions: int32 [B], of the first token. valid: bool [B, C], the cache's slots that it sees.
     """
 
     keys: Array
@@ -94,7 +95,7 @@ def prefill(model: Model, rows: Rows[Array]) -> tuple[Array, Cache]:
     positions = jnp.broadcast_to(jnp.arange(width), (batch, width))
     # A row is a tree without branches: every slot descends from those before it.
     end = jnp.where(positions < rows.counts[:, None], rows.counts[:, None], 0)
-    with _on(model.mesh):
+    with on_mesh(model.mesh):
         mask = tree_mask(end, positions, kind=decoder.config.attention)
         unrolled = model.layers is not None
         cache = Cache.zeros(decoder.config, batch, rows.valid.shape[1], unrolled)
@@ -109,7 +110,7 @@ def extend(model: Model, cache: Cache, rows: Rows[Array]) -> tuple[Array, Cache]
     offsets = jnp.arange(rows.tokens.shape[1])
     slots = jnp.arange(rows.valid.shape[1])
     own = (slots >= rows.slot) & (slots <= rows.slot + offsets[:, None])
-    with _on(model.mesh):
+    with on_mesh(model.mesh):
         hidden, cache = decoder.extend(
             rows.tokens,
             rows.positions[:, None] + offsets,
@@ -121,13 +122,78 @@ def extend(model: Model, cache: Cache, rows: Rows[Array]) -> tuple[Array, Cache]
         return decoder.logits(_last(hidden, rows.counts)), cache
 
 
-class _Decoding(NamedTuple):
-    """The loop's state: how many of tokens [B, G] are decoded, which rows are done, their own cache."""
+@flax.struct.dataclass
+class Decoding:
+    """Completions of B rows, each as far as it is, behind what lies in another cache of C slots.
 
-    decoded: Array
+    valid: bool [B, C], the slots of that cache that a row sees. positions: int32 [B], of its first token.
+    streams: uint32 [B, G, 2], data of a random key for each token. tokens: int32 [B, G], from the end of
+    sequence on (and before they are decoded) all of them end of sequence. counts: int32 [B], how many are
+    decoded, never 0. done: bool [B]. clock: int32, steps that have been taken.
+    cache: of these tokens, a ring of G slots. In each step all rows write the slot clock mod G, whenever
+    they began, so that a row's tokens lie in the slots just behind it.
+    """
+
+    valid: Array
+    positions: Array
+    streams: Array
     tokens: Array
+    counts: Array
     done: Array
+    clock: Array
     cache: Cache
+
+
+def first_tokens(
+    logits: Array, start: Start[Array], cache: Cache, sampling: Sampling, stops: tuple[int, ...]
+) -> Decoding:
+    """The beginning of a completion of each row. logits: float32 [B, V], behind its prompt."""
+    new, eos = sampling.max_new_tokens, stops[0]
+    streams = _streams(start, new)
+    token = _sampled(logits, streams[:, 0], sampling, stops)
+    tokens = jnp.full((len(token), new), eos, jnp.int32).at[:, 0].set(token)
+    done = (token == eos) | (new == 1)
+    counts = jnp.ones_like(token)
+    clock = jnp.int32(0)
+    return Decoding(start.valid, start.positions, streams, tokens, counts, done, clock, cache)
+
+
+def decode_on(
+    model: Model,
+    cache: Cache,
+    begun: Decoding,
+    wait: Array | int,
+    sampling: Sampling,
+    stops: tuple[int, ...],
+) -> Decoding:
+    """Until `wait` rows are done. cache: what lies in front of the completions; it stays as it is."""
+    decoder = model.merged()
+    new, eos = sampling.max_new_tokens, stops[0]
+    places = jnp.arange(new)
+
+    def unfinished(at: Decoding) -> Array:
+        return at.done.sum() < jnp.minimum(wait, len(at.done))
+
+    def step(at: Decoding) -> Decoding:
+        slot, last = at.clock % new, at.counts - 1
+        token = jnp.take_along_axis(at.tokens, last[:, None], axis=1)
+        own = (slot - places) % new < at.counts[:, None]
+        mask = jnp.concatenate([at.valid, own], axis=1)[:, None]
+        positions = (at.positions + last)[:, None]
+        hidden, own_cache = decoder.extend(
+            token, positions, mask, at.cache, slot, before=cache, layers=model.layers
+        )
+        keys = jnp.take_along_axis(at.streams, at.counts[:, None, None], axis=1, mode="clip")[:, 0]
+        token = _sampled(decoder.logits(hidden[:, 0]), keys, sampling, stops)
+        here = (places == at.counts[:, None]) & ~at.done[:, None]
+        tokens = jnp.where(here, token[:, None], at.tokens)
+        counts = at.counts + ~at.done
+        done = at.done | (token == eos) | (counts == new)
+        return dataclasses.replace(
+            at, tokens=tokens, counts=counts, done=done, clock=at.clock + 1, cache=own_cache
+        )
+
+    return jax.lax.while_loop(unfinished, step, begun)
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"))
@@ -139,56 +205,17 @@ def decode(
     *,
     sampling: Sampling,
     stops: tuple[int, ...],
-) -> tuple[Array, Cache]:
-    """Tokens int32 [B, G], and their own cache, in which the last one is not.
+) -> Array:
+    """Tokens int32 [B, G]: the completions of all rows together, until the last one is done.
 
     logits: float32 [B, V], of the first tokens.
     stops: whatever ends a completion; from the end on, all tokens are the first of them.
     """
-    decoder = model.merged()
-    new, eos = sampling.max_new_tokens, stops[0]
-    streams = _streams(start, new)
-
-    def sample(logits: Array, keys: Array) -> Array:
-        token = sampling_module.sample(logits, keys, sampling=sampling)
-        return jnp.where(jnp.isin(token, jnp.array(stops)), eos, token)
-
-    def unfinished(at: _Decoding) -> Array:
-        return (at.decoded < new) & ~at.done.all()
-
-    def step(at: _Decoding) -> _Decoding:
-        last = at.decoded - 1
-        token = jax.lax.dynamic_slice_in_dim(at.tokens, last, 1, axis=1)
-        own = jnp.broadcast_to(jnp.arange(new) <= last, at.tokens.shape)
-        mask = jnp.concatenate([start.valid, own], axis=1)[:, None]
-        positions = (start.positions + last)[:, None]
-        hidden, own_cache = decoder.extend(
-            token, positions, mask, at.cache, last, before=cache, layers=model.layers
-        )
-        after = decoder.logits(hidden[:, 0])
-        token = jnp.where(at.done, eos, sample(after, streams[at.decoded]))
-        tokens = jax.lax.dynamic_update_slice_in_dim(at.tokens, token[:, None], at.decoded, axis=1)
-        return _Decoding(at.decoded + 1, tokens, at.done | (token == eos), own_cache)
-
-    with _on(model.mesh):
-        token = sample(logits, streams[0])
-        tokens = jnp.full((len(token), new), eos, jnp.int32).at[:, 0].set(token)
-        own_cache = Cache.zeros(decoder.config, len(token), new, model.layers is not None)
-        begun = _Decoding(jnp.int32(1), tokens, token == eos, own_cache)
-        end = jax.lax.while_loop(unfinished, step, begun)
-    return end.tokens, end.cache
-
-
-@functools.partial(jax.jit, static_argnames="slot", donate_argnames="cache")
-def keep(cache: Cache, part: Cache, slot: int) -> Cache:
-    """The cache with a completion's own in the slots from `slot` on; it is donated."""
-    put = jax.lax.dynamic_update_slice_in_dim
-    keys = jax.tree.map(lambda x, new: put(x, new, slot, axis=-1), cache.keys, part.keys)
-    values = jax.tree.map(lambda x, new: put(x, new, slot, axis=-2), cache.values, part.values)
-    positions = jax.tree.map(
-        lambda x, new: put(x, new, slot, axis=-1), cache.positions, part.positions
-    )
-    return Cache(keys, values, positions)
+    with on_mesh(model.mesh):
+        config, unrolled = model.merged().config, model.layers is not None
+        own = Cache.zeros(config, len(logits), sampling.max_new_tokens, unrolled)
+        begun = first_tokens(logits, start, own, sampling, stops)
+        return decode_on(model, cache, begun, len(logits), sampling, stops).tokens
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -206,7 +233,7 @@ def branch(model: Model, cache: Cache, rows: Array, slots: int) -> Cache:
             jnp.pad(taken, padding), axes if dimensions == 4 else axes[::3]
         )
 
-    with _on(model.mesh):
+    with on_mesh(model.mesh):
         keys = jax.tree.map(lambda x: of(x, 4, -1), cache.keys)
         values = jax.tree.map(lambda x: of(x, 4, -2), cache.values)
         return Cache(keys, values, jax.tree.map(lambda x: of(x, 2, -1), cache.positions))
@@ -219,15 +246,21 @@ def keys(seed: Array | int, rows: Array) -> Array:
 
 
 def _streams(start: Start[Array], new: int) -> Array:
-    """[G, B] random keys: a row's own, for each token of this revision."""
+    """uint32 [B, G, 2]: data of a row's own random keys, for each token of this revision."""
 
-    def of_row(key: Array) -> Array:
-        return jax.random.split(jax.random.fold_in(key, start.revision), new)
+    def of_row(key: Array, revision: Array) -> Array:
+        return jax.random.split(jax.random.fold_in(key, revision), new)
 
-    return jax.vmap(of_row)(start.keys).swapaxes(0, 1)
+    return jax.random.key_data(jax.vmap(of_row)(start.keys, start.revision))
 
 
-def _on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+def _sampled(logits: Array, keys: Array, sampling: Sampling, stops: tuple[int, ...]) -> Array:
+    """A token of each row, int32 [B]; whatever ends a completion is the first of the stops."""
+    token = sampling_module.sample(logits, jax.random.wrap_key_data(keys), sampling=sampling)
+    return jnp.where(jnp.isin(token, jnp.array(stops)), stops[0], token)
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     if mesh is None:
         return contextlib.nullcontext()
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)

@@ -9,6 +9,7 @@ from srpo_jax.runtime.settings import Check, at_least, check, setting
 
 Array = jax.Array
 TEMPERATURE = Check(lambda value: value >= 0, "0 (greedy) or positive")
+SHARE = Check(lambda value: 0 < value <= 1, "in (0, 1]")
 TOP_P = Check(lambda value: 0 < value <= 1, "in (0, 1]")
 
 
@@ -24,6 +25,12 @@ class Sampling:
     top_p: float = setting(1.0, "the likeliest tokens that hold this probability", TOP_P)
     batch_size: int = setting(
         32, "rows decoded at a time; results do not depend on it", at_least(1)
+    )
+
+    refill: float = setting(
+        0.125,
+        "share of the rows that takes new prompts at a time; 1: a batch after the other",
+        SHARE,
     )
 
     def __post_init__(self) -> None:

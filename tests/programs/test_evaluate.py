@@ -96,15 +96,16 @@ def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
     whole = evaluate.evaluate(
         config_module.checked(config), tmp_path / "whole", {"start": "tiny"}, title="test"
     )
-    real, calls = revision.revise_ids, []
+    real, asked = revision.revising, []
 
     def interrupted(*args, **kwargs):
-        calls.append(list(kwargs["rows"]))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        asked.append(list(kwargs["rows"]))
+        for place, (i, ys) in enumerate(real(*args, **kwargs)):
+            if len(asked) == 1 and place == 3:
+                raise KeyboardInterrupt
+            yield i, ys
 
-    monkeypatch.setattr(revision, "revise_ids", interrupted)
+    monkeypatch.setattr(revision, "revising", interrupted)
     with pytest.raises(KeyboardInterrupt):
         evaluate.evaluate(
             config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
@@ -112,7 +113,9 @@ def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
     parts = evaluate.evaluate(
         config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
     )
-    assert calls == [[0, 1], [2, 3], [4], [4], [0, 1], [2, 3], [4]]
+    first, rest, other = asked
+    assert first == other == [0, 1, 2, 3, 4]
+    assert len(rest) == 3, "of three that were done a batch of two is on disk"
     assert parts.curves == whole.curves
 
 
@@ -137,8 +140,7 @@ def test_stages_run_alone_and_need_only_what_is_on_disk(config, tmp_path, monkey
     with pytest.raises(UserError, match=r"wikipedia\.jsonl is missing: write first, with --stage"):
         run(config, tmp_path / "parts", stages=("judge",))
     assert run(config, tmp_path / "parts", stages=("write",)) is None
-    for name in ("revise_ids",):
-        monkeypatch.setattr(revision, name, never)
+    monkeypatch.setattr(revision, "revising", never)
     monkeypatch.setattr(documents, "load", never)
     monkeypatch.setattr(writing.loading, "open_source", never)
     with pytest.raises(UserError, match="verdicts is missing: judge with --stage=judge"):
@@ -151,7 +153,7 @@ def test_a_copy_of_the_workdir_keeps_its_samples(config, tmp_path, monkeypatch):
     whole = run(config, tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     shutil.rmtree(tmp_path / "here")
-    monkeypatch.setattr(revision, "revise_ids", never)
+    monkeypatch.setattr(revision, "revising", never)
     monkeypatch.chdir(tmp_path)
     assert run(config, tmp_path.relative_to(tmp_path) / "there").curves == whole.curves
 

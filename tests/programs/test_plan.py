@@ -36,9 +36,9 @@ def test_a_plan_of_everything(tmp_path):
     parts = {part["name"]: part for part in kept["parts"]}
     assert {name: part["executions"] for name, part in parts.items()} == {
         "train step": 1,
-        "prefill": 1,
+        "answer": 8,
         "decode": 3,
-        "extend": 2,
+        "improve": 16,
     }
     for part in parts.values():
         assert part["warnings"] == []

@@ -1,6 +1,7 @@
 """The ids that are scored in training are the ids that completions are generated from."""
 
 import dataclasses
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +12,11 @@ from flax import nnx
 from srpo_jax import prompts, revision
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models import loading
-from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
+from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES
 from srpo_jax.prompts import TEMPLATES, Renderer
-from srpo_jax.revision import Sampling, loop
+from srpo_jax.revision import Sampling, loop, plan
+from srpo_jax.revision.plan import Shape
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import scoring
 from srpo_jax.trees import prefix_tree
@@ -47,44 +49,34 @@ def renderer(request, tokenizer):
 
 
 class Recorder:
-    """Stands in for a model in `revise`: a cache of token ids, and completions that are given.
+    """Stands in for a pool in `revise`: a cache of token ids, and completions that are given.
 
-    contexts: for each completion written, the ids that each row sees before it.
+    contexts: for each completion begun, the ids that each row sees before it.
     """
 
-    def __init__(self, shown):
-        self.shown, self.contexts = shown, []
-        self.max_new_tokens = max(map(len, shown)) + 2  # wider than most completions
+    def __init__(self, shown, shape):
+        self.shown, self.shape, self.contexts = shown, shape, []
+        self.rows = self.size = len(shown)
+        self.ids = np.zeros((self.rows, sum(shape)), int)
 
-    def prefill(self, rows):
-        return self.extend(self.cache(np.zeros(rows.valid.shape)), rows)
+    def answer(self, prompts, keys, into):
+        self.put(self.shape.direct(prompts), into)
 
-    def extend(self, cache, rows):
-        ids = self.ids(cache)
+    def improve(self, prompts, shown, revisions, keys, into):
+        self.put(self.shape.improve(prompts, shown), into)
+
+    def put(self, rows, into):
+        assert list(into) == list(range(self.rows))
         assert (rows.positions == rows.valid.sum(1)).all()
-        ids[:, rows.slot : rows.slot + rows.tokens.shape[1]] = rows.tokens
-        return None, self.cache(ids)
-
-    def decode(self, cache, logits, start):
-        ids = self.ids(cache)
+        self.ids[:, rows.slot : rows.slot + rows.tokens.shape[1]] = rows.tokens
+        begun = plan.start(rows, None, [0] * self.rows)
         self.contexts.append(
-            [tuple(row[seen].tolist()) for row, seen in zip(ids, start.valid, strict=True)]
+            [tuple(row[seen].tolist()) for row, seen in zip(self.ids, begun.valid, strict=True)]
         )
-        assert list(start.positions) == [len(context) for context in self.contexts[-1]]
-        own = np.full((len(self.shown), self.max_new_tokens), 2)
-        for row, y in zip(own, self.shown, strict=True):
-            row[: max(len(y) - 1, 0)] = y[:-1]  # the last one is not in the cache
-        return self.shown, self.cache(own)
+        assert list(begun.positions) == [len(context) for context in self.contexts[-1]]
 
-    @staticmethod
-    def cache(ids):
-        ids = jnp.array(ids, jnp.int32)[:, None]
-        return Cache(ids[:, :, None], ids[..., None])
-
-    @staticmethod
-    def ids(cache):
-        assert (cache.keys[:, :, 0] == cache.values[..., 0]).all()
-        return np.array(cache.keys[:, 0, 0])
+    def decode(self, done):
+        return self.shown
 
 
 def fed(batch, shown):
@@ -92,8 +84,9 @@ def fed(batch, shown):
 
     shown: the completions [y, …] in ids, as the decoding loop gives them.
     """
-    recorder = Recorder([list(y) for y in shown])
-    loop.revise_batch(recorder, batch, 2, None)
+    recorder = Recorder([list(y) for y in shown], Shape.needed(batch, max(map(len, shown))))
+    keys = jnp.zeros(len(batch))
+    deque(loop.Queue(recorder, batch, 2, keys, deque(range(len(batch)))).run())
     direct, improve, again = recorder.contexts
     assert improve == again, "the second revision shows the same completions"
     return direct, improve

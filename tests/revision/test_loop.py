@@ -11,7 +11,7 @@ from flax import nnx
 from srpo_jax import revision
 from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import Sampling, programs
+from srpo_jax.revision import Sampling, pool
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
@@ -80,35 +80,49 @@ def test_greedy_equals_the_plain_loop_token_by_token(model, batch_size):
     assert len({tuple(y) for row in want for y in row}) > 5
 
 
-CHAINED = [
-    Prompt((3, 4, 5, 6), (3, 4, 5, 6), (9, 10)),
-    Prompt((3, 11, 12, 4, 5, 6, 6), (3, 11, 12, 4, 5, 6, 6), (9,)),
-    Prompt((8, 3), (8, 3), (9, 7, 9)),
-]
+def many(count=24):
+    """Of several lengths; every other improve prompt begins with the whole direct one."""
+    rng = np.random.default_rng(0)
+    given = []
+    for n in rng.integers(2, 40, count):
+        x = tuple(map(int, rng.integers(3, 14, n)))
+        given.append(Prompt(x, x if n % 2 else (*x[:-1], 3), (9, 10)))
+    return given
 
 
-def test_where_the_answer_continues_the_prompt_only_what_follows_is_prefilled(model, monkeypatch):
-    widths = []
-    extend = programs.extend
+@pytest.fixture(scope="module")
+def together(model):
+    """What all of `many` write in one batch in which no row is refilled: greedily, and drawn."""
+    return {
+        temperature: revision.revise_ids(
+            model, many(), 2, Sampling(7, temperature, batch_size=24, refill=1), eos=EOS, seed=3
+        )
+        for temperature in (0.0, 1.0)
+    }
 
-    def spy(model, cache, rows):
-        widths.append(rows.tokens.shape[1])
-        return extend(model, cache, rows)
 
-    monkeypatch.setattr(programs, "extend", spy)
-    sampling = Sampling(max_new_tokens=6, batch_size=2)
-    got = revision.revise_ids(model, CHAINED, 3, sampling, eos=EOS)
-    want = [plain(model, prompt, 3, 6) for prompt in CHAINED]
-    assert got == want
-    assert any(y[0] for y in want), "some y_0 should be kept"
-    # The last token of y_0 and the three that ask for a better answer; later the whole answer as well.
-    assert widths[0] <= 4
-    assert widths[1] == widths[2] == 12
+def test_many_prompts_equal_the_plain_loop(model, together):
+    assert together[0.0] == [plain(model, prompt, 2, 7) for prompt in many()]
+
+
+@pytest.mark.parametrize(("rows", "refill"), [(4, 0.25), (6, 0.5), (6, 1.0), (3, 0.8)])
+def test_rows_are_refilled_and_nothing_else_changes(model, together, rows, refill):
+    for temperature, want in together.items():
+        sampling = Sampling(7, temperature, batch_size=rows, refill=refill)
+        assert revision.revise_ids(model, many(), 2, sampling, eos=EOS, seed=3) == want
+
+
+def test_prompts_are_given_back_as_they_are_done(model, together):
+    sampling = Sampling(7, batch_size=4)
+    order = list(revision.revising(model, many(), 2, sampling, eos=EOS))
+    assert sorted(i for i, _ in order) == list(range(24))
+    assert [i for i, _ in order] != sorted(i for i, _ in order)
+    assert all(ys == together[0.0][i] for i, ys in order)
 
 
 def test_one_set_of_programs_serves_any_number_of_revisions(model):
     sampling = Sampling(max_new_tokens=6, batch_size=8)
-    three = (programs.prefill, programs.extend, programs.decode)
+    three = (pool.answer, pool.improve, pool.decode)
     revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
     compiled = [program._cache_size() for program in three]
     five = revision.revise_ids(model, PROMPTS, 5, sampling, eos=EOS)
@@ -125,7 +139,7 @@ def test_many_lengths_compile_at_most_twelve_programs(model):
         Prompt((3,) * n, (*(3,) * n, 4), (9,) * k) for n, k in zip(lengths, tails, strict=True)
     ]
     sampling = Sampling(max_new_tokens=3, batch_size=3)
-    three = (programs.prefill, programs.extend, programs.decode)
+    three = (pool.answer, pool.improve, pool.decode)
     before = sum(program._cache_size() for program in three)
     revision.revise_ids(model, given, 1, sampling, eos=EOS)
     assert sum(program._cache_size() for program in three) - before <= 12

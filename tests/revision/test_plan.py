@@ -43,14 +43,15 @@ def test_four_shapes_hold_every_batch_with_little_padding():
     shapes = revision.shapes([given], 24, 16)
     assert len(shapes) == 4
     assert all(b.holds(a) for a, b in itertools.pairwise(shapes))
+    parts = plan.by_shape(given, 24, 16, shapes)
+    assert sorted(i for _, mine in parts for i in mine) == list(range(300))
+    assert [shape for shape, _ in parts] == sorted(shapes, reverse=True)
+    assert all(len(mine) % 16 == 0 for _, mine in parts[:-1]), "only the last batch may be short"
+    assert all(shape.holds(Shape.needed([given[i]], 24)) for shape, mine in parts for i in mine)
     by_length = sorted(given, key=lambda p: -len(p.direct))
-    used = needed = 0
-    for first in range(0, len(given), 16):
-        need = Shape.needed(by_length[first : first + 16], 24)
-        made = plan.Plan.of(by_length[first : first + 16], 1, 24, shapes)
-        assert Shape(made.first, made.second) in shapes
-        assert Shape(made.first, made.second).holds(need)
-        used, needed = used + made.first, needed + need.first
+    batches = [by_length[first : first + 16] for first in range(0, len(given), 16)]
+    needed = sum(Shape.needed(batch, 24).first * len(batch) for batch in batches)
+    used = sum(shape.first * len(mine) for shape, mine in parts)
     assert used < 1.35 * needed
 
 
@@ -64,7 +65,15 @@ def test_a_set_of_short_prompts_is_not_padded_to_a_set_of_long_ones():
     assert [shape.first for shape in revision.shapes([short, long], 8, 16)] == [20, 92]
 
 
-def test_a_batch_that_no_shape_holds_has_its_own():
-    small = revision.shapes([[Prompt((1,) * 9, (1,) * 9, (2,))]], 8, 4)
-    made = plan.Plan.of([Prompt((1,) * 90, (1,) * 90, (2,))], 1, 8, small)
-    assert made.first >= 90
+def test_a_prompt_that_no_shape_holds_has_its_own():
+    short, long = (Prompt((1,) * n, (1,) * n, (2,)) for n in (9, 90))
+    small = revision.shapes([[short]], 8, 4)
+    (larger, first), (smaller, second) = plan.by_shape([short, long], 8, 1, small)
+    assert larger.first >= 90
+    assert (smaller,) == small
+    assert (first, second) == ([1], [0])
+
+
+def test_a_group_is_a_share_of_the_rows_with_equally_many_on_each_device():
+    assert [plan.group(32, share, 1) for share in (0.01, 0.125, 1)] == [1, 4, 32]
+    assert [plan.group(32, share, 8) for share in (0.01, 0.3, 1)] == [8, 16, 32]

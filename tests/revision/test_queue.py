@@ -1,0 +1,91 @@
+"""Who writes what next, with a pool that only counts."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from srpo_jax.prompts import Prompt
+from srpo_jax.revision.loop import Queue
+from srpo_jax.revision.plan import Shape
+
+
+@dataclass
+class Counting:
+    """A pool of rows in which completion k of prompt i takes lengths[i][k] steps.
+
+    A prompt is known by its first token. steps: taken in all; groups: prompts put in at a time.
+    """
+
+    rows: int
+    size: int
+    shape: Shape
+    lengths: np.ndarray
+    steps: int = 0
+    groups: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.left = np.zeros(self.rows, int)
+        self.completions = [[] for _ in range(self.rows)]
+
+    def answer(self, prompts, keys, into):
+        self.put(prompts, [0] * len(into), into)
+
+    def improve(self, prompts, shown, revisions, keys, into):
+        assert shown == [self.completions[row] for row in into], "the row's own answer is shown"
+        assert [y[1] for y in shown] == [k - 1 for k in revisions]
+        self.put(prompts, revisions, into)
+
+    def put(self, prompts, revisions, into):
+        assert 0 < len(into) <= self.size
+        assert (self.left[into] == 0).all(), "a row that still decodes is not for others"
+        self.groups.append(len(into))
+        for prompt, k, row in zip(prompts, revisions, into, strict=True):
+            i = prompt.direct[0]
+            self.left[row], self.completions[row] = self.lengths[i, k], [i, k]
+
+    def decode(self, done):
+        while (self.left == 0).sum() < done:
+            self.left = np.maximum(self.left - 1, 0)
+            self.steps += 1
+        return [
+            y if left == 0 else None for y, left in zip(self.completions, self.left, strict=True)
+        ]
+
+
+def written(lengths, rows, size):
+    count, revisions = lengths.shape
+    pool = Counting(rows, size, Shape(8, 8), lengths)
+    prompts = [Prompt((i,), (i,), ()) for i in range(count)]
+    queue = Queue(pool, prompts, revisions - 1, jnp.zeros(count), deque(range(count)))
+    return dict(queue.run()), pool
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_every_prompt_is_answered_and_revised_once(seed):
+    rng = np.random.default_rng(seed)
+    rows = int(rng.integers(1, 9))
+    lengths = rng.integers(0, 12, (rng.integers(1, 30), rng.integers(1, 5)))
+    size = int(rng.integers(1, rows + 1))
+    done, pool = written(lengths, rows, size)
+    assert done == {i: [[i, k] for k in range(lengths.shape[1])] for i in range(len(lengths))}
+    assert sum(pool.groups) == lengths.size
+
+
+def test_a_long_answer_does_not_hold_the_others():
+    """Each batch of eight has one answer of 100 tokens among answers of ten."""
+    lengths = np.full((64, 3), 10)
+    lengths[::8, 1] = 100
+    _, waits = written(lengths, 8, 8)
+    _, refilled = written(lengths, 8, 1)
+    assert waits.steps == 8 * (10 + 100 + 10)
+    at_best = lengths.sum() / 8
+    assert refilled.steps < 1.2 * at_best
+
+
+def test_groups_are_full_where_they_can_be():
+    lengths = np.random.default_rng(0).integers(5, 40, (200, 4))
+    _, pool = written(lengths, 32, 4)
+    assert np.mean(pool.groups) > 3.8
