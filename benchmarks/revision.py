@@ -5,8 +5,8 @@
 By default 5 revisions, prompts of 400 tokens and completions of 40, greedy; no completion ends before its
 40 tokens are written, so that everyone does the same work. "Prefill again" is the same decoder, cache and
 decoding loop, made to prefill all of every prompt. --peers adds transformers.generate (extra `bench`).
---uneven shows continuous batching instead: --prompts of uneven lengths, whose answers end at random, rows refilled
-as they are done against a batch after the other (with --layers=4 about ten minutes).
+--uneven shows continuous batching instead: --prompts of uneven lengths, whose answers end at random, rows
+refilled as they are done against a batch after the other.
 --curves shows the time over the number of revisions, the lengths of prompt and completion, and the rows
 (25 minutes on 2 cores with --layers=6 --rows=4 --repeats=1, most of it to prefill 4,000 tokens again).
 --quick is a small try.
