@@ -152,7 +152,7 @@ def estimate(
     objective, batch = make_batch(variant, work, mesh.size)
     trees = Trees(batch["rows"].end, batch["rows"].positions)
     found = [
-        compiling.estimate(program, trees, architecture, where.chip, mesh)
+        compiling.estimate(program, trees, architecture, where, mesh)
         for program in lowered_programs(architecture, objective, batch, mesh, variant.reference)
     ]
     held = sum(one.arguments for one in found)

@@ -81,7 +81,7 @@ def plan(
     mesh = mesh_module.make(**dataclasses.asdict(settings.mesh), devices=where.devices)
     train.check_batch(settings, mesh)
     architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
-    if architecture.attention == "auto":
+    if architecture.attention == "auto" and where.platform == "tpu":
         architecture = dataclasses.replace(architecture, attention="pallas")
     objective = objectives.get(settings.objective.name)
     batch, said = make_batch(settings, architecture, mesh, lengths)
@@ -119,7 +119,7 @@ def plan(
         held=held,
         excess=excess,
         parts=tuple(parts),
-        versions={name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
+        versions={name: importlib.metadata.version(name) for name in ("jax", where.compiler)},
         **known,
     )
 
@@ -140,9 +140,9 @@ def _speed(
 def compiled(program: Program, architecture: DecoderConfig, where: Machine, mesh: Mesh) -> Part:
     """A program's costs; raises DoesNotFit."""
     found = compiling.estimate(
-        program.lowered, program.trees, architecture, where.chip, mesh, program.loops
+        program.lowered, program.trees, architecture, where, mesh, program.loops
     )
-    time = roofline.seconds(found, where.chip, mesh, where.slices)
+    time = roofline.seconds(found, where.chip, mesh)
     status(f"{program.name}: compiled in {found.seconds:.0f} s")
     return Part(
         name=program.name,
@@ -301,7 +301,9 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("topology", "", "the machine: v5e-64, v5p-256, v6e:4x4, 2xv5e-256, …")
+    flags.DEFINE_string(
+        "topology", "", "the machine: v5e-64, v5p-256, v6e:4x4, 2xv5e-256, H100-64, …"
+    )
     flags.DEFINE_string("output", None, "folder for plan.json and plan.html")
     flags.DEFINE_float("price", 0.0, "of a chip for an hour")
     flags.DEFINE_integer("prompt", 400, "tokens of a prompt, where there are no pairs", 1)

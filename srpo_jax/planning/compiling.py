@@ -13,9 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srpo_jax.models import DecoderConfig, attention
-from srpo_jax.planning import hlo_cost, machine
+from srpo_jax.models.attention import blockwise
+from srpo_jax.planning import gpu, hlo_cost, machine
 from srpo_jax.planning.hlo_cost import Collective, CustomCall
 from srpo_jax.planning.kernel_schedule import kernel_cycles, read_schedule
+from srpo_jax.planning.machine import Machine
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.chips import Chip
 
@@ -47,11 +49,13 @@ class Trees:
 class Estimate:
     """What one execution of a program costs each chip.
 
-    cycles: the compiler's, those counted for attention kernels among them. flops: of matrix products
-    outside of kernels. arguments, temporaries, peak: bytes of HBM. kernels: a row for each kernel call, for
-    a table. seconds: that compiling took.
+    computing: seconds, by the compiler's cycles (TPUs) or by gpu.seconds. cycles: the compiler's, those
+    counted for attention kernels among them; 0 for GPUs. flops: of matrix products outside of kernels.
+    arguments, temporaries, peak: bytes of HBM. kernels: a row for each kernel call, for a table. seconds:
+    that compiling took.
     """
 
+    computing: float
     cycles: float
     kernel_cycles: float
     flops: float
@@ -73,7 +77,7 @@ def estimate(
     lowered: jax.stages.Lowered,
     trees: Trees,
     architecture: DecoderConfig,
-    chip: Chip,
+    where: Machine,
     mesh: Mesh,
     unknown: int | None = None,
 ) -> Estimate:
@@ -81,7 +85,11 @@ def estimate(
 
     unknown: how often a loop runs whose end depends on data. Raises DoesNotFit.
     """
-    folder = Path(machine.prepare_compiler().name)
+    if where.platform == "cuda":
+        if unknown is None:
+            unknown = turns(trees, mesh_module.batch_parts(mesh))
+        return _on_gpus(lowered, where.chip, unknown)
+    chip, folder = where.chip, Path(machine.prepare_compiler().name)
     for old in folder.iterdir():
         old.unlink()
     began = time.perf_counter()
@@ -96,6 +104,7 @@ def estimate(
     kernels = count_kernels(calls, trees, architecture, chip, mesh, folder)
     in_kernels = sum(kernel["cycles"] for kernel in kernels)
     return Estimate(
+        computing=(cost.cycles + in_kernels) / chip.clock,
         cycles=cost.cycles + in_kernels,
         kernel_cycles=in_kernels,
         flops=cost.flops,
@@ -104,6 +113,30 @@ def estimate(
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
         kernels=tuple(kernels),
+        warnings=tuple(cost.warnings),
+        seconds=seconds,
+    )
+
+
+def _on_gpus(lowered: jax.stages.Lowered, chip: Chip, unknown: int | None) -> Estimate:
+    """The GPU's compiler takes what does not fit; what a chip has is compared here."""
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - began
+    memory: Any = compiled.memory_analysis()
+    if memory.peak_memory_in_bytes > chip.memory:
+        raise DoesNotFit(memory.peak_memory_in_bytes, chip.memory, beside=False)
+    cost, computing = gpu.seconds(compiled.as_text() or "", chip, unknown)
+    return Estimate(
+        computing=computing,
+        cycles=0,
+        kernel_cycles=0,
+        flops=cost.flops,
+        collectives=tuple(cost.collectives),
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        kernels=(),
         warnings=tuple(cost.warnings),
         seconds=seconds,
     )
@@ -158,6 +191,15 @@ def visited_blocks(trees: Trees, parts: int) -> tuple[np.ndarray, np.ndarray, in
     count, query_count = np.asarray(mask.lists.key_count), np.asarray(mask.lists.query_count)
     split = (parts, -1, count.shape[-1])
     return count.reshape(split), query_count.reshape(split), mask.block
+
+
+def turns(trees: Trees, parts: int) -> int:
+    """How often the loops of blockwise attention run, on average, over a part's rows."""
+    rows = len(trees.end) // parts
+    mask = attention.tree_mask(trees.end[:rows], trees.positions[:rows], kind="blockwise")
+    assert isinstance(mask, attention.TreeMask)
+    together, _ = blockwise.in_parts(mask)
+    return round(float(np.asarray(together.turns).max(-1).mean()))
 
 
 def _refusal(error: Exception) -> DoesNotFit | None:

@@ -157,7 +157,7 @@ def analyse(text: str, unknown: int | None = None) -> Cost:
     unknown: how often the body of a loop runs whose end depends on data; None: once, with a warning.
     """
     module = parse(text)
-    walk = _Walk(module, unknown)
+    walk = Walk(module, unknown)
     walk.visit(module.entry, 1)
     return walk.cost
 
@@ -249,6 +249,8 @@ def _evaluate(module: Module, where: str, arguments: Sequence[Value], name: str 
 
 def trip_count(module: Module, computation: str, loop: Instruction) -> int | None:
     """How often a `while` of this computation runs its body; None where that depends on data."""
+    if known := loop.find(r'"known_trip_count":\{"n":"(\d+)"'):
+        return int(known)
     state = _evaluate(module, computation, (), loop.operands[0])
     for trips in range(MOST_TRIPS):
         goes_on = _evaluate(module, loop.computation("condition"), [state])
@@ -258,7 +260,7 @@ def trip_count(module: Module, computation: str, loop: Instruction) -> int | Non
     return None
 
 
-class _Walk:
+class Walk:
     """Goes through a module as it is executed, and adds up."""
 
     def __init__(self, module: Module, unknown: int | None):
@@ -284,9 +286,10 @@ class _Walk:
                 for one in called:
                     self.visit(one, executions)
             else:
-                self._count(at, computation, executions)
+                self.count(at, computation, executions)
 
-    def _count(self, at: Instruction, computation: str, executions: int) -> None:
+    def count(self, at: Instruction, computation: str, executions: int) -> None:
+        """One instruction that is executed so often."""
         parts = [(at, computation), *self._inside(at)]
         for part, where in parts:
             if part.opcode in MATMULS:

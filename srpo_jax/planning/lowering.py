@@ -23,8 +23,6 @@ from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training.step import FINITE, TrainState, TrainStep
 
-PLATFORM = "tpu"
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -62,7 +60,7 @@ def train_step(
     finite = _shape(FINITE, mesh_module.replicated(step.mesh))
     state = TrainState(trained, optimizer)
     lowered = programs.train.trace(state, frozen, given, finite).lower(
-        lowering_platforms=(PLATFORM,)
+        lowering_platforms=_platforms(step.mesh)
     )
     held = Held(*map(_bytes, (trained, frozen, optimizer, given)))
     rows = batch["rows"]
@@ -94,7 +92,7 @@ def revision(
 
     def lower(program: Any, *arguments: Any) -> jax.stages.Lowered:
         lowered: jax.stages.Lowered = program.trace(model, rows, *arguments, **settings).lower(
-            lowering_platforms=(PLATFORM,)
+            lowering_platforms=_platforms(mesh)
         )
         return lowered
 
@@ -122,6 +120,10 @@ def _pooled(mesh: Mesh, rows: Pool) -> Pool:
 
     at = dataclasses.replace(_split(mesh, rows.at), cache=split(rows.at.cache))
     return Pool(split(rows.cache), at)
+
+
+def _platforms(mesh: Mesh) -> tuple[str]:
+    return ("tpu" if mesh.devices.flat[0].platform == "tpu" else "cuda",)
 
 
 def _as_trees(rows: programs.Rows[np.ndarray]) -> Trees:

@@ -1,4 +1,4 @@
-"""TPU machines by name, and meshes of their chips, which only the compiler needs to know."""
+"""Machines by name, and their chips, which only the compiler needs to know."""
 
 import dataclasses
 import functools
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from srpo_jax.planning import gpu
 from srpo_jax.runtime import chips
 from srpo_jax.runtime.chips import Chip
 from srpo_jax.runtime.errors import UserError
@@ -26,16 +27,27 @@ KINDS = {"v5e": ("v5e", FLAT), "v5p": ("v5", CUBES), "v6e": ("v6e", FLAT)}
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """name: as it was asked for. topology: the compiler's name of a slice."""
+    """name: as it was asked for. topology: the TPU compiler's name of a slice; of GPUs, their number."""
 
     name: str
     chip: Chip
     topology: str
     slices: int = 1
 
+    @property
+    def platform(self) -> str:
+        return "cuda" if self.chip.name in gpu.GPUS else "tpu"
+
+    @property
+    def compiler(self) -> str:
+        """The package that it is in."""
+        return "jax-cuda12-pjrt" if self.platform == "cuda" else "libtpu"
+
     @functools.cached_property
     def devices(self) -> Sequence[jax.Device]:
         """Described, not there. UserError without the compiler."""
+        if self.platform == "cuda":
+            return gpu.devices(self.chip, int(self.topology))
         prepare_compiler()
         several = {"num_slices": self.slices} if self.slices > 1 else {}
         described = topologies.get_topology_desc(
@@ -45,7 +57,8 @@ class Machine:
 
 
 def named(name: str) -> Machine:
-    """ "v5e-64", "v5p-256" (an accelerator type), "v6e:4x4" (a slice's shape), "2xv5e-256" (two slices).
+    """ "v5e-64", "v5p-256" (an accelerator type), "v6e:4x4" (a slice's shape), "2xv5e-256" (two slices),
+    "H100-64" (GPUs, 8 to a host).
 
     Raises UserError for anything else.
     """
@@ -56,11 +69,17 @@ def named(name: str) -> Machine:
         if shape:
             chip = next(chip for chip in chips.CHIPS if chip.name == found[2])
             return Machine(name, chip, f"{kind}:{shape}", int(found[1] or 1))
+    if found and found[2] in gpu.GPUS and found[3] and not found[1]:
+        count = int(found[3])
+        if count < gpu.HOST or count % gpu.HOST == 0:
+            chip = next(chip for chip in chips.CHIPS if chip.name == found[2])
+            return Machine(name, chip, str(count))
     known = "; ".join(
         f"{kind}-N with N {', '.join(map(str, shapes))}" for kind, (_, shapes) in KINDS.items()
     )
     raise UserError(
-        f"--topology={name} is no machine known here: {known}; a shape as v5e:4x4; 2xv5e-256 for 2 slices"
+        f"--topology={name} is no machine known here: {known}; a shape as v5e:4x4; 2xv5e-256 for 2 slices; "
+        f"{', '.join(f'{kind}-N' for kind in gpu.GPUS)} with N below {gpu.HOST} or a multiple of it"
     )
 
 

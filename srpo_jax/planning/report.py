@@ -7,8 +7,10 @@ from typing import Any
 from srpo_jax.planning.lowering import Held
 
 ASSUMED = (
-    "cycles are the compiler's own estimates, times the trips of loops; of attention kernels, the "
+    "TPUs: cycles are the compiler's own estimates, times the trips of loops; of attention kernels, the "
     "compiler's schedule times the blocks that the batch visits",
+    "GPUs: each kernel takes the longer of its products at the chip's peak and of the bytes that it reads "
+    "and writes at the speed of its memory, which no program reaches",
     "collectives take the bytes that a chip sends over the speed of all its links; they overlap with "
     "computing wholly at best and not at all at worst",
     "nothing is said of input, checkpoints, evaluation, compilation and failures",
@@ -123,11 +125,14 @@ def _part(part: Part) -> list[tuple[str, str]]:
         ", ".join(f"{axis} {value / 1e9:.3g} GB" for axis, value in part.sent.items()) or "nothing"
     )
     times = f", {part.executions} times" if part.executions > 1 else ""
+    cycles = ""
+    if part.cycles:
+        kernels = f"{part.kernel_cycles / part.cycles:.0%} attention kernels"
+        cycles = f"{part.cycles / 1e6:.4g} Mcycles ({kernels}), "
     found = [
         (
             part.name,
-            f"{part.seconds.shown('s')}{times}; {part.cycles / 1e6:.4g} Mcycles "
-            f"({part.kernel_cycles / part.cycles:.0%} attention kernels), {part.flops / 1e12:.4g} TFLOP "
+            f"{part.seconds.shown('s')}{times}; {cycles}{part.flops / 1e12:.4g} TFLOP "
             f"outside of kernels, peak {part.peak / 1e9:.2f} GB ({part.temporaries / 1e9:.2f} GB "
             f"temporary); compiled in {part.compiled_in:.0f} s",
         ),

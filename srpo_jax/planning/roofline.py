@@ -13,7 +13,7 @@ from srpo_jax.runtime.chips import Chip
 
 @dataclasses.dataclass(frozen=True)
 class Seconds:
-    """Of one execution. computing: the compiler's cycles. sending: axis of the mesh -> its collectives.
+    """Of one execution. computing: of a chip's own programs. sending: axis of the mesh -> its collectives.
 
     They overlap wholly at best and not at all at worst.
     """
@@ -34,17 +34,26 @@ class Seconds:
         return sum(self.sending.values())
 
 
-def seconds(estimate: Estimate, chip: Chip, mesh: Mesh, slices: int) -> Seconds:
-    """The compiler's cycles by the chip's clock, and what it sends by the speed of its links.
+def seconds(estimate: Estimate, chip: Chip, mesh: Mesh) -> Seconds:
+    """What a chip computes, and what it sends by the speed of its links.
 
-    All links of a chip are taken to be in use at once, at full speed; what crosses slices goes over the
-    data centre's network.
+    All links of a chip are taken to be in use at once, at full speed; what crosses slices, or hosts of
+    GPUs, goes over the data centre's network.
     """
     sending: dict[str, float] = collections.defaultdict(float)
-    for axis, sent in sent_by_axis(estimate.collectives, mesh).items():
-        crosses = slices > 1 and "replica" in axis
-        sending[axis] = sent / (chip.network if crosses else chip.link)
-    return Seconds(estimate.cycles / chip.clock, dict(sending))
+    for one in estimate.collectives:
+        speed = chip.network if _crosses(one.group, mesh) else chip.link
+        sending[axes(one.group, mesh)] += one.bytes * one.executions / speed
+    return Seconds(estimate.computing, dict(sending))
+
+
+def _crosses(group: tuple[int, ...] | None, mesh: Mesh) -> bool:
+    """Whether a group's chips are not all on one island of fast links: a TPU's slice, a GPU's host."""
+    chips = mesh.devices.flatten()
+    members = chips if group is None else [chips[number] for number in group]
+    gpus = chips[0].platform != "tpu"
+    islands = {d.process_index if gpus else getattr(d, "slice_index", 0) for d in members}
+    return len(islands) > 1
 
 
 def sent_by_axis(collectives: tuple[Collective, ...], mesh: Mesh) -> dict[str, float]:

@@ -11,7 +11,8 @@ class Chip:
 
     kinds: what `jax.Device.device_kind` begins with. flops: of dense bfloat16 products, per second. memory:
     bytes of HBM. link, network: bytes per second that it sends, to its neighbours in all, and over the data
-    centre's network. clock: Hz of a TPU's core. cores: that share a TPU's kernel.
+    centre's network. clock: Hz of a TPU's core. cores: that share a TPU's kernel. bandwidth: bytes per
+    second of a GPU's memory.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Chip:
     network: float
     clock: float = 0.0
     cores: int = 1
+    bandwidth: float = 0.0
 
 
 GIB, GB, TFLOP = 2.0**30, 1e9, 1e12
@@ -54,9 +56,9 @@ CHIPS = (
         network=12.5 * GB,
         clock=1.75e9,
     ),
-    Chip("H200", ("NVIDIA H200",), 989 * TFLOP, 141 * GB, 450 * GB, 50 * GB),
-    Chip("H100", ("NVIDIA H100",), 989 * TFLOP, 80 * GB, 450 * GB, 50 * GB),
-    Chip("A100", ("NVIDIA A100",), 312 * TFLOP, 80 * GB, 300 * GB, 25 * GB),
+    Chip("H200", ("NVIDIA H200",), 989 * TFLOP, 141 * GB, 450 * GB, 50 * GB, bandwidth=4800 * GB),
+    Chip("H100", ("NVIDIA H100",), 989 * TFLOP, 80 * GB, 450 * GB, 50 * GB, bandwidth=3350 * GB),
+    Chip("A100", ("NVIDIA A100",), 312 * TFLOP, 80 * GB, 300 * GB, 25 * GB, bandwidth=2039 * GB),
 )
 
 

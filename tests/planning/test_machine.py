@@ -19,6 +19,8 @@ from srpo_jax.runtime.errors import UserError
         ("2xv5e-256", "v5e:16x16", 2),
         ("2 x v6e-16", "v6e:4x4", 2),
         ("v5p:2x2x2", "v5:2x2x2", 1),
+        ("H100-64", "64", 1),
+        ("A100-4", "4", 1),
     ],
 )
 def test_machines_are_known_by_name(name, topology, slices):
@@ -26,7 +28,7 @@ def test_machines_are_known_by_name(name, topology, slices):
     assert (found.topology, found.slices) == (topology, slices)
 
 
-@pytest.mark.parametrize("name", ["v9-8", "v5e-7", "v5e", "", "H100-8"])
+@pytest.mark.parametrize("name", ["v9-8", "v5e-7", "v5e", "", "H100-12", "H100", "2xH100-8"])
 def test_others_are_refused(name):
     with pytest.raises(UserError, match=rf"--topology={name} is no machine .* v5p-N with N 8, 16"):
         machine.named(name)

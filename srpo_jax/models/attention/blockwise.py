@@ -74,7 +74,7 @@ def _forward(
         normaliser = largest + jnp.log(jnp.where(nothing, 1.0, total))
         return out.astype(query.dtype), jnp.where(nothing, math.inf, normaliser)
 
-    parts, back = _parts(mask)
+    parts, back = in_parts(mask)
     out, normaliser = (_join(x, back) for x in jax.lax.map(attend_part, parts))
     out = checkpoint_name(from_blocks(_rows(out, mask), query), KEPT)
     return out, Kept(query, key, value, mask, out, checkpoint_name(normaliser, KEPT))
@@ -115,7 +115,7 @@ def _backward(logits: Logits, kept: Kept, cotangent: Array) -> tuple[Array, Arra
         to_query, *carry = jax.lax.fori_loop(0, part.turns.max(), turn, start)
         return tuple(carry), to_query
 
-    parts, back = _parts(mask)
+    parts, back = in_parts(mask)
     start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (keys, values))
     (to_key, to_value), to_query = jax.lax.scan(pull_part, start, parts)
     to_query, to_key = _join(to_query, back) * logits.scale, to_key * logits.scale
@@ -130,7 +130,7 @@ def _backward(logits: Logits, kept: Kept, cotangent: Array) -> tuple[Array, Arra
 attend.defvjp(_forward, _backward)
 
 
-def _parts(mask: TreeMask) -> tuple[Part, Array]:
+def in_parts(mask: TreeMask) -> tuple[Part, Array]:
     """The blocks of queries by the length of their lists, [parts, n] each, and where each of them went.
 
     What is missing to equal parts is filled with blocks that have nothing to read.
