@@ -1,9 +1,10 @@
-"""Says what a run would cost on TPUs that are not here: does it fit, how fast is it, what does it cost?
+"""Says what a run would cost on TPUs or GPUs that are not here: does it fit, how fast is it, at what price?
 
     python -m srpo_jax.plan --config=configs/NAME.py --topology=v5p-256 [--output=DIR] [--price=DOLLARS]
 
-The real train step and the real programs of revision are compiled by the TPU's own compiler (extra `plan`)
-on this machine; nothing is allocated, no weights are read: of a model's directory config.json is enough.
+The real train step and the real programs of revision are compiled on this machine, by the TPU's own
+compiler (extra `plan`) or XLA's for GPUs (`plan_gpu`); nothing is allocated, no weights are read: of a
+model's directory config.json is enough.
 Lengths are those of config.data.pairs where that is a file, else of --prompt and --completion. --search
 tries meshes, remat and batch sizes, and ranks what fits. With --output: plan.json and plan.html.
 """
@@ -35,6 +36,7 @@ from srpo_jax.planning.workload import EOS, Workload, as_data
 from srpo_jax.revision.plan import rounded
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import run_program
 from srpo_jax.training import pipeline
@@ -234,24 +236,44 @@ def revision(
 
 
 def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -> list[Plan]:
-    """Plans of what --search tries, those that fit first, by pairs a second at worst."""
-    found = []
-    for tensor, remat, pairs in itertools.product(TENSOR, REMAT, PAIRS):
-        parts = len(where.devices) // tensor
-        changed = dataclasses.replace(
-            settings,
-            mesh=dataclasses.replace(settings.mesh, tensor=tensor, fsdp=-1),
-            model=dataclasses.replace(settings.model, remat=remat),
-            train=dataclasses.replace(settings.train, batch_size=pairs * parts),
-        )
-        try:
-            found.append(plan(changed, where, lengths, price=price, revise=False))
-        except UserError as error:
-            status(f"tensor {tensor}: {error}")
+    """Plans of what --search tries, those that fit first, by pairs a second at worst.
+
+    Where a batch does not fit, no larger one of the same mesh and remat is compiled.
+    """
+    found: list[Plan] = []
+    chips = len(where.devices)
+    for replica, tensor, remat in itertools.product(where.replicas, TENSOR, REMAT):
+        for pairs in PAIRS:
+            changed = dataclasses.replace(
+                settings,
+                mesh=MeshSettings(replica=replica, fsdp=-1, tensor=tensor),
+                model=dataclasses.replace(settings.model, remat=remat),
+                train=dataclasses.replace(settings.train, batch_size=pairs * chips // tensor),
+            )
+            try:
+                found.append(plan(changed, where, lengths, price=price, revise=False))
+            except UserError as error:
+                status(f"replica {replica}, tensor {tensor}: {error}")
+                break
+            status(_in_short(found[-1]))
+            if not found[-1].fits:
+                break
+    if not found:
+        raise UserError(f"--search: no mesh of {where.name} serves this model and batch, see above")
     rank = lambda one: (
         one.pairs_per_second.worst if one.pairs_per_second else -sum(one.excess.values())
     )
     return sorted(found, key=rank, reverse=True)
+
+
+def _in_short(one: Plan) -> str:
+    speed = (
+        one.pairs_per_second.shown("pairs/s")
+        if one.pairs_per_second
+        else f"{sum(one.excess.values()) / 1e9:.1f} GB a chip too much"
+    )
+    sizes = ", ".join(f"{axis} {size}" for axis, size in one.mesh.items())
+    return f"{speed}: {sizes}; remat {one.settings['remat']}, {one.batch['pairs']} pairs"
 
 
 def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:
@@ -280,12 +302,9 @@ def main(_: list[str]) -> int:
     lengths = Lengths(given.prompt, given.completion)
     if given.search:
         plans = search(settings, where, lengths, given.price)
+        status(f"\n{len(plans)} plans, the fastest first:")
         for one in plans:
-            speed = (
-                one.pairs_per_second.shown("pairs/s") if one.pairs_per_second else "does not fit"
-            )
-            sizes = ", ".join(f"{axis} {size}" for axis, size in one.mesh.items())
-            status(f"{speed}: {sizes}; remat {one.settings['remat']}, {one.batch['pairs']} pairs")
+            status(_in_short(one))
         best = plans[0]
     else:
         best = plan(settings, where, lengths, price=given.price, revise=given.revision)
