@@ -64,10 +64,10 @@ def separate_batch(
             trees.append(
                 dataclasses.replace(
                     tree,
-                    target_first=tree.target_first + place,
-                    target_last=tree.target_last + place,
+                    target_runs=tree.target_runs + np.array([0, 0, place, place], np.int32),
                     rank=np.arange(len(names), dtype=np.int32),
                     lengths=np.repeat(tree.lengths, len(names)),
+                    depths=np.repeat(tree.depths, len(names)),
                 )
             )
     data = as_data([_with_all_targets(t) if score_all else t for t in trees], names)
@@ -102,13 +102,7 @@ def by_rows(name: str) -> ByRows:
 def _with_all_targets(tree: Tree) -> Tree:
     """Every slot predicts its successor, the prompt's too, for nobody."""
     ids = np.append(tree.tokens, tree.target_token[-1])
-    sources = np.arange(len(tree.tokens), dtype=np.int32)
-    first, last = np.zeros((2, len(tree.tokens)), np.int32)
-    first[tree.target_source], last[tree.target_source] = tree.target_first, tree.target_last
-    return dataclasses.replace(
-        tree,
-        target_source=sources,
-        target_token=ids[1:].astype(np.int32),
-        target_first=first,
-        target_last=last,
-    )
+    runs = np.zeros((len(tree.tokens), 4), np.int32)  # of one target each
+    runs[:, 0], runs[:, 1] = 1, np.arange(len(runs))
+    runs[tree.target_source, 2], runs[tree.target_source, 3] = tree.target_first, tree.target_last
+    return dataclasses.replace(tree, target_token=ids[1:].astype(np.int32), target_runs=runs)

@@ -11,10 +11,11 @@ on the way.
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -35,12 +36,14 @@ from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
 from srpo_jax.training.extending import longer
+from srpo_jax.training.first_epoch import FirstEpoch
 from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.training.profiling import Profiler
 from srpo_jax.training.reference import Reference
+from srpo_jax.training.score_files import ScoreFiles, Scores
 from srpo_jax.training.speed import Speed, model_flops
 from srpo_jax.trees.packing import Packing
 
@@ -48,6 +51,7 @@ from srpo_jax.trees.packing import Packing
 MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
     *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_"),
+    "reference.",
     "data.held_out",  # pairs that were trained on stay so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
@@ -79,12 +83,11 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
     programs, weights = one.compile(trained), (trained, frozen)
-    if objective.needs_reference:
-        score = lambda rows: programs.reference(*weights, rows)
-        policy = Reference(score, weights, architecture)
-        data.reference = score_pairs(settings, workdir, data, policy, packing, mesh)
+    policy = Reference(programs.reference, weights, architecture)
+    report = functools.partial(diagnosis.report_copying, data, hyper)
+    given = score_pairs(settings, workdir, data, objective, policy, packing, mesh, report)
     hooks.report_model(trained, frozen, mesh)
-    known = diagnosis.report_copying(data, hyper)
+    known = report(data.reference)
     evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
 
     # The steps, from where an earlier attempt stopped
@@ -102,10 +105,10 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 state,
                 batches(settings, data, packing, mesh, start),
                 range(start + 1, total + 1),
-                place=lambda batch: mesh_module.host_to_global(mesh, batch),
+                place=given.place,
                 hooks=(*watch, *evaluate),
                 stop=stop.requested,
-                save=hooks.save(checkpoints),
+                save=hooks.save(checkpoints, before=given.write),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -169,21 +172,28 @@ def score_pairs(
     settings: Settings,
     workdir: Path,
     data: pipeline.PairTrees,
+    objective: Objective,
     policy: Reference,
     packing: Packing,
     mesh: Mesh,
-) -> reference.Scores:
-    """What the reference says of the pairs that the run uses, read where it is known already."""
-    return reference.scores(
-        "reference_scores",
-        data,
-        policy,
-        packing,
-        mesh,
-        workdir=workdir,
-        cache=settings.data.cache,
-        used=lambda: packing.used(settings.train.steps),
-    )
+    report: Callable[[Scores], Any],
+) -> reference.Stored | FirstEpoch:
+    """What gives each batch the reference's scores: those that are known already, or all, or none yet.
+
+    report: is given scores that come later.
+    """
+    if not objective.needs_reference:
+        return reference.Stored(mesh)
+    depends = reference.fingerprint(data, policy.weights, policy.architecture)
+    path = reference.place(settings.data.cache, workdir, "reference_scores", depends)
+    used = functools.partial(packing.used, settings.train.steps)
+    if settings.reference.when == "first_epoch":
+        files = ScoreFiles(path, depends)
+        known, asked = files.known(data), used()
+        if np.isnan(known[data.names[0]][asked]).any():
+            return FirstEpoch(data, known, asked, policy, files, mesh, report)
+    data.reference = reference.load_or_score(path, depends, data, policy.score, packing, mesh, used)
+    return reference.Stored(mesh)
 
 
 def step_options(settings: Settings) -> dict[str, Any]:
@@ -296,7 +306,7 @@ def main(settings: Settings, workdir: Path, extend: bool) -> int:
 
 
 if __name__ == "__main__":
-    sections = ("model", "lora", "mesh", "data", "objective", "train", "optimizer")
+    sections = ("model", "lora", "mesh", "data", "objective", "reference", "train", "optimizer")
     switches = {
         "extend": "go on for more steps than the run was begun with, at other learning rates"
     }

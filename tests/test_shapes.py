@@ -35,10 +35,10 @@ WRONG = {
     ),
     "no rows": lambda: attention.dense_mask(jnp.ones(5, int)),
     "sizes that are no numbers of slots": lambda: packing.balanced(np.array([1.5]), 1),
-    "a tree with too few positions": lambda: prefix_tree.Tree(
+    "a tree whose runs have no end": lambda: prefix_tree.Tree(
         **{
             **vars(prefix_tree.build([([1, 2], [3])])),
-            "positions": np.zeros(1, np.int32),
+            "runs": np.zeros((1, 2), np.int32),
         }
     ),
 }

@@ -23,7 +23,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
 from srpo_jax.training.optimizer import OptimizerSettings
-from srpo_jax.training.settings import DataSettings, TrainSettings
+from srpo_jax.training.settings import DataSettings, ReferenceSettings, TrainSettings
 
 RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
@@ -38,6 +38,7 @@ class Settings:
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)
     data: DataSettings = dataclasses.field(default_factory=DataSettings)
     objective: ObjectiveSettings = dataclasses.field(default_factory=ObjectiveSettings)
+    reference: ReferenceSettings = dataclasses.field(default_factory=ReferenceSettings)
     train: TrainSettings = dataclasses.field(default_factory=TrainSettings)
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)

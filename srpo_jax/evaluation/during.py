@@ -167,8 +167,7 @@ def prepare(
     )
     if step.objective.needs_reference:
         architecture = nnx.merge(step.graphdef, *weights).config
-        score = lambda rows: programs.reference(*weights, rows)
-        policy = reference.Reference(score, weights, architecture)
+        policy = reference.Reference(programs.reference, weights, architecture)
         cache = settings.data.cache
         data.reference = reference.scores(
             "held_out_scores", data, policy, packing, step.mesh, workdir=workdir, cache=cache

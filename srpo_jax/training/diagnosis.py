@@ -14,16 +14,20 @@ WATCHED = ("log_ratio_chosen", "log_ratio_improve")
 FALLS, NATS = 3, 1.0  # evaluations in a row, and the least fall over them that is worth a sentence
 
 
-def copying(data: PairTrees, hyper: Mapping[str, Any]) -> dict[str, float]:
-    """What the reference scores say before the first step; {} for objectives that show no draft.
+def copying(
+    data: PairTrees, hyper: Mapping[str, Any], reference: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """What the reference scores of data's pairs, {name: float32 [n]}, say before the first step.
+
+    {} for objectives that show no draft, and where there are no scores yet.
 
     copy_advantage (median), _low and _high (quartiles): nats by which the reference prefers to copy a
     rejected draft; beyond_copy: the share of the pairs whose label outweighs that, (p - 1/2) / beta > it.
     """
-    if not {"w|l", "l|l"} <= data.reference.keys():
+    if not {"w|l", "l|l"} <= reference.keys():
         return {}
-    scored = ~np.isnan(data.reference["w|l"])  # the pairs that the run uses
-    advantage = np.asarray(diagnostics.copy_advantage(data.reference))[scored]
+    scored = ~np.isnan(reference["w|l"])  # the pairs that the run uses
+    advantage = np.asarray(diagnostics.copy_advantage(reference))[scored]
     low, median, high = np.percentile(advantage, [25, 50, 75])
     beyond = np.mean((data.label_prob[scored] - 0.5) / hyper["beta"] > advantage)
     return {
@@ -34,9 +38,11 @@ def copying(data: PairTrees, hyper: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def report_copying(data: PairTrees, hyper: Mapping[str, Any]) -> dict[str, float]:
+def report_copying(
+    data: PairTrees, hyper: Mapping[str, Any], reference: Mapping[str, np.ndarray]
+) -> dict[str, float]:
     """Says what `copying` finds, with another sentence where revision can hardly help, and returns it."""
-    found = copying(data, hyper)
+    found = copying(data, hyper, reference)
     if not found:
         return found
     low, high = found["copy_advantage_low"], found["copy_advantage_high"]

@@ -57,10 +57,12 @@ def show(progress: Progress) -> Callable[[Done], None]:
     return lambda done: progress.advance(work=done.tokens, note=f"loss {done.metrics['loss']:.4f}")
 
 
-def save(checkpoints: Checkpoints) -> Callable[[Done], None]:
-    """A checkpoint; the loop asks for it where one is due, and where the run ends or stops."""
+def save(checkpoints: Checkpoints, before: Callable[[], None]) -> Callable[[Done], None]:
+    """A checkpoint, and before it what it relies on; the loop asks for it where one is due, and where the
+    run ends or stops."""
 
     def act(done: Done) -> None:
+        before()
         checkpoints.save(done.number, done.state, force=True)
 
     return act

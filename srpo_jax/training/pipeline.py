@@ -14,7 +14,7 @@ from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Renderer, sequences
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.settings import OVERLONG
-from srpo_jax.trees import forest, prefix_tree
+from srpo_jax.trees import prefix_tree
 from srpo_jax.trees.forest import Forest, Shares
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
@@ -69,7 +69,9 @@ class PairTrees:
 
         lengths = {name: counts[:, k] for k, name in enumerate(self.names)}
         return {
-            "rows": forest.pack(self.trees, chosen, *shape, len(self.names)),
+            "rows": prefix_tree.pack(
+                [self.trees[i] for i in chosen], *shape, chosen, len(self.names)
+            ),
             "label_prob": places(self.label_prob[chosen], 0.5),
             "lengths": {name: places(values, 1.0) for name, values in lengths.items()},
             "reference": {name: places(v[chosen], 0.0) for name, v in self.reference.items()},
@@ -150,9 +152,8 @@ def built(
         pair = pairs[number]
         where = f"{source}:{pair.line}" if pair.line else source
         parts = pair_sequences(pair, renderer, names, where)
-        longest = max(sum(map(len, part)) for part in parts)
         tree = prefix_tree.build(parts)
-        slots = len(tree.tokens)
+        longest, slots = int(tree.depths.max()), len(tree.tokens)
         if longest <= limits.max_length and (not limits.row_length or slots <= limits.row_length):
             yield number, pair.label_prob, tree
         elif limits.overlong == "drop":

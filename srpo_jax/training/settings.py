@@ -8,6 +8,7 @@ from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime.settings import at_least, check, one_of, setting
 
 OVERLONG = ("error", "drop")
+WHEN = ("before", "first_epoch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,3 +107,18 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         check(self, "config.train")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceSettings:
+    """The scores of the policy before training, which the objective compares with."""
+
+    when: str = setting(
+        "before",
+        "the first step all are computed, or each in the first_epoch's step that needs it, at the price of "
+        "a second copy of the trained weights until then",
+        one_of(*WHEN),
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "config.reference")

@@ -117,9 +117,11 @@ class Packing:
 
     def _pairs(self, step: int) -> np.ndarray:
         window, place = divmod(step, self._window_batches)
-        if self._dealt is None or self._dealt[0] != window:
-            self._dealt = window, self._deal(self._drawn(window), window)
-        pairs: np.ndarray = self._dealt[1][place]
+        # Threads that prepare batches of two windows share this, so it is read once.
+        dealt = self._dealt
+        if dealt is None or dealt[0] != window:
+            dealt = self._dealt = window, self._deal(self._drawn(window), window)
+        pairs: np.ndarray = dealt[1][place]
         return pairs
 
     def _drawn(self, window: int) -> Int[np.ndarray, " k"]:

@@ -16,35 +16,70 @@ Sequences are numbered in the same order, so those that a target counts for are 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-Ids = Sequence[SupportsIndex] | np.ndarray
+from srpo_jax.trees import walk
+from srpo_jax.trees.walk import Ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Tree:
     """The prefix tree of n sequences, flattened depth first.
 
-    tokens, positions (depth), end (the slot behind the last that descends from this one): int32 [S'].
-    Target j is one token to score: the hidden state of slot target_source[j] predicts target_token[j], and
-    the log-probability counts for the sequences numbered target_first[j] to target_last[j], that one not
-    included: int32 [T']. rank: int32 [n], the depth-first number of each sequence. lengths: int32 [n],
-    tokens scored per sequence.
+    Positions, ends and targets run on by one or stay as they are for as long as nothing branches, so they
+    are kept as runs: a tree of 750 slots has about ten.
+
+    tokens: int32 [S']. runs: int32 [R, 3] of slots, (how many, position of the first, end of all).
+    target_token: int32 [T']. target_runs: int32 [U, 4] of targets, (how many, source of the first, first
+    and last sequence of all). rank: int32 [n], the depth-first number of each sequence. lengths: int32 [n],
+    tokens scored per sequence. depths: int32 [n], tokens of each sequence, prompts included.
     """
 
     tokens: Int32[np.ndarray, " S"]
-    positions: Int32[np.ndarray, " S"]
-    end: Int32[np.ndarray, " S"]
-    target_source: Int32[np.ndarray, " T"]
+    runs: Int32[np.ndarray, "R 3"]
     target_token: Int32[np.ndarray, " T"]
-    target_first: Int32[np.ndarray, " T"]
-    target_last: Int32[np.ndarray, " T"]
+    target_runs: Int32[np.ndarray, "U 4"]
     rank: Int32[np.ndarray, " n"]
     lengths: Int32[np.ndarray, " n"]
+    depths: Int32[np.ndarray, " n"]
+
+    @property
+    def positions(self) -> Int32[np.ndarray, " S"]:
+        """int32 [S']: the depth of each slot."""
+        return self._slots[0]
+
+    @property
+    def end(self) -> Int32[np.ndarray, " S"]:
+        """int32 [S']: the slot behind the last that descends from this one."""
+        return self._slots[1]
+
+    @property
+    def target_source(self) -> Int32[np.ndarray, " T"]:
+        """int32 [T']: target j is one token to score; the hidden state of this slot predicts it."""
+        return self._targets[0]
+
+    @property
+    def target_first(self) -> Int32[np.ndarray, " T"]:
+        """int32 [T']: its log-probability counts for the sequences from this number on …"""
+        return self._targets[1]
+
+    @property
+    def target_last(self) -> Int32[np.ndarray, " T"]:
+        """int32 [T']: … to this one, that one not included."""
+        return self._targets[2]
+
+    @functools.cached_property
+    def _slots(self) -> list[np.ndarray]:
+        return expanded(self.runs)
+
+    @functools.cached_property
+    def _targets(self) -> list[np.ndarray]:
+        return expanded(self.target_runs)
 
     def targets_of(self, sequence: int) -> Bool[np.ndarray, " T"]:
         """bool [T']: the targets that count for a sequence."""
@@ -114,115 +149,22 @@ def build(sequences: Sequence[Sequence[Ids]]) -> Tree:
     predicted from the last token of a sequence, so unless another sequence goes on through it, it
     takes no slot. Raises ValueError for an empty prompt or completion.
     """
-    ids, scored, lengths = _flat(sequences)
-    alike = _alike(ids, lengths)
-    order = _depth_first(alike, lengths)
-    rank = np.empty(len(order), np.int32)
-    rank[order] = np.arange(len(order))
-    # From here on sequences stand depth first.
-    paths = _Paths(ids[order], scored[order], lengths[order], alike[np.ix_(order, order)])
-    return Tree(*paths.slots(), *paths.targets(), rank, scored.sum(1, dtype=np.int32))
+    given = walk.paths(sequences)
+    lengths = [path.learned for path in given]
+    depths = [len(path.ids) for path in given]
+    return Tree(*walk.walk(given), np.array(lengths, np.int32), np.array(depths, np.int32))
 
 
-class _Paths:
-    """Sequences depth first: ids and scored [n, L], lengths [n], alike [n, n] as of `_alike`.
-
-    Each *brings* the tokens from the depth on at which it departs from those before it, that is, from the
-    one directly before it. Who else passes a token stands directly behind the sequence that brought it.
-    """
-
-    def __init__(self, ids: np.ndarray, scored: np.ndarray, lengths: np.ndarray, alike: np.ndarray):
-        self.ids, self.scored = ids, scored
-        self.depths = np.arange(ids.shape[1])
-        self.new = np.array([0, *np.diagonal(alike, 1)])
-        # A last token takes a slot only where a longer sequence goes on through it.
-        through = (alike >= lengths[:, None]) & (lengths > lengths[:, None])
-        self.stop = np.maximum(self.new, lengths - ~through.any(axis=1))
-        self.behind = np.cumsum(
-            self.stop - self.new
-        )  # slots up to the last one that a sequence brings
-        self.first = self.behind - self.stop  # plus the depth: the slot of a token that it brings
-        # [n, L]: the sequence that brought a token. What is behind a sequence's end means nothing.
-        self.by = np.zeros(ids.shape, np.int32)
-        for number, new in enumerate(self.new):
-            self.by[number, :new] = self.by[number - 1, :new]
-            self.by[number, new:] = number
-
-    def slots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """tokens, positions, end."""
-        brings = (self.depths >= self.new[:, None]) & (self.depths < self.stop[:, None])
-        last = np.empty(brings.shape, np.int32)  # that passes a token
-        for number in reversed(range(len(last))):
-            last[number] = number
-            if number + 1 < len(last):
-                both = self.new[number + 1]
-                last[number, :both] = last[number + 1, :both]
-        taken = np.flatnonzero(brings)
-        tokens, depth = self.ids.ravel()[taken], taken % self.ids.shape[1]
-        end = self.behind[last.ravel()[taken]]
-        return tokens, depth.astype(np.int32), end.astype(np.int32)
-
-    def targets(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """target_source, target_token, target_first, target_last.
-
-        A token is one target for the sequences that pass it and have it in a completion. Where some that
-        are numbered between them have it in a prompt, it is a target several times.
-        """
-        # [n - 1, L]: whether a sequence and the next one have a token in common, and in a completion.
-        goes_on = self.scored[:-1] & self.scored[1:] & (self.new[1:, None] > self.depths)
-        begins, ends = self.scored.copy(), self.scored.copy()
-        begins[1:] &= ~goes_on
-        ends[:-1] &= ~goes_on
-        depth, first = np.nonzero(begins.T)
-        last = np.nonzero(ends.T)[1] + 1
-        by = self.by[first, depth]
-        turn = np.lexsort((first, depth, by))
-        depth, first, last, by = depth[turn], first[turn], last[turn], by[turn]
-        above = self.first[self.by[by, depth - 1]] + depth - 1
-        source = np.where(depth > 0, above, -1).astype(np.int32)
-        return source, self.ids[first, depth], first.astype(np.int32), last.astype(np.int32)
-
-
-def _flat(sequences: Sequence[Sequence[Ids]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """ids int32 [n, L], which of them are completion, bool [n, L], and the lengths, int [n]."""
-    # A prompt or completion that several sequences have is one object, and turned into an array once.
-    distinct = {id(segment): segment for segments in sequences for segment in segments}
-    made = {key: np.asarray(segment, np.int32) for key, segment in distinct.items()}
-    arrays = [[made[id(segment)] for segment in segments] for segments in sequences]
-    for i, segments in enumerate(arrays):
-        if len(segments) % 2 or not all(map(len, segments)):
-            empty = next((j for j, segment in enumerate(segments) if not len(segment)), 1)
-            raise ValueError(f"sequence {i} has an empty {'completion' if empty % 2 else 'prompt'}")
-    lengths = np.array([sum(map(len, segments)) for segments in arrays])
-    ids = np.zeros((len(arrays), lengths.max()), np.int32)
-    scored = np.zeros(ids.shape, bool)
-    for i, segments in enumerate(arrays):
-        ids[i, : lengths[i]] = np.concatenate(segments)
-        begin = 0
-        for j, segment in enumerate(segments):
-            scored[i, begin : begin + len(segment)] = j % 2
-            begin += len(segment)
-    return ids, scored, lengths
-
-
-def _alike(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """int [n, n]: how many tokens two sequences begin with in common; its own length with itself."""
-    same = ids[:, None] == ids
-    same &= np.arange(ids.shape[1]) < np.minimum(lengths[:, None], lengths)[..., None]
-    common: np.ndarray = np.where(same.all(axis=-1), ids.shape[1], same.argmin(axis=-1))
-    return common
-
-
-def _depth_first(alike: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The sequences in the order of a walk through the tree, its branches as they were given, int [n].
-
-    Where two part, first comes the one that ends there, else the one whose branch the earliest took.
-    """
-    parting = np.unique(alike)
-    branches = (alike[:, :, None] > parting).argmax(axis=0)  # [n, depths]: the first that took it
-    branches[lengths[:, None] <= parting] = -1
-    order: np.ndarray = np.lexsort(branches.T[::-1])
-    return order
+def expanded(runs: np.ndarray) -> list[np.ndarray]:
+    """What runs (how many, first value, others …) stand for: the first rises by one along a run, the
+    others stay."""
+    lengths, rising, *constant = runs.T
+    begins = np.cumsum(lengths, dtype=np.int32) - lengths
+    number = np.arange(lengths.sum(), dtype=np.int32)
+    return [
+        number + np.repeat(rising - begins, lengths),
+        *(np.repeat(values, lengths) for values in constant),
+    ]
 
 
 def pack(
@@ -240,34 +182,34 @@ def pack(
     when the trees need more: nothing is cut.
     """
     places = len(trees) if places is None else places
-    pairs = range(len(trees)) if pairs is None else pairs
-    slots = [len(tree.tokens) for tree in trees]
-    check_fit(slots, [len(tree.target_token) for tree in trees], length, targets, places)
-    first = np.cumsum([0, *(len(tree.tokens) for tree in trees)])
-
-    def join(parts: Sequence[np.ndarray], size: int, fill: int = 0) -> np.ndarray:
-        row: np.ndarray = np.full(size, fill, np.int32)
-        if parts:
-            values = np.concatenate(parts)
-            row[: len(values)] = values
-        return row
-
+    sizes = [len(tree.tokens) for tree in trees]
+    check_fit(sizes, [len(tree.target_token) for tree in trees], length, targets, places)
     sequences = len(trees[0].rank) if sequences is None else sequences
-    rank = np.zeros((places, sequences), np.int32)
-    for place, tree in enumerate(trees):
-        rank[place] = tree.rank
-    return Rows(
-        tokens=join([t.tokens for t in trees], length),
-        positions=join([t.positions for t in trees], length),
-        end=join([t.end + first[i] for i, t in enumerate(trees)], length),
-        target_source=join([t.target_source + first[i] for i, t in enumerate(trees)], targets),
-        target_token=join([t.target_token for t in trees], targets),
-        target_tree=join([np.full(len(t.target_token), i) for i, t in enumerate(trees)], targets),
-        target_first=join([t.target_first for t in trees], targets),
-        target_last=join([t.target_last for t in trees], targets),
-        rank=rank,
-        pair=join([np.asarray(pairs)], places, fill=-1),
-    )
+    rows = empty(length, targets, places, sequences)
+    rows.pair[: len(trees)] = range(len(trees)) if pairs is None else pairs
+    if not trees:
+        return rows
+    first = np.cumsum([0, *sizes[:-1]], dtype=np.int32)  # slot of each tree
+    # The runs of all trees are turned into slots at once.
+    runs, own = _joined([tree.runs for tree in trees])
+    positions, end = expanded(runs + np.outer(first[own], (0, 0, 1)).astype(np.int32))
+    runs, own = _joined([tree.target_runs for tree in trees])
+    runs = runs + np.outer(first[own], (0, 1, 0, 0)).astype(np.int32)
+    source, begin, last, place = expanded(np.concatenate([runs, own[:, None]], axis=1))
+    slots, scored = slice(len(positions)), slice(len(source))
+    rows.tokens[slots] = np.concatenate([tree.tokens for tree in trees])
+    rows.positions[slots], rows.end[slots] = positions, end
+    rows.target_token[scored] = np.concatenate([tree.target_token for tree in trees])
+    rows.target_source[scored], rows.target_tree[scored] = source, place
+    rows.target_first[scored], rows.target_last[scored] = begin, last
+    rows.rank[: len(trees)] = [tree.rank for tree in trees]
+    return rows
+
+
+def _joined(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The runs of all trees, and the place of each one's."""
+    place = np.arange(len(parts), dtype=np.int32)
+    return np.concatenate(parts), np.repeat(place, [len(part) for part in parts])
 
 
 def check_fit(

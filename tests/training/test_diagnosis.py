@@ -15,7 +15,7 @@ def pairs(advantages, label_prob=1.0):
 
 def test_the_copy_advantage_is_set_against_what_the_label_can_do(capsys):
     data = pairs([1, 2, 3, 4, 30])
-    found = diagnosis.report_copying(data, {"beta": 0.1})
+    found = diagnosis.report_copying(data, {"beta": 0.1}, data.reference)
     assert found == {
         "copy_advantage": 3.0,
         "copy_advantage_low": 2.0,
@@ -29,14 +29,15 @@ def test_the_copy_advantage_is_set_against_what_the_label_can_do(capsys):
 
 
 def test_it_warns_where_revisions_will_be_copies(capsys):
-    found = diagnosis.report_copying(pairs([1, 2, 3, 4, 30], label_prob=0.75), {"beta": 0.1})
+    data = pairs([1, 2, 3, 4, 30], label_prob=0.75)
+    found = diagnosis.report_copying(data, {"beta": 0.1}, data.reference)
     assert found["beyond_copy"] == pytest.approx(0.4)  # .25 / .1 = 2.5
     assert "warning: that is less than 60%" in capsys.readouterr().out
 
 
 def test_objectives_that_show_no_draft_have_nothing_to_say(capsys):
     data = SimpleNamespace(reference={"w": np.zeros(2), "l": np.zeros(2)}, label_prob=np.ones(2))
-    assert diagnosis.report_copying(data, {"beta": 0.1}) == {}
+    assert diagnosis.report_copying(data, {"beta": 0.1}, data.reference) == {}
     assert capsys.readouterr().out == ""
 
 

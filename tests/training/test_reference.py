@@ -15,7 +15,7 @@ from srpo_jax.objectives.losses import DIRECT_SCORES
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.training import pipeline, reference
+from srpo_jax.training import pipeline, reference, score_files
 
 WEIGHTS = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones(5, jnp.bfloat16)}
 
@@ -96,7 +96,7 @@ def test_what_is_not_used_is_not_scored_until_it_is(tmp_path, mesh):
 
 
 def test_an_interrupted_attempt_is_gone_on_with(tmp_path, mesh, monkeypatch):
-    monkeypatch.setattr(reference, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(score_files, "PIECE_SECONDS", 0.0)
     path, seen, pairs = tmp_path / "reference_scores.npz", [], data(count=19)
     for batches in (2, 4):
         with pytest.raises(KeyboardInterrupt):
@@ -114,7 +114,7 @@ def test_an_interrupted_attempt_is_gone_on_with(tmp_path, mesh, monkeypatch):
 def test_a_piece_cut_short_is_scored_again_and_what_others_wrote_stays(
     tmp_path, mesh, monkeypatch, capsys
 ):
-    monkeypatch.setattr(reference, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(score_files, "PIECE_SECONDS", 0.0)
     path, seen = tmp_path / "reference_scores.npz", []
     with pytest.raises(KeyboardInterrupt):
         load(path, mesh, score=counted(seen, fail_at=1))

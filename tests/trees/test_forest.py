@@ -51,30 +51,22 @@ def test_the_digest_is_of_the_trees_and_not_of_how_they_came():
     assert Forest.of(trees).digest() != Forest.of([*trees[:2], changed]).digest()
 
 
-def test_a_pairs_tree_takes_little_more_than_a_third():
+def test_a_pairs_tree_takes_little_more_than_a_third_of_its_arrays():
     rng = np.random.default_rng(0)
     x, w, l = (list(rng.integers(0, 30_000, n)) for n in (400, 40, 40))
     direct, shows_l, shows_w = [*x, 1], [*x, 2, *l, 3], [*x, 2, *w, 3]
     tree = prefix_tree.build([(p, c) for p in (direct, shows_l, shows_w) for c in (w, l)])
-    size = lambda one: sum(getattr(one, f.name).nbytes for f in dataclasses.fields(one))
     kept = Forest.of([tree] * 100)
-    assert size(kept) / 100 < 0.38 * size(tree)
+    size = sum(getattr(kept, field.name).nbytes for field in dataclasses.fields(kept))
+    assert size / 100 < 0.38 * (3 * tree.tokens.nbytes + 4 * tree.target_token.nbytes)
 
 
-def test_rows_are_packed_as_from_the_trees_themselves():
+def test_trees_of_shares_are_those_of_their_numbers():
     rng = np.random.default_rng(0)
     trees = [prefix_tree.build(sequences(rng)) for _ in range(12)]
-    kept = Forest.of(trees)
     shared = Shares(
         [Forest.of(trees[i::3]) for i in range(3)], [np.arange(i, 12, 3) for i in range(3)]
     )
-    for chosen in ([3, 0, 7], [5], []):
-        shape = {"length": 200, "targets": 80, "places": 4}
-        want = prefix_tree.pack([trees[i] for i in chosen], **shape, pairs=chosen, sequences=6)
-        for one in (kept, shared):
-            got = forest.pack(one, chosen, **shape, sequences=6)
-            for mine, its in zip(got, want, strict=True):
-                assert mine.dtype == its.dtype
-                np.testing.assert_array_equal(mine, its)
-    with pytest.raises(ValueError, match="do not fit a row of 4 trees, 10 slots"):
-        forest.pack(kept, [1, 2], 10, 80, 4, 6)
+    for one, other in zip(shared, trees, strict=True):
+        assert_equal(one, other)
+    np.testing.assert_array_equal(shared.lengths, [tree.lengths for tree in trees])

@@ -170,6 +170,37 @@ def test_every_slot_sees_its_ancestors_and_no_other():
             assert not beginnings
 
 
+@pytest.mark.parametrize("chosen", [[3, 0, 7], [5], []])
+def test_a_row_holds_its_trees_one_after_the_other(chosen):
+    rng = np.random.default_rng(1)
+    draw = lambda most: rng.integers(0, 2, rng.integers(1, most))
+    trees = [prefix_tree.build([(draw(6), draw(4)) for _ in range(6)]) for _ in range(8)]
+    row = prefix_tree.pack([trees[i] for i in chosen], 200, 80, 4, chosen, 6)
+    slot = target = 0
+    for place, tree in enumerate(trees[i] for i in chosen):
+        mine = slice(slot, slot + len(tree.tokens))
+        scored = slice(target, target + len(tree.target_token))
+        want = {
+            "tokens": tree.tokens,
+            "positions": tree.positions,
+            "end": tree.end + slot,
+            "target_source": tree.target_source + slot,
+            "target_token": tree.target_token,
+            "target_tree": np.full(len(tree.target_token), place),
+            "target_first": tree.target_first,
+            "target_last": tree.target_last,
+        }
+        for name, values in want.items():
+            here = scored if name.startswith("target") else mine
+            np.testing.assert_array_equal(getattr(row, name)[here], values)
+        np.testing.assert_array_equal(row.rank[place], tree.rank)
+        slot, target = mine.stop, scored.stop
+    assert row.pair.tolist() == chosen + [-1] * (4 - len(chosen))
+    assert not row.end[slot:].any()
+    assert not row.target_last[target:].any()
+    assert all(field.dtype == np.int32 for field in row)
+
+
 @pytest.mark.parametrize("bad", [[([], [1])], [([1], [])]])
 def test_empty_parts_are_refused(bad):
     with pytest.raises(ValueError, match="empty"):
@@ -178,6 +209,8 @@ def test_empty_parts_are_refused(bad):
 
 def test_a_tree_that_does_not_fit_is_refused_not_cut():
     tree = prefix_tree.build([([1, 2, 3], [4, 5])])
-    with pytest.raises(ValueError, match="4 slots"):
+    with pytest.raises(
+        ValueError, match=r"1 trees of 4 slots .* do not fit a row of 1 trees, 3 slots"
+    ):
         prefix_tree.pad(tree, 3, 2)
     assert prefix_tree.pad(tree, 4, 2).tokens.shape == (4,)
