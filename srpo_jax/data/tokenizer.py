@@ -225,7 +225,7 @@ def _named(tokenizer: Tokenizer, given: Mapping[str, str | None]) -> dict[str, s
     """Special tokens by name: those given, None for those that there are not, and else eos and bos."""
     ids = {"eos_token": tokenizer.eos_id, "bos_token": tokenizer.bos_id}
     own = {name: tokenizer.token(i) for name, i in ids.items() if i is not None and i >= 0}
-    return {name: token for name, token in (own | given).items() if token is not None}
+    return {name: token for name, token in {**own, **given}.items() if token is not None}
 
 
 def _parsing_and_plain(

@@ -201,6 +201,7 @@ def _header(settings: Settings) -> dict[str, Any]:
         "model": dataclasses.asdict(settings.model),
         "seed": settings.seed,
         "template": settings.data.template,
+        "template_arguments": [*settings.data.template_arguments, settings.data.template_date],
         "sampling": dataclasses.asdict(settings.sampling),
         "pairs": {key: pairs[key] for key in DECISIVE},
     }

@@ -161,13 +161,20 @@ class Chat:
         ids: list[int] = []
         for number, part in enumerate(self._plain.split(text)):
             if part and number % 2:
-                ids += self.tokenizer.encode(part, continued=bool(before))
+                ids += self._as_text(part)
             elif part:
                 ids += self._continued(part, before)
             before += part or ""
             if number % 2:
                 before += _PLAIN[1]  # what stands there is no special token
         return tuple(ids)
+
+    def _as_text(self, token: str) -> list[int]:
+        """A special token's spelling as plain text, letter by letter where it were the token even so."""
+        encode = functools.partial(self.tokenizer.encode, continued=True)
+        ids = encode(token)
+        special = self.tokenizer.encode(token, special=True)
+        return [i for letter in token for i in encode(letter)] if special[0] in ids else ids
 
     def _continued(self, text: str, before: str) -> list[int]:
         encode = functools.partial(self.tokenizer.encode, special=True)

@@ -59,12 +59,6 @@ class Arguments:
         """The date, which templates ask for by the name strftime_now."""
         return datetime.datetime.fromisoformat(self.date).strftime(form)
 
-    def read_by(self, template: str | None) -> "Arguments":
-        """Those that a template reads."""
-        known = {NAMED, *reads(template or "")}
-        kept = (entry for entry in self.given if entry.partition("=")[0].strip() in known)
-        return dataclasses.replace(self, given=tuple(kept))
-
 
 def is_argument(entry: str) -> bool:
     """Whether it is "name=value", with a name that is free."""

@@ -41,8 +41,8 @@ def conversation(chat: Chat, messages: Sequence[Message]) -> list[tuple[int, ...
     """Segments of token ids that are read and learned in turn; the last message is the assistant's.
 
     Learned is what stands behind the prompt of generation, up to the end of the turn; where the template
-    marks what is generated, what it marks, and the end. Raises UserError, naming the turn, where the ids learned
-    would not be those generated.
+    marks what is generated, what it marks, and the end. Raises UserError, naming the turn, where the ids
+    learned would not be those generated.
     """
     whole = chat.render(messages, begin_answer=False)
     found = [
