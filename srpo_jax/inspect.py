@@ -40,7 +40,7 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
         fields=data.fields,
         rejected=any("l" in name for name in names),
     )
-    renderer = Renderer(data.template, source.tokenizer)
+    renderer = Renderer(data.template, source.tokenizer, data.arguments)
     yield (
         f"{data.pairs}: {len(pairs):,} pairs; {settings.objective.name} scores {', '.join(names)} "
         f"under the template {data.template!r}"

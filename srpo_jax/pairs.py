@@ -42,7 +42,8 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
         distributed.from_main(lambda: say_made(settings, output))
         return
     check(settings)
-    renderer = Renderer(settings.data.template, loading.load_tokenizer(settings.model.source))
+    tokenizer = loading.load_tokenizer(settings.model.source)
+    renderer = Renderer(settings.data.template, tokenizer, settings.data.arguments)
     chosen, prompts = select_documents(settings, renderer)
     if settings.pairs.goal == "gold":
         distributed.from_main(lambda: write(settings, output, *golds(chosen)))
@@ -151,7 +152,7 @@ def made_of(settings: Settings) -> dict[str, Any]:
     that are trained already."""
     flat = config_module.flatten(dataclasses.asdict(settings))
     decisive = ("model.", "sampling.", "pairs.")
-    exact = ("seed", "data.template")
+    exact = ("seed", "data.template", "data.template_arguments", "data.template_date")
     return {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
 
 

@@ -139,7 +139,7 @@ def prepare_data(
     read = functools.cache(lambda: read_pairs(data, rejected=rejected, evaluated=evaluated))
     folder = Path(data.cache) if data.cache else workdir / "trees"
     limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
-    renderer = Renderer(data.template, source.tokenizer)
+    renderer = Renderer(data.template, source.tokenizer, data.arguments)
 
     def trees(held: bool, where: str) -> pipeline.PairTrees:
         origin = distributed.from_main(lambda: pairs_origin(data, read, held))

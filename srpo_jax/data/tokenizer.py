@@ -8,7 +8,7 @@ rendered, so they can be neither missing nor doubled.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,7 +31,9 @@ class Tokenizer(Protocol):
     """What the rest of the package knows of a tokenizer.
 
     vocab_size: every id is below it. fingerprint: sha256 (hex) of all that determines the ids, so
-    that ids kept on disk are never read under another tokenizer. chat_template: Jinja source.
+    that ids kept on disk are never read under another tokenizer. chat_template: Jinja source;
+    chat_templates: those that have names, {name: source}. special_tokens: what a template may ask for,
+    {"bos_token": "<s>"}. added_tokens: those read whole in a text, {spelling: only by special=True?}.
     eos_id: ends a sequence; stop_ids: everything that does, eos_id first. begins_with_bos: whether the
     model was trained on texts that begin with bos_id (a chat template says so itself).
     """
@@ -50,6 +52,12 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str: ...
     @property
     def chat_template(self) -> str | None: ...
+    @property
+    def chat_templates(self) -> Mapping[str, str]: ...
+    @property
+    def special_tokens(self) -> Mapping[str, str]: ...
+    @property
+    def added_tokens(self) -> Mapping[str, bool]: ...
 
     def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
         """Ids of text, nothing added.
@@ -86,6 +94,9 @@ class ByteTokenizer:
     eos_id = 2
     stop_ids: tuple[int, ...] = (2,)
     chat_template: str | None = CHATML
+    chat_templates: Mapping[str, str] = {}
+    special_tokens: Mapping[str, str] = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    added_tokens: Mapping[str, bool] = dict.fromkeys(_BYTE_SPECIAL, True)
     fingerprint = hashlib.sha256(b"pad 0, <|im_start|> 1, <|im_end|> 2, byte b 3+b").hexdigest()
 
     def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
@@ -122,10 +133,12 @@ class TokenizersTokenizer:
         chat_template: str | None = None,
         stop_ids: tuple[int, ...] = (),
         begins_with_bos: bool | None = None,
+        special_tokens: Mapping[str, str | None] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
     ):
         """stop_ids: eos_id alone by default. begins_with_bos: None leaves it to the definition.
 
-        Raises UserError where the definition is no tokenizer.json.
+        special_tokens: eos and bos by default. Raises UserError where the definition is no tokenizer.json.
         """
         try:
             parsed = json.loads(definition) | {"truncation": None, "padding": None}
@@ -138,7 +151,10 @@ class TokenizersTokenizer:
         except Exception as error:  # the library raises bare Exceptions
             raise UserError(f"this is not the definition of a tokenizer: {error}") from error
         self.definition = definition
-        self._arguments = (definition, eos_id, bos_id, chat_template, stop_ids, begins_with_bos)
+        self._arguments = (
+            *(definition, eos_id, bos_id, chat_template, stop_ids, begins_with_bos),
+            *(special_tokens, chat_templates),
+        )
         parsing = self._start[0]
         self.vocab_size: int = 1 + max(parsing.get_vocab().values())
         self.eos_id = eos_id
@@ -148,6 +164,11 @@ class TokenizersTokenizer:
             begins_with_bos = bos_id is not None and parsing.encode("a").ids[:1] == [bos_id]
         self.begins_with_bos = begins_with_bos and bos_id is not None
         self.chat_template = chat_template
+        self.chat_templates = chat_templates or {}
+        self.special_tokens = _named(self, special_tokens or {})
+        self.added_tokens: Mapping[str, bool] = {
+            token.content: token.special for token in parsing.get_added_tokens_decoder().values()
+        }
         self.fingerprint = hashlib.sha256(
             f"{canonical}\neos {eos_id} bos {bos_id}".encode()
         ).hexdigest()
@@ -198,6 +219,13 @@ class TokenizersTokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         # The library's own pickling forgets encode_special_tokens.
         return type(self), self._arguments
+
+
+def _named(tokenizer: Tokenizer, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Special tokens by name: those given, None for those that there are not, and else eos and bos."""
+    ids = {"eos_token": tokenizer.eos_id, "bos_token": tokenizer.bos_id}
+    own = {name: tokenizer.token(i) for name, i in ids.items() if i is not None and i >= 0}
+    return {name: token for name, token in {**own, **given}.items() if token is not None}
 
 
 def _parsing_and_plain(
@@ -258,9 +286,14 @@ class SentencePieceTokenizer:
         chat_template: str | None = None,
         stop_ids: tuple[int, ...] = (),
         begins_with_bos: bool | None = None,
+        special_tokens: Mapping[str, str | None] | None = None,
+        chat_templates: Mapping[str, str] | None = None,
     ):
         """eos_id, bos_id: by default the model's own. Raises UserError where the file is no such model."""
-        self._arguments = (path, eos_id, bos_id, chat_template, stop_ids, begins_with_bos)
+        self._arguments = (
+            *(path, eos_id, bos_id, chat_template, stop_ids, begins_with_bos),
+            *(special_tokens, chat_templates),
+        )
         try:
             model = Path(path).read_bytes()
             self._start = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -277,6 +310,8 @@ class SentencePieceTokenizer:
         # SentencePiece models are used with a bos where they have one, unless it is said otherwise.
         self.begins_with_bos = begins_with_bos is not False and self.bos_id is not None
         self.chat_template = chat_template
+        self.chat_templates = chat_templates or {}
+        self.special_tokens = _named(self, special_tokens or {})
         self.fingerprint = hashlib.sha256(
             model + f"\neos {self.eos_id} bos {self.bos_id}".encode()
         ).hexdigest()
@@ -285,6 +320,7 @@ class SentencePieceTokenizer:
         ]
         pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
         self._controls = re.compile(f"({pattern})") if controls else None
+        self.added_tokens: Mapping[str, bool] = dict.fromkeys(controls, True)
 
     def piece_id(self, piece: str) -> int | None:
         """The id of a piece as the vocabulary spells it, None where it has no such piece."""

@@ -26,6 +26,8 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
+# Those that a chat template may ask for, as `transformers` names them.
+SPECIAL = tuple(f"{key}_token" for key in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -40,7 +42,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     generation = _optional(directory / "generation_config.json")
     names = _optional(directory / "special_tokens_map.json") | config
     definition, pieces = directory / "tokenizer.json", directory / "tokenizer.model"
-    template = _chat_template(directory, config)
+    template, templates = _chat_templates(directory, config)
     begins = config.get("add_bos_token")
     lookup: Callable[[str], int | None]
     if definition.is_file():
@@ -58,8 +60,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
 
     def named(key: str) -> int | None:
         """The id of a special token: by its name, else the number in config.json."""
-        token = names.get(f"{key}_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = _spelling(names.get(f"{key}_token"))
         if token is not None:
             if (found := lookup(token)) is None:
                 raise UserError(
@@ -74,12 +75,15 @@ def read_tokenizer(directory: Path) -> Tokenizer:
         raise UserError(
             f"{directory} names no end of sequence: give tokenizer_config.json an 'eos_token'"
         )
+    special = {key: _spelling(names[key]) for key in SPECIAL if key in names}
     given: dict[str, Any] = {
         "eos_id": eos_id,
         "bos_id": named("bos"),
         "chat_template": template,
         "stop_ids": tuple(dict.fromkeys((eos_id, *_ids(generation, "eos"), *_ids(model, "eos")))),
         "begins_with_bos": begins,
+        "special_tokens": special,
+        "chat_templates": templates,
     }
     try:
         if text:
@@ -101,16 +105,24 @@ def _optional(path: Path) -> dict[str, Any]:
     return content
 
 
-def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
-    """The template of that name "default" where there are several."""
+def _spelling(token: Any) -> str | None:
+    """Of a special token, which older files keep as a record."""
+    spelled: str | None = token.get("content") if isinstance(token, dict) else token
+    return spelled
+
+
+def _chat_templates(directory: Path, config: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
+    """The template, "default" where there are several, and those that have names."""
+    folder = directory / "additional_chat_templates"
+    named = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.jinja")}
     if (path := directory / "chat_template.jinja").is_file():
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8"), named
     template = _optional(directory / "chat_template.json").get("chat_template")
     template = template or config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
+        named |= {entry.get("name"): entry.get("template") for entry in template}
         template = named.get("default")
-    return template
+    return template, named
 
 
 def _ids(content: dict[str, Any], key: str) -> list[int]:

@@ -129,7 +129,9 @@ def asked(settings: Settings, workdir: Path, source: Source) -> Asked | None:
             "--config.train.evaluate_documents=0"
         )
     chosen = document_sets.resolve(own.documents, train.evaluate_split)[0]
-    renderer = Renderer(chosen.template or settings.data.template, source.tokenizer)
+    renderer = Renderer(
+        chosen.template or settings.data.template, source.tokenizer, settings.data.arguments
+    )
     documents, prompts = select(
         document_sets.read(chosen),
         train.evaluate_documents,

@@ -51,7 +51,8 @@ def write(settings: Settings, workdir: Path, who: Contestants) -> None:
     for one in sets:
         template = one.template or settings.data.template
         renderers = {
-            name: Renderer(template, tokenizers[source]) for name, source in sources.items()
+            name: Renderer(template, tokenizers[source], settings.data.arguments)
+            for name, source in sources.items()
         }
         every = document_sets.read(one)
         documents, prompts = select(

@@ -18,7 +18,8 @@ from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models import reward
 from srpo_jax.models.reward import RewardModel
-from srpo_jax.prompts import Renderer, chat
+from srpo_jax.prompts import Renderer
+from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
@@ -45,7 +46,9 @@ class RewardScorer:
         self._settings = settings
         own = "dialogue" if self._source.tokenizer.chat_template else PLAIN
         self.template = settings.reward_template or own
-        if self.template not in (PLAIN, "dialogue"):
+        if self.template == "dialogue":
+            self._chat = Chat(self._source.tokenizer)
+        elif self.template != PLAIN:
             self._renderer = Renderer(self.template, self._source.tokenizer)
         self.unscored = f"longer than the reward model's {self._source.config.max_length} tokens"
 
@@ -66,11 +69,10 @@ class RewardScorer:
         if self.template != "dialogue":
             prompt = self._renderer.prompt(x)
             return (*prompt.direct, *self._renderer.completion(y), self._renderer.eos)
-        turns = [{"role": "user", "content": x}] if isinstance(x, str) else []
+        turns = [{"role": "user", "content": x.strip()}] if isinstance(x, str) else []
         turns += [{"role": t.role, "content": t.content} for t in x if not isinstance(t, str)]
-        turns.append({"role": "assistant", "content": y})
-        parts = chat.pieces(tokenizer, turns, begin_answer=False)
-        return tuple(i for ids, _ in parts for i in ids)
+        turns.append({"role": "assistant", "content": y.strip()})
+        return self._chat.ids(turns, begin_answer=False)
 
     @functools.cached_property
     def _model(self) -> RewardModel:

@@ -134,7 +134,7 @@ class _Sampler:
             asked = [Branch(i, prompts[i].improve(encode(drafts[i])), row) for i, row in shown]
             return self._write(trunks, asked)
         kept = [_kept(drafts[i], self.seed, row) for i, row in shown]
-        begun = [encode(" ".join(beginning)) for beginning, _ in kept]
+        begun = [encode(" ".join(beginning), ended=False) for beginning, _ in kept]
         asked = [
             Branch(i, (*prompts[i].direct, *ids), row)
             for (i, row), ids in zip(shown, begun, strict=True)
@@ -182,7 +182,7 @@ def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
 def _check_lengths(ids: Sequence[str], prompts: Sequence[Prompt], new: int, positions: int) -> None:
     """UserError naming the first document whose prompts, with an answer shown, leave no room for one."""
     for name, prompt in zip(ids, prompts, strict=True):
-        need = max(len(prompt.direct) + new, len(prompt.improve([0] * new))) + new
+        need = max(len(prompt.direct) + new, prompt.room(new)) + new
         if need > positions:
             raise UserError(
                 f"document {name!r} needs {need} tokens with its completions, the model has {positions} "
@@ -201,6 +201,7 @@ def _header(settings: Settings) -> dict[str, Any]:
         "model": dataclasses.asdict(settings.model),
         "seed": settings.seed,
         "template": settings.data.template,
+        "template_arguments": [*settings.data.template_arguments, settings.data.template_date],
         "sampling": dataclasses.asdict(settings.sampling),
         "pairs": {key: pairs[key] for key in DECISIVE},
     }

@@ -4,7 +4,8 @@ May import: data (tokenizers, messages), runtime. Imported by: training, revisio
 model, no mesh.
 """
 
+from srpo_jax.prompts.environment import Arguments
 from srpo_jax.prompts.renderer import Prompt, Renderer, sequences
 from srpo_jax.prompts.templates import TEMPLATES, Template, X, Y
 
-__all__ = ["TEMPLATES", "Prompt", "Renderer", "Template", "X", "Y", "sequences"]
+__all__ = ["TEMPLATES", "Arguments", "Prompt", "Renderer", "Template", "X", "Y", "sequences"]

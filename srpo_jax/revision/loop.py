@@ -122,7 +122,7 @@ def revising(
     """
     stops = (eos,) if isinstance(eos, int) else tuple(eos)
     new = sampling.max_new_tokens
-    needs = [max(len(prompt.direct), len(prompt.improve([0] * new))) for prompt in prompts]
+    needs = [prompt.room(new) for prompt in prompts]
     plan.check_fit(needs, new, model.config.max_length)
     numbers = jnp.array(range(len(prompts)) if rows is None else rows, jnp.uint32)
     keys = programs.keys(seed, numbers)

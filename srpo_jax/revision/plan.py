@@ -42,7 +42,7 @@ class Shape(NamedTuple):
     @classmethod
     def needed(cls, prompts: Sequence[Prompt], new: int) -> "Shape":
         """By a batch; the second part has room for any completion shown."""
-        rest = max(len(p.improve(())) - p.shared for p in prompts)
+        rest = max(len(p.before) + len(p.after) - p.shared for p in prompts)
         return cls(_width(max(len(p.direct) for p in prompts)), _width(rest + new))
 
     def holds(self, other: "Shape") -> bool:

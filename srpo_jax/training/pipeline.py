@@ -194,11 +194,15 @@ def pair_sequences(
                     "a conversation without chosen and rejected can be used for SFT only"
                 )
             return [renderer.conversation(pair.prompt, pair.chosen)]
+        prompt = renderer.prompt(pair.prompt)
+        improves = any("|" in name for name in names)
+        if improves and prompt.refused:
+            raise UserError(prompt.refused)
         both = (pair.chosen, pair.rejected) if any("l" in n for n in names) else (pair.chosen,)
-        ids = [renderer.completion(text) for text in both]
+        ids = [renderer.answer(pair.prompt, text, shown=improves) for text in both]
         if not all(ids):
             raise UserError("a completion is empty once tokenised")
-        return sequences(renderer.prompt(pair.prompt), ids[0], ids[-1], names, renderer.eos)
+        return sequences(prompt, ids[0], ids[-1], names, renderer.eos)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 

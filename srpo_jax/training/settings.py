@@ -4,8 +4,9 @@ import dataclasses
 
 from srpo_jax.data.documents import SPLITS
 from srpo_jax.data.records import FORMATS
-from srpo_jax.prompts import TEMPLATES
-from srpo_jax.runtime.settings import at_least, check, one_of, setting
+from srpo_jax.prompts import TEMPLATES, Arguments
+from srpo_jax.prompts.environment import DATE, is_argument, is_date
+from srpo_jax.runtime.settings import Check, at_least, check, each, one_of, setting
 
 OVERLONG = ("error", "drop")
 WHEN = ("before", "first_epoch")
@@ -42,6 +43,17 @@ class DataSettings:
         "of the direct and the improve prompt: see srpo_jax/prompts/templates.py",
         one_of(*TEMPLATES),
     )
+    template_arguments: tuple[str, ...] = setting(
+        (),
+        "what the tokenizer's chat template is given beside the messages, e.g. ('enable_thinking=false', "
+        "'date_string=26 Jul 2024'); values are JSON or texts",
+        each(Check(is_argument, "NAME=VALUE")),
+    )
+    template_date: str = setting(
+        DATE,
+        "the day that a chat template is told it is, if it asks",
+        Check(is_date, "YYYY-MM-DD"),
+    )
     pack: bool = setting(
         True, "several pairs' trees share a row; a batch is batch_size pairs either way"
     )
@@ -62,6 +74,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self, "config.data")
+
+    @property
+    def arguments(self) -> Arguments:
+        """What the chat template is given beside the messages."""
+        return Arguments(self.template_arguments, self.template_date)
 
 
 @dataclasses.dataclass(frozen=True)

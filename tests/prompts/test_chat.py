@@ -1,12 +1,14 @@
-"""Conversations in token ids: what the template says, what the messages say, and what is learned."""
+"""Conversations in token ids: what the template is offered, what is refused, and what is learned."""
 
 import pytest
 
-from srpo_jax.data.records import Message
+from srpo_jax.data.records import Message, Pair
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.prompts import Renderer, chat
+from srpo_jax.prompts import Arguments, Renderer
+from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.training import pipeline
 from srpo_jax.trees import prefix_tree
 from tests.checkpoints import save_tokenizer
 
@@ -39,33 +41,27 @@ def text(tokenizer, ids):
     return "".join(tokenizer.decode([i]) or tokenizer.token(i) for i in ids)
 
 
-def test_the_pieces_are_the_rendered_conversation(tokenizer):
-    pieces = chat.pieces(tokenizer, TALK)
-    whole = [i for ids, _ in pieces for i in ids]
-    assert text(tokenizer, whole) == chat.render(tokenizer, TALK)
-    assert [role for _, role in pieces] == [None, "user", None, "assistant", None, "user", None]
-
-
 def test_a_message_cannot_end_its_turn(tokenizer):
-    end = tokenizer.encode("<|end|>", special=True)[0]
-    (_, (hello, _), *_) = chat.pieces(tokenizer, TALK)
-    assert end not in hello
-    assert tokenizer.decode(hello) == "Hi <|end|> there"
+    ids = Chat(tokenizer).ids(TALK)
+    assert text(tokenizer, ids) == (
+        "<|user|>Hi <|end|> there<|end|><|assistant|>Hello.<|end|><|user|>Why?<|end|><|assistant|>"
+    )
+    assert ids.count(tokenizer.encode("<|end|>", special=True)[0]) == len(TALK)
 
 
 def test_a_system_message_that_is_refused_heads_the_first_turn(tmp_path):
     tokenizer = gemma(tmp_path)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    assert chat.render(tokenizer, messages) == "<s><|user|>Be brief.\n\nHi<|end|>\n<|model|>"
+    written = Chat(tokenizer).render(messages).text
+    assert written == "<s><|user|>Be brief.\n\nHi<|end|>\n<|model|>"
 
 
 def test_an_answer_ends_as_the_template_ends_it(tmp_path):
     tokenizer = gemma(tmp_path)
-    assert tokenizer.token(chat.end_of_answer(tokenizer)) == "<|end|>"
     assert tokenizer.token(tokenizer.eos_id) == "</s>"
     renderer = Renderer("dialogue", tokenizer)
     assert [tokenizer.token(i) for i in renderer.stop_ids] == ["<|end|>", "</s>"]
-    assert chat.end_of_answer(ByteTokenizer()) == ByteTokenizer.eos_id
+    assert Renderer("dialogue", ByteTokenizer()).eos == ByteTokenizer.eos_id
 
 
 def test_bos_stands_once(tmp_path):
@@ -118,4 +114,126 @@ def test_without_a_chat_template(tmp_path):
 def test_a_template_that_drops_a_message_is_refused(tmp_path):
     save_tokenizer(tmp_path, "{% for m in messages[1:] %}{{ m.content }}<|end|>{% endfor %}")
     with pytest.raises(UserError, match="leaves out message 1 of 3"):
-        chat.pieces(read_tokenizer(tmp_path), TALK)
+        Chat(read_tokenizer(tmp_path)).ids(TALK)
+
+
+def render(tmp_path, template, *given, date="2025-03-09", messages=TALK, **named):
+    save_tokenizer(tmp_path, template, **named)
+    return Chat(read_tokenizer(tmp_path), Arguments(given, date)).render(messages).text
+
+
+SAID = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "written"),
+    [
+        ("{{ strftime_now('%d %B %Y') }}", (), "09 March 2025"),
+        (
+            "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% else %}2024{% endif %}",
+            (),
+            "2025",
+        ),
+        ("{{ pad_token }}{{ unk_token }}{{ cls_token }}", (), "<pad><unk>"),
+        (
+            "{{ {'b': 'é', 'a': 1} | tojson(ensure_ascii=true, sort_keys=true) }}",
+            (),
+            r'{"a": 1, "b": "\u00e9"}',
+        ),
+        ("{{ [1, 2] | tojson(separators=(',', ':')) }}", (), "[1,2]"),
+        ("{{ 'none' if tools is none else 'some' }}", (), "none"),
+        (
+            "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            (),
+            "01",
+        ),
+        (
+            "{{ 'off' if thinking is false else 'on' }}{{ n + 1 }}{{ day }}",
+            ("thinking=False", "n=2", "day=1 May"),
+            "off31 May",
+        ),
+        ("{{ tools[0].name }}", ('tools=[{"name": "f"}]',), "f"),
+    ],
+)
+def test_a_template_is_offered_what_transformers_offers(template, given, written, tmp_path):
+    special = {"pad_token": "<pad>", "unk_token": {"content": "<unk>"}}
+    assert render(tmp_path, template + SAID, *given, **special).startswith(written + "Hi")
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "said"),
+    [
+        ("{{ 1 + 'a' }}", (), r"does not take these messages \(TypeError: unsupported operand"),
+        ("{{ raise_exception('not so') }}", (), r"does not take these messages \(not so\)"),
+        ("{% for m in messages %}", (), r"does not take these messages \(line 1 of it: "),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", (), r"\(RecursionError"),
+        (
+            SAID + "{{ enable_thinking }}",
+            ("enable_thinkng=false",),
+            "reads no 'enable_thinkng'; it reads enable_thinking",
+        ),
+        (SAID, ("messages=[]",), "'messages=\\[\\]' is not 'name=value'"),
+        (SAID, ("thinking",), "'thinking' is not 'name=value'"),
+    ],
+)
+def test_what_a_template_raises_is_one_sentence(template, given, said, tmp_path):
+    with pytest.raises(UserError, match=said) as error:
+        render(tmp_path, template, *given)
+    assert "\n" not in str(error.value)
+
+
+def test_templates_that_have_names(tmp_path):
+    named = [{"name": "rag", "template": "r" + SAID}, {"name": "tool_use", "template": "t" + SAID}]
+    with pytest.raises(UserError, match=r"chat templates rag, tool_use, and none called 'default'"):
+        render(tmp_path, named)
+    assert render(tmp_path, named, "chat_template=rag").startswith("rHi")
+    with pytest.raises(UserError, match="none called 'other'"):
+        render(tmp_path, named, "chat_template=other")
+
+
+def test_dpo_needs_no_improve_prompt(tmp_path):
+    """A prompt says why it has no improve prompt when it is asked for it."""
+    save_tokenizer(
+        tmp_path,
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+        "{% if m.role == 'assistant' and loop.last %}{{ '(draft) ' }}{% endif %}"
+        "{{ m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    )
+    tokenizer = read_tokenizer(tmp_path)
+    pair = Pair((Message("user", "Hi"),), "Yo", "No")
+    for template in ("dialogue", "chained"):
+        renderer = Renderer(template, tokenizer)
+        asked = Pair("Hi", "Yo", "No") if template == "chained" else pair
+        chosen, rejected = pipeline.pair_sequences(asked, renderer, ("w", "l"), "a:1")
+        assert text(tokenizer, chosen[1]) == "(draft) Yo<|end|>"
+        assert text(tokenizer, rejected[1]) == "(draft) No<|end|>"
+        with pytest.raises(
+            UserError, match=r"^a:1: .*has the model write an answer as '\(draft\) …'"
+        ):
+            pipeline.pair_sequences(asked, renderer, ("w", "l", "w|l"), "a:1")
+
+
+def test_an_answer_that_the_template_cuts_once_it_is_shown(tmp_path):
+    save_tokenizer(
+        tmp_path,
+        "{% for m in messages %}{{ '<|' + m.role + '|>' }}"
+        "{{ (m.content if loop.last else m.content.split('!')[-1]) + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    )
+    renderer = Renderer("dialogue", read_tokenizer(tmp_path))
+    pair = Pair((Message("user", "Hi"),), "Well! Yo", "No")
+    assert len(pipeline.pair_sequences(pair, renderer, ("w", "l"), "a:1")) == 2
+    with pytest.raises(UserError, match=r"a:1: turn 2 \(assistant\): .*once another turn follows"):
+        pipeline.pair_sequences(pair, renderer, ("w", "w|l"), "a:1")
+
+
+def test_an_empty_answer_is_its_end(tokenizer):
+    turns = [Message("user", "a"), Message("assistant", ""), Message("user", "b")]
+    segments = Renderer("dialogue", tokenizer).conversation(turns, "c")
+    assert [text(tokenizer, s) for s in segments[1::2]] == ["<|end|>", "c<|end|>"]
+
+
+def test_white_space_in_a_conversation_is_the_templates_affair(tokenizer):
+    direct = Renderer("dialogue", tokenizer).prompt([Message("user", " Hi\n")]).direct
+    assert text(tokenizer, direct) == "<|user|> Hi\n<|end|><|assistant|>"
