@@ -46,22 +46,14 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
     opened = loading.open_source(source)
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
-    export.check_free(output)
-    placed = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
-    part = output.with_name(output.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with export.all_or_nothing(output) as part:
+        placed = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
         largest = max(array.nbytes for array in placed.values())
         with Checkpoints(part / CHECKPOINTS, in_flight=largest) as checkpoints:
             checkpoints.save(0, placed, force=True)
         described = _described(opened)
         (part / "config.json").write_text(json.dumps(described, indent=2) + "\n")
         export.tokenizer_files(part, _files(opened))
-        if output.is_dir():
-            output.rmdir()
-        part.rename(output)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     size = sum(x.nbytes for x in placed.values()) / 1e9
     status(f"{output}: {sum(x.size for x in placed.values()):,} parameters, {size:.2f} GB")
 
@@ -98,6 +90,8 @@ def export_model(
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to export")
     described = _described(opened)
+    if said := _other_ids(opened):
+        status(f"{output}: {said}")
     if adapter:
         if not _is_workdir(Path(source)):
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
@@ -137,6 +131,8 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
     if opened.read_parameters is not None:
         opened.read_parameters()  # headers of what is on disk: names, shapes, dtypes
         found.append("the source has them all, in these shapes")
+    if said := _other_ids(opened):
+        found.append(said)
     if adapter_of is not None:
         loading.decoder_config(adapter_of.model, adapter_of.lora, adapter_of.train.frozen)
         rank = adapter_of.lora.rank
@@ -212,6 +208,19 @@ def _described(opened: Source) -> dict[str, Any]:
         "eos_token_id": opened.tokenizer.eos_id,
         "bos_token_id": opened.tokenizer.bos_id,
     }
+
+
+def _other_ids(opened: Source) -> str | None:
+    """A sentence where the ids that were trained on may not be those of the exported tokenizer."""
+    pieces, definition = "tokenizer.model", "tokenizer.json"
+    folder = opened.files
+    if folder is None or (folder / definition).is_file() or not (folder / pieces).is_file():
+        return None
+    return (
+        f"there is {pieces} and no {definition}: the ids here are SentencePiece's own, and transformers "
+        "makes a tokenizer of it that may give others, as on several spaces in a row; compare them "
+        "before you serve the model"
+    )
 
 
 def _files(opened: Source) -> Path | dict[str, str]:

@@ -1,6 +1,6 @@
 """The whole path on real text, as a recipe: the stages of configs/quickstart.py, from texts to win rates.
 
-    python -m srpo_jax.quickstart [--config=configs/quickstart.py] [--workdir=runs/quickstart]
+    python -m srpo_jax.quickstart [--config=quickstart] [--workdir=runs/quickstart]
 
 A small model learns to answer from golds and to edit a draft from rewritten answers of its own; a judge
 compares its answers with its edits; SRPO and DPO are trained on these pairs from the same start; and all
@@ -28,7 +28,7 @@ if __name__ == "__main__":
     command.run(
         main,
         recipe.SECTIONS,
-        config="configs/quickstart.py",
+        config="quickstart",
         workdir="runs/quickstart",
         options=recipe.OPTIONS,
     )

@@ -76,6 +76,8 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     data, held_out = prepare_data(settings, workdir, source, objective)
     identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
     own(settings, workdir, identity, extend)
+    if is_main():
+        loading.keep(source, workdir)
     packing = pack(settings, data, mesh)
     hooks.report_data(data, packing)
 

@@ -83,10 +83,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                 "rope_theta": 500.0,
                 "factor": 4.0,
                 "original_max_position_embeddings": 64,
+                "truncate": False,
+                "mscale": 0.7,
+                "mscale_all_dim": 0.4,
             },
         },
     ),
     "gpt-neox": ("GPTNeoXConfig", {"hidden_size": 64}),
+    # Of 20 entries of a head 5 are rotated, in 3 pairs.
+    "gpt-neox, odd": ("GPTNeoXConfig", {"hidden_size": 80}),
     "gpt-neox, sequential": (
         "GPTNeoXConfig",
         {"hidden_size": 64, "use_parallel_residual": False, "attention_bias": False},

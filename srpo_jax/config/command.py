@@ -15,7 +15,9 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 from srpo_jax.runtime.settings import described
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1]
+# Where the configurations are: in an installed package, in a checkout.
+FOLDERS = (PACKAGE / "configs", PACKAGE.parent / "configs")
 WIDTH, COLUMN = 100, 40  # of --help, and where the meanings begin
 
 
@@ -32,7 +34,7 @@ def run(
     """Parses the command line and runs main(settings, workdir, **options), which returns the exit status.
 
     sections: those of the settings that the program reads, listed by --help. config, workdir:
-    defaults of the flags, without which they must be given; config is relative to the repository.
+    defaults of the flags, without which they must be given; config is the name of a shipped one.
     options: further flags that hold a text (None when not given), name -> help. switches: those that are on
     or off. instead: a flag that takes folders, its help, and what runs on these in place of main, without
     settings; the workdir is None where none is given.
@@ -71,13 +73,43 @@ def run(
 def define_config(sections: Sequence[str], meaning: str, default: str | None = None) -> None:
     """Defines --config, and lists these sections of it in the program's --help.
 
-    default: a file relative to the repository.
+    default: the name of a shipped configuration.
     """
-    file = str(ROOT / default) if default else None
+    file = found(default) if default else None
     config_flags.DEFINE_config_file("config", file, meaning, lock_config=True)
+    flags.FLAGS["config"].parser = _Parser(name="config", lock_config=True)
     show_in_help("config")
     program = sys.modules["__main__"]
     program.__doc__ = f"{program.__doc__}\n{settings(sections)}"
+
+
+class _Parser(config_flags.ConfigFileFlagParser):  # type: ignore[misc]  # of no known type
+    """Takes the name of a shipped configuration, too."""
+
+    def parse(self, path: object) -> object:
+        return super().parse(found(path) if isinstance(path, str) else path)
+
+
+def shipped() -> dict[str, Path]:
+    """{name: file} of the configurations that come with the package."""
+    folder = next((folder for folder in FOLDERS if (folder / "quickstart.py").is_file()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
+
+
+def found(config: str) -> str:
+    """The file that is meant by --config: itself, or a shipped one by NAME, NAME.py or configs/NAME.py.
+
+    What stands behind a colon is for the file. Raises UserError for a name that is neither.
+    """
+    name, colon, rest = config.partition(":")
+    if Path(name).exists():
+        return config
+    known, path = shipped(), Path(name)
+    if path.stem in known and str(path.parent) in (".", "configs") and path.suffix in ("", ".py"):
+        return f"{known[path.stem]}{colon}{rest}"
+    if not path.suffix and path.name == name:
+        raise UserError(f"--config={name} is no file, nor one of {', '.join(known)}")
+    return config
 
 
 def show_in_help(*names: str) -> None:
@@ -89,7 +121,9 @@ def show_in_help(*names: str) -> None:
 def given() -> Settings:
     """The settings of the command line, checked; UserError without --config and for what is wrong."""
     if flags.FLAGS.config is None:
-        raise UserError("--config is missing: give a file of configs/, or your own")
+        raise UserError(
+            f"--config is missing: give a file of your own, or one of {', '.join(shipped())}"
+        )
     values = config_module.default()
     config_module.update(values, flags.FLAGS.config.to_dict(), "--config")
     return config_module.checked(values)

@@ -18,6 +18,7 @@ class Rope:
     original_length / high_factor; "yarn" (Peng et al., arXiv:2309.00071), those that turn less than
     high_factor times in the original length, with a passage down to low_factor times; "longrope" (Ding et
     al., arXiv:2402.13753), each divided by its own of `factors`. amplitude: of the rotated entries.
+    whole_pairs: yarn's passage begins and ends at a pair of entries, not between two.
     """
 
     theta: float = 10_000.0
@@ -28,9 +29,13 @@ class Rope:
     original_length: int = 8192
     factors: tuple[float, ...] = ()
     amplitude: float = 1.0
+    whole_pairs: bool = True
 
     def frequencies(self, size: int) -> np.ndarray:
-        """float32 [size / 2], of the pairs among `size` rotated entries of a head."""
+        """float32 [size / 2, rounded up], of the pairs among `size` rotated entries of a head.
+
+        Where size is odd, the last pair has one entry more (as GPT-NeoX has it).
+        """
         frequencies = self.theta ** (-np.arange(0, size, 2) / size)
         if self.scaling == "linear":
             frequencies = frequencies / self.factor
@@ -45,10 +50,13 @@ class Rope:
                 wave = self.original_length / (turns * 2 * math.pi)
                 return size * math.log(wave) / (2 * math.log(self.theta))
 
-            first = max(math.floor(pair(self.high_factor)), 0)
-            last = min(math.ceil(pair(self.low_factor)), size - 1)
-            passage = (np.arange(size // 2) - first) / max(last - first, 1e-3)
-            slow = np.clip(passage, 0.0, 1.0)
+            first, last = pair(self.high_factor), pair(self.low_factor)
+            if self.whole_pairs:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, size - 1)
+            span = 1e-3 if first == last else last - first
+            behind = (np.arange(len(frequencies)) - first) / span
+            slow = np.clip(behind, 0.0, 1.0)
             frequencies = frequencies * (1 - slow + slow / self.factor)
         elif self.scaling == "longrope":
             frequencies = frequencies / np.array(self.factors)
@@ -110,7 +118,7 @@ class DecoderConfig:
                 f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: grouped-query "
                 "attention needs equally many query heads for each key head"
             )
-        if self.rotated % 2 or self.rotated > self.head_dim:
+        if self.rotated + self.rotated % 2 > self.head_dim:
             raise ValueError(
                 f"{self.rotated} of {self.head_dim} entries of a head cannot be rotated in pairs"
             )

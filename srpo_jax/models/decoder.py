@@ -30,7 +30,8 @@ UNLIMITED = 1 << 30  # a window that every position fits into
 
 
 class Kind(NamedTuple):
-    """`LayerKind` as arrays: frequencies float32 [rotated / 2], zeros without rotation; window int32.
+    """`LayerKind` as arrays: frequencies float32 [rotated / 2, rounded up], zeros without
+    rotation; window int32.
 
     For all layers with L in front. window: None where no layer has one.
     """
@@ -221,7 +222,7 @@ class Decoder(nnx.Module):
         config = self.config
         kinds = [config.kind(layer) for layer in range(config.layers)]
         turned = [
-            np.zeros(config.rotated // 2, np.float32)
+            np.zeros((config.rotated + 1) // 2, np.float32)
             if k.rope is None
             else k.rope.frequencies(config.rotated)
             for k in kinds

@@ -80,10 +80,12 @@ class Digests:
             "lora": dataclasses.asdict(run.lora) if run.lora.rank else None,
             "frozen": run.frozen,
             "seed": run.seed if partial else None,
-            "base": self._base(run.model.source, partial),
+            "base": self._base(workdir, run.model.source, partial),
         }
 
-    def _base(self, source: str, weights: bool) -> Any:
+    def _base(self, workdir: Path, source: str, weights: bool) -> Any:
+        if not weights and (workdir / loading.KEPT / "config.json").is_file():
+            return self._parts(str(workdir / loading.KEPT), False)
         directory, step = loading.split_step(source)
         if loading.is_run(directory) and step is None:
             source = f"{directory}@{max(_steps(directory), default=0)}"

@@ -5,6 +5,7 @@ One file of tensors at a time is in host memory; what a checkpoint holds waits o
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import math
 import os
@@ -46,7 +47,7 @@ def write_model(
     family = families.family(described["model_type"], directory / "config.json")
     shapes = {name: array.shape for name, array in parameters.items()}
     read = weights.reader(parameters)
-    with _all_or_nothing(directory) as part:
+    with all_or_nothing(directory) as part:
         groups = list(_groups(huggingface.tensors(family, config, shapes), dtype, file_bytes))
         names = (
             [SINGLE]
@@ -67,7 +68,9 @@ def write_model(
             size = sum(_size(tensor, dtype) for group in groups for tensor in group)
             index = {"metadata": {"total_size": size}, "weight_map": where}
             (part / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        content = {k: v for k, v in described.items() if k != "torch_dtype"} | {"dtype": dtype}
+        # The tensors are those of transformers' own classes; code that came with the source is not here.
+        dropped = ("torch_dtype", "auto_map")
+        content = {k: v for k, v in described.items() if k not in dropped} | {"dtype": dtype}
         (part / "config.json").write_text(json.dumps(content, indent=2) + "\n")
         tokenizer_files(part, files)
 
@@ -115,7 +118,7 @@ def write_adapter(
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    with _all_or_nothing(directory) as part:
+    with all_or_nothing(directory) as part:
         save_file(factors, part / ADAPTER, metadata={"format": "pt"})
         (part / ADAPTER_CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
@@ -178,19 +181,44 @@ def describe(config: DecoderConfig) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _all_or_nothing(directory: Path) -> Iterator[Path]:
-    """A folder under another name until it is complete; deleted when it does not come to that."""
+def all_or_nothing(directory: Path) -> Iterator[Path]:
+    """A folder under another name until it is complete; deleted when it does not come to that.
+
+    Raises UserError where something is there already, or another process is writing it.
+    """
     check_free(directory)
     part = directory.with_name(directory.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(part, os.O_RDONLY)
     try:
-        yield part
-        if directory.is_dir():
-            directory.rmdir()
-        os.replace(part, directory)
+        if not _own(descriptor, part):
+            raise UserError(
+                f"another process is writing {directory}: wait for it, or give another folder"
+            )
+        try:
+            check_free(directory)
+            for left in part.iterdir():  # by one that was killed
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            yield part
+            if directory.is_dir():
+                directory.rmdir()
+            os.replace(part, directory)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _own(descriptor: int, part: Path) -> bool:
+    """Whether the open folder `part` is this process's alone, until it is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    # Before it was locked, the other may have given it its final name.
+    return part.is_dir() and os.path.samestat(os.fstat(descriptor), os.stat(part))
 
 
 def check_free(directory: Path) -> None:
@@ -216,11 +244,15 @@ def _size(tensor: Tensor, dtype: str) -> int:
 
 
 def tokenizer_files(part: Path, files: Path | Mapping[str, str]) -> None:
-    """Copies a directory's, or writes {name: content}."""
+    """Copies a directory's, or writes {name: content}; code that they name does not come along."""
     if isinstance(files, Path):
         for name in FILES:
             if (files / name).is_file():
                 shutil.copyfile(files / name, part / name)
+        settings = part / "tokenizer_config.json"
+        if settings.is_file() and "auto_map" in (said := huggingface.read_json(settings)):
+            del said["auto_map"]
+            settings.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
         return
     for name, content in files.items():
         (part / name).write_text(content, encoding="utf-8")

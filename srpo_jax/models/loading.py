@@ -8,6 +8,7 @@ newest checkpoint is then meant; WORKDIR@STEP means another.
 import dataclasses
 import functools
 import re
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax.data import assets
-from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer
-from srpo_jax.data.tokenizer_files import read_tokenizer
+from srpo_jax.data.tokenizer import (
+    ByteTokenizer,
+    Tokenizer,
+    TokenizersTokenizer,
+    WithinModel,
+)
+from srpo_jax.data.tokenizer_files import FILES, read_tokenizer
 from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.creation import create, trainable
@@ -33,6 +39,7 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
 
+KEPT = "model"  # of a workdir: what `keep` writes
 TINY = DecoderConfig(
     vocab_size=ByteTokenizer().vocab_size,
     width=64,
@@ -100,18 +107,34 @@ def _open_gguf(path: Path) -> Source:
 
 def _open_huggingface(directory: Path) -> Source:
     architecture = huggingface.read_config(directory)
-    tokenizer = read_tokenizer(directory)
-    if tokenizer.vocab_size > architecture.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, more than the "
-            f"{architecture.vocab_size} of the model's vocabulary: they do not belong together"
-        )
+    tokenizer = within(read_tokenizer(directory), architecture, directory)
     shapes = parameter_shapes(architecture)
     if (directory / CHECKPOINTS).is_dir():  # imported
         read: Callable[[], Parameters] = lambda: weights.saved(directory / CHECKPOINTS, 0, shapes)
     else:
         read = lambda: huggingface.parameters(directory, architecture, shapes)
     return Source(architecture, tokenizer, read, directory)
+
+
+def within(tokenizer: Tokenizer, architecture: DecoderConfig, directory: Path) -> Tokenizer:
+    """The tokenizer, which gives no id that the model has no embedding for.
+
+    Tokens may have been added beyond the embedding: a text that holds one is refused. Raises UserError
+    where more than added tokens lie beyond it.
+    """
+    size = architecture.vocab_size
+    if tokenizer.vocab_size <= size:
+        return tokenizer
+    own = tokenizer.own_size if isinstance(tokenizer, TokenizersTokenizer) else tokenizer.vocab_size
+    if own > size:
+        raise UserError(
+            f"{directory}: the tokenizer has {own} tokens, more than the {size} of the model's "
+            "vocabulary: they do not belong together"
+        )
+    try:
+        return WithinModel(tokenizer, size)
+    except UserError as error:
+        raise UserError(f"{directory}: {error}") from error
 
 
 def parameter_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -154,22 +177,49 @@ def read_run(workdir: Path) -> Run:
 
 def _open_workdir(workdir: Path, step: int | None) -> Source:
     run = read_run(workdir)
-    base = open_source(run.model.source)
+    base = open_source(_described(workdir, run.model.source))
     check_tokenizer(workdir, base.tokenizer)
     return Source(base.config, base.tokenizer, lambda: _trained(workdir, run, step), base.files)
+
+
+def keep(source: Source, workdir: Path) -> None:
+    """config.json and tokenizer of the model that a run starts from, beside its checkpoints.
+
+    The run is then read without the source, where it trained all weights. Nothing is kept of a source
+    without such files.
+    """
+    if source.files is None:
+        return
+    (workdir / KEPT).mkdir(parents=True, exist_ok=True)
+    for name in ("config.json", *FILES):
+        if (path := source.files / name).is_file():
+            with files.whole(workdir / KEPT / name) as part:
+                shutil.copyfile(path, part)
+
+
+def _described(workdir: Path, source: str) -> str:
+    """What says a run's architecture and tokenizer: what it kept or, before runs did, its source."""
+    kept = workdir / KEPT
+    return str(kept) if (kept / "config.json").is_file() else source
 
 
 def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     """The parameters of a run's newest or wanted checkpoint, adapters merged."""
     directory = workdir / CHECKPOINTS
     step = checkpoint(workdir, wanted)
-    config = decoder_config(run.model, run.lora, run.frozen)
+    described = _described(workdir, run.model.source)
+    config = decoder_config(run.model, run.lora, run.frozen, described)
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     changed, rest = map(_shapes, nnx.state(model, trainable(config), ...))
     trained = weights.saved(directory, step, changed, "model.")
     if not rest:
         return trained
-    base = open_source(run.model.source)
+    try:
+        base = open_source(run.model.source)
+    except UserError as error:
+        raise UserError(
+            f"{workdir} holds only what was trained, and the rest is not where it was: {error}"
+        ) from error
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
     whole = {name: given[name] for name in rest}
     for path, part in nnx.iter_modules(model):
@@ -215,14 +265,18 @@ def read_architecture(source: str) -> DecoderConfig:
 
 
 def decoder_config(
-    model: ModelSettings, lora: LoraSettings, frozen: Sequence[str] = ()
+    model: ModelSettings,
+    lora: LoraSettings,
+    frozen: Sequence[str] = (),
+    described: str | None = None,
 ) -> DecoderConfig:
     """The architecture of model.source, computed, adapted and trained as the settings say.
 
-    frozen: patterns of the parameters that are not trained (config.train.frozen). Raises UserError for a
-    source that cannot be opened and for patterns that make no sense.
+    frozen: patterns of the parameters that are not trained (config.train.frozen). described: where the
+    architecture is read, if not from the source. Raises UserError for a source that cannot be opened and
+    for patterns that make no sense.
     """
-    architecture = read_architecture(model.source)
+    architecture = read_architecture(described or model.source)
     if frozen:
         _check_frozen(frozen, parameter_shapes(architecture), lora.rank)
     return dataclasses.replace(

@@ -115,7 +115,8 @@ def open_source(directory: Path) -> RewardSource:
         raise UserError(
             f"{directory}: {WEIGHT} is of width {width}, not {config.width} as config.json says"
         )
-    return RewardSource(directory, config, read_tokenizer(directory), said.get("pad_token_id"))
+    tokenizer = loading.within(read_tokenizer(directory), config, directory)
+    return RewardSource(directory, config, tokenizer, said.get("pad_token_id"))
 
 
 def _head(directory: Path) -> tuple[int, int]:

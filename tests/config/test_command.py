@@ -10,6 +10,7 @@ import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax.config import command
+from srpo_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=configs/tiny.py"
@@ -46,6 +47,41 @@ def test_help_prints_the_programs_purpose_and_its_settings():
     for flag in ("--config", "--workdir", "--config.objective.beta=0.1", "--config.mesh.fsdp=-1"):
         assert flag in done.stdout
     assert "--config.judge" not in done.stdout
+
+
+def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+    assert list(command.shipped()) == names
+    file = str(ROOT / "configs" / "tiny.py")
+    for name in ("tiny", "tiny.py", "configs/tiny.py"):
+        assert command.found(name) == file
+    assert command.found("real_text:DIR") == f"{ROOT / 'configs' / 'real_text.py'}:DIR"
+    with pytest.raises(UserError, match=r"--config=teeny is no file, nor one of .*quickstart"):
+        command.found("teeny")
+    (tmp_path / "tiny.py").write_text("")  # a file of one's own comes first
+    assert command.found("tiny.py") == "tiny.py"
+    assert command.found("configs/none.py") == "configs/none.py"
+
+
+def test_the_package_says_which_programs_there_are(tmp_path, monkeypatch, capsys):
+    from srpo_jax import __main__ as listing
+
+    monkeypatch.chdir(tmp_path)
+    listing.main()
+    said = capsys.readouterr().out
+    for name in (
+        "train",
+        "evaluate",
+        "pairs",
+        "convert",
+        "inspect",
+        "plan",
+        "quickstart",
+        "theory",
+    ):
+        assert f"python -m srpo_jax.{name} " in said
+    assert "--config=NAME: " in said
 
 
 def fails_with_one_line(said: str, *arguments: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -13,12 +14,13 @@ from flax import nnx
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import creation, loading, lora
+from srpo_jax.models import creation, export, loading, lora
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.step import TrainState
+from tests.checkpoints import save_tokenizer
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -241,3 +243,26 @@ def test_a_model_for_inference_holds_all_but_its_norms_in_the_compute_dtype():
     model = loading.load("tiny", "bfloat16", mesh_module.make(devices=jax.devices()[:1]))
     dtypes = {path[-1]: v.get_value().dtype for path, v in nnx.to_flat_state(nnx.state(model))}
     assert dtypes == {"embedding": jnp.bfloat16, "kernel": jnp.bfloat16, "scale": jnp.float32}
+
+
+def test_a_text_with_a_token_beyond_the_embedding_is_refused_and_not_the_model(tmp_path):
+    """As one published model of 1B has it: a token was added, and the embedding stayed as it was."""
+    described = export.describe(dataclasses.replace(SMALL, vocab_size=263))
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    save_tokenizer(tmp_path)
+    definition = json.loads((tmp_path / "tokenizer.json").read_text())
+    more = {**definition["added_tokens"][0], "id": 263, "content": "<extra>", "special": False}
+    definition["added_tokens"].append(more)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(definition))
+    tokenizer = loading.open_source(str(tmp_path)).tokenizer
+    assert tokenizer.vocab_size == 263
+    assert tokenizer.decode(tokenizer.encode("all is well")) == "all is well"
+    again = pickle.loads(pickle.dumps(tokenizer))
+    for text in ("an <extra> word", "<extra>"):
+        with pytest.raises(
+            UserError, match="holds the token '<extra>' of the id 263, and the model"
+        ):
+            again.encode(text)
+    (tmp_path / "config.json").write_text(json.dumps(described | {"vocab_size": 2}))
+    with pytest.raises(UserError, match="they do not belong together"):
+        loading.open_source(str(tmp_path))

@@ -14,7 +14,7 @@ from srpo_jax import config as config_module
 from srpo_jax import convert, train
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
-from srpo_jax.models import loading
+from srpo_jax.models import export, loading
 from srpo_jax.models.huggingface import INDEX, SINGLE
 from srpo_jax.runtime.errors import UserError
 from tests.checkpoints import CASES, save, save_tokenizer, save_with_vision
@@ -142,6 +142,8 @@ def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_pat
     expected = ours(run)
     assert np.abs(expected - logits(source)).max() > 0.01
     np.testing.assert_allclose(logits(tmp_path / "whole"), expected, atol=2e-4)
+    if name == "llama":
+        needs_its_source(run, source, tmp_path, rank)
     if not rank:
         with pytest.raises(UserError, match="there is no adapter to export"):
             convert.export_model(str(run), tmp_path / "adapter", adapter=True)
@@ -153,6 +155,22 @@ def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_pat
     with torch.no_grad():
         adapted = model(torch.tensor(IDS)).logits.numpy()
     np.testing.assert_allclose(adapted, expected, atol=2e-4)
+
+
+def needs_its_source(run, source, tmp_path, rank):
+    """A run is exported without what it was begun from, unless its weights are partly there."""
+    source.rename(tmp_path / "away")
+    if rank:
+        message = "holds only what was trained, and the rest is not where it was"
+        with pytest.raises(UserError, match=message):
+            convert.export_model(str(run), tmp_path / "alone")
+    else:
+        convert.export_model(str(run), tmp_path / "alone")
+        whole, alone = (
+            {p.name: p.read_bytes() for p in (tmp_path / d).iterdir()} for d in ("whole", "alone")
+        )
+        assert whole == alone
+    (tmp_path / "away").rename(source)
 
 
 def test_an_adapter_on_another_run_is_refused(tmp_path, one_device):
@@ -224,9 +242,7 @@ def no_tokenizer(directory):
 
 def larger_tokenizer(directory):
     definition = json.loads((directory / "tokenizer.json").read_text())
-    first = definition["added_tokens"][0]
-    more = [{**first, "id": i, "content": f"<{i}>"} for i in range(263, 303)]
-    definition["added_tokens"] += more
+    definition["model"]["vocab"] |= {f"<{i}>": i for i in range(263, 303)}
     (directory / "tokenizer.json").write_text(json.dumps(definition))
 
 
@@ -267,3 +283,41 @@ def test_an_output_that_is_there_is_left_alone(tmp_path):
             action(str(given), tmp_path / "out")
     assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
     shutil.rmtree(tmp_path / "out")
+
+
+def test_code_that_came_with_a_model_is_not_named_by_its_export(tmp_path):
+    """Its tensors are those of transformers' own class, which then loads it."""
+    given = checkpoint(tmp_path / "given")
+    for name, kind in (
+        ("config.json", "AutoModelForCausalLM"),
+        ("tokenizer_config.json", "AutoTokenizer"),
+    ):
+        content = json.loads((given / name).read_text())
+        content["auto_map"] = {kind: "modeling_theirs.Theirs"}
+        (given / name).write_text(json.dumps(content))
+    convert.export_model(str(given), tmp_path / "out")
+    for load in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
+        load.from_pretrained(tmp_path / "out", trust_remote_code=True)
+
+
+def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path):
+    given = checkpoint(tmp_path / "given")
+    with export.all_or_nothing(tmp_path / "out") as part:
+        (part / "first").write_text("hours of work")
+        for action in (convert.import_model, convert.export_model):
+            with pytest.raises(UserError, match=r"another process is writing .*out: wait for it"):
+                action(str(given), tmp_path / "out")
+    assert (tmp_path / "out" / "first").read_text() == "hours of work"
+    (tmp_path / "next.part").mkdir()
+    (tmp_path / "next.part" / "left").write_text("by one that was killed")
+    with export.all_or_nothing(tmp_path / "next") as part:
+        (part / "second").write_text("")
+    assert [path.name for path in (tmp_path / "next").iterdir()] == ["second"]
+
+
+def test_ids_that_transformers_may_not_give_are_told(tmp_path):
+    given = checkpoint(tmp_path / "given")
+    opened = loading.open_source(str(given))
+    assert convert._other_ids(opened) is None
+    (given / "tokenizer.json").rename(given / "tokenizer.model")
+    assert "the ids here are SentencePiece's own" in convert._other_ids(opened)

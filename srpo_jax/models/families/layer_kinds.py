@@ -8,11 +8,13 @@ from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.models.families.keys import Keys
 from srpo_jax.runtime.errors import UserError
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 
-def read_rope(keys: Keys, given: Mapping[str, Any], theta: float) -> Rope:
-    """From a dict of the kind of rope_scaling or rope_parameters; theta where it has none."""
-    kind = given.get("rope_type", given.get("type", "default"))
-    theta = float(given.get("rope_theta") or theta)
+
+def _read_rope(keys: Keys, given: Mapping[str, Any]) -> Rope:
+    """From a dict of the kind of rope_scaling or rope_parameters, rope_theta in it."""
+    kind = given.get("rope_type") or given.get("type") or "default"
+    theta = float(given["rope_theta"])
     limit = keys.need("max_position_embeddings")
     original = keys.get("original_max_position_embeddings") or given.get(
         "original_max_position_embeddings", limit
@@ -23,25 +25,54 @@ def read_rope(keys: Keys, given: Mapping[str, Any], theta: float) -> Rope:
     if kind == "linear":
         return Rope(theta, "linear", float(given["factor"]))
     if kind == "llama3":
-        return Rope(
-            theta,
-            "llama3",
-            float(given["factor"]),
-            float(given["low_freq_factor"]),
-            float(given["high_freq_factor"]),
-            int(given["original_max_position_embeddings"]),
-        )
-    if kind == "yarn" and not given.get("mscale") and given.get("truncate", True):
-        factor = float(given["factor"])
+        low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+        return Rope(theta, "llama3", float(given["factor"]), low, high, int(original))
+    if kind == "yarn" and "short_factor" not in given:
+        factor = float(given.get("factor") or limit / original)
         slow, fast = given.get("beta_slow") or 1.0, given.get("beta_fast") or 32.0
-        amplitude = amplitude or (0.1 * math.log(factor) + 1 if factor > 1 else 1.0)
-        return Rope(theta, "yarn", factor, slow, fast, original, amplitude=amplitude)
-    if kind in ("longrope", "su"):  # its name in the first Phi-3
+        scale, everywhere = given.get("mscale"), given.get("mscale_all_dim")
+        if amplitude is None and scale and everywhere:
+            amplitude = _yarn_amplitude(factor, scale) / _yarn_amplitude(factor, everywhere)
+        elif amplitude is None:
+            amplitude = _yarn_amplitude(factor)
+        whole = bool(given.get("truncate", True))
+        return Rope(
+            theta, "yarn", factor, slow, fast, original, amplitude=amplitude, whole_pairs=whole
+        )
+    if kind in ("longrope", "su", "yarn"):  # its names in the first Phi-3
         factor = given.get("factor") or limit / original
         scaled = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        amplitude = scaled if amplitude is None else amplitude
         factors = tuple(map(float, given["short_factor"]))
-        return Rope(theta, "longrope", factors=factors, amplitude=amplitude or scaled)
+        return Rope(
+            theta, "longrope", original_length=original, factors=factors, amplitude=amplitude
+        )
     raise keys.refuse(f"rotary positions of the kind {kind!r}")
+
+
+def _yarn_amplitude(factor: float, scale: float = 1.0) -> float:
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _same_ropes(keys: Keys, theta: str, fraction: str) -> dict[str, dict[str, Any]]:
+    """What all layers turn by. theta, fraction: names of the entries beside the dict that it may lack."""
+    given = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
+    keys.get("rope_parameters")
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise keys.refuse("rotary positions that differ from layer to layer")
+    beside = {
+        "rope_theta": keys.get(theta, 10_000.0),
+        "partial_rotary_factor": keys.get(fraction, 1.0),
+    }
+    return {kind: beside | given for kind in (FULL, SLIDING)}
+
+
+def _own_ropes(keys: Keys) -> dict[str, dict[str, Any]]:
+    """Layers with a window turn by a base of their own; a scaling is for those without."""
+    given = keys.get("rope_parameters") or {}
+    full = {"rope_theta": keys.need("rope_theta")} | (given.get(FULL) or {})
+    local = {"rope_theta": keys.need("rope_local_base_freq")} | (given.get(SLIDING) or {})
+    return {FULL: full | (keys.get("rope_scaling") or {}), SLIDING: local}
 
 
 def read_kinds(
@@ -49,49 +80,60 @@ def read_kinds(
     fields: Mapping[str, Any],
     types: Sequence[str],
     *,
-    theta: float = 10_000.0,
-    local_theta: float | None = None,
+    window: int | None = None,
+    alike: bool = True,
     unrotated: Sequence[int] = (),
+    own_ropes: bool = False,
+    theta: str = "rope_theta",
+    fraction: str = "partial_rotary_factor",
 ) -> dict[str, Any]:
-    """layer_kinds and rotary_dim. types: of attention, one a layer, where layer_types does not say.
+    """max_length, layer_kinds and rotary_dim.
 
-    theta, local_theta: where the config does not say; layers with a window may have a base of their own.
+    types: of attention, one a layer, where layer_types does not say. alike: layer_types must say the same.
+    window: of layers that have one. own_ropes: rotations may differ between the types. theta, fraction: the
+    names of the entries for all layers.
     """
-    types = keys.get("layer_types", types)
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise keys.refuse(f"layers of the type {kind!r}")
-    if len(types) != fields["layers"]:
-        raise UserError(
-            f"{keys.path}: layer_types has {len(types)} entries for {fields['layers']} layers"
-        )
-    window = keys.get("sliding_window")
-    if "sliding_attention" in types and not window:
+    types = _layer_types(keys, fields["layers"], types, alike)
+    if SLIDING in types and not window:
         raise UserError(f"{keys.path} has layers with a sliding window and no 'sliding_window'")
-    if window and window >= fields["max_length"]:
+    entries = _own_ropes(keys) if own_ropes else _same_ropes(keys, theta, fraction)
+    ropes = {kind: _read_rope(keys, entries[kind]) for kind in set(types)}
+    # What yarn reaches, and what longrope turns as it does short texts.
+    reach = [int(r.factor * r.original_length) for r in ropes.values() if r.scaling == "yarn"]
+    short = [r.original_length for r in ropes.values() if r.scaling == "longrope"]
+    length = min([max([fields["max_length"], *reach]), *short])
+    if window and window >= length:
         window = None
-    given = keys.get("rope_parameters") or {}
-    old = {"rope_theta": keys.get("rope_theta", theta), **(keys.get("rope_scaling") or {})}
-    fraction = given.get("partial_rotary_factor", keys.get("partial_rotary_factor", 1.0))
-    ropes = {}
-    for kind in set(types):
-        own = given.get(kind, given if given else old)
-        if kind == "sliding_attention" and not given and local_theta is not None:
-            own = {"rope_theta": keys.get("rope_local_base_freq", local_theta)}
-        ropes[kind] = read_rope(keys, own, theta)
     kinds = [
-        LayerKind(
-            window if kind == "sliding_attention" else None, None if i in unrotated else ropes[kind]
-        )
+        LayerKind(window if kind == SLIDING else None, None if i in unrotated else ropes[kind])
         for i, kind in enumerate(types)
     ]
-    rotated = int(fields["head_dim"] * fraction)
-    reach = [int(r.factor * r.original_length) for r in ropes.values() if r.scaling == "yarn"]
-    return {
-        "max_length": max([fields["max_length"], *reach]),
-        "layer_kinds": _shortest(kinds),
-        "rotary_dim": None if rotated == fields["head_dim"] else rotated,
+    rotated = {
+        int(fields["head_dim"] * entries[k].get("partial_rotary_factor", 1.0)) for k in ropes
     }
+    if len(rotated) > 1:
+        raise keys.refuse("rotated parts of a head that differ from layer to layer")
+    (width,) = rotated
+    return {
+        "max_length": length,
+        "layer_kinds": _shortest(kinds),
+        "rotary_dim": None if width == fields["head_dim"] else width,
+    }
+
+
+def _layer_types(keys: Keys, layers: int, default: Sequence[str], alike: bool) -> Sequence[str]:
+    types: Sequence[str] = keys.get("layer_types", default)
+    for kind in types:
+        if kind not in (FULL, SLIDING):
+            raise keys.refuse(f"layers of the type {kind!r}")
+    if len(types) != layers:
+        raise UserError(f"{keys.path}: layer_types has {len(types)} entries for {layers} layers")
+    if alike and list(types) != list(default):
+        raise UserError(
+            f"{keys.path}: layer_types says another thing than the rest of the config, and models of this "
+            "kind do not read it: remove the entry, or correct it"
+        )
+    return types
 
 
 def _shortest(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

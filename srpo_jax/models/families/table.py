@@ -53,15 +53,12 @@ def family(model_type: str, path: Path) -> Family:
     return FAMILIES[model_type]
 
 
-# What the text part of Gemma 3 (4B and larger) is where its config does not say: published ones say little.
+# What the text part of Gemma 3 (4B and larger) is where its config does not say, beside UNSAID: published
+# ones say little.
 _GEMMA3_UNSAID = {
     "vocab_size": 262_208,
     "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
     "max_position_embeddings": 131_072,
-    "query_pre_attn_scalar": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
 }
 
 

@@ -1,0 +1,30 @@
+"""`python -m srpo_jax` says which programs there are."""
+
+import ast
+from pathlib import Path
+
+from srpo_jax.config import command
+
+
+def programs() -> dict[str, str]:
+    """{name: what it does}, as the first line of each program says."""
+    found = {}
+    here = Path(__file__).parent
+    for path in sorted([*here.glob("[a-z]*.py"), *here.glob("[a-z]*/__main__.py")]):
+        text = path.read_text(encoding="utf-8")
+        if path.name == "__main__.py" or '__name__ == "__main__"' in text:
+            name = path.parent.name if path.name == "__main__.py" else path.stem
+            found[name] = (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+    return found
+
+
+def main() -> None:
+    print("Programs, each with --help:\n")
+    for name, purpose in programs().items():
+        print(f"    python -m srpo_jax.{name:<11} {purpose}")
+    names = ", ".join(command.shipped())
+    print(f"\nConfigurations that come with them, for --config=NAME: {names}")
+
+
+if __name__ == "__main__":
+    main()

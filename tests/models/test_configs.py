@@ -1,0 +1,160 @@
+"""What configs say and leave unsaid, against the configuration classes of `transformers`."""
+
+import itertools
+
+import pytest
+
+from srpo_jax.models import families
+from srpo_jax.models.families import unsaid
+from srpo_jax.runtime.errors import UserError
+from tests.checkpoints import CASES, SMALL
+
+transformers = pytest.importorskip(
+    "transformers", reason="the yardstick is an extra: install srpo_jax[dev] to run this test"
+)
+
+# Without these no model can be built: each is asked for by name.
+NEEDED = {
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+}
+# What no reader looks at, and transformers neither.
+IDLE = unsaid.SILENT | unsaid.GENERATION | {"is_encoder_decoder"}
+
+
+def read(content):
+    return families.architecture("config.json", content)
+
+
+def taken(content):
+    """What is read, or the sentence that refuses it."""
+    try:
+        return read(content)
+    except UserError as refusal:
+        return str(refusal)
+
+
+def large(name):
+    """A case with more layers, heads and longer texts than any default speaks of: each would show."""
+    kind, changes = CASES[name]
+    fields = SMALL | changes
+    fields |= {"num_hidden_layers": 30, "max_position_embeddings": 10_000}
+    fields |= {"num_attention_heads": 32, "hidden_size": 8 * fields["hidden_size"]}
+    return kind, getattr(transformers, kind)(**fields).to_dict()
+
+
+def complete(kind, content):
+    """The same config with everything that it leaves unsaid, as transformers takes it."""
+    said = {k: v for k, v in content.items() if k != "model_type"}
+    return getattr(transformers, kind)(**said).to_dict()
+
+
+def old_style(content):
+    """As it was written before transformers 5: rope_theta beside rope_scaling."""
+    rope = content["rope_parameters"]
+    if "full_attention" in rope:
+        base = {
+            "rope_theta": rope["full_attention"]["rope_theta"],
+            "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
+        }
+        rope = rope["full_attention"]
+    else:
+        base = {"rope_theta": rope["rope_theta"]}
+    scaling = {k: v for k, v in rope.items() if k != "rope_theta"}
+    if content["model_type"] == "gpt_neox":
+        base = {"rotary_emb_base": rope["rope_theta"], "rotary_pct": 0.5}
+        scaling.pop("partial_rotary_factor")
+    old = {k: v for k, v in content.items() if k != "rope_parameters"} | base
+    return old | ({"rope_scaling": scaling} if scaling.get("rope_type") != "default" else {})
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_whatever_a_config_leaves_unsaid_is_what_transformers_takes_for_it(name):
+    """Each entry, and each two, left out in turn, of a config in the new style and in the old."""
+    kind, new = large(name)
+    tried = 0
+    for content in (new, old_style(new)):
+        assert read(complete(kind, content)) == read(content)
+        open_keys = sorted(set(content) - NEEDED - IDLE)
+        for gone in itertools.chain(
+            itertools.combinations(open_keys, 1), itertools.combinations(open_keys, 2)
+        ):
+            less = {k: v for k, v in content.items() if k not in gone}
+            try:
+                whole = complete(kind, less)
+            except (ValueError, KeyError):
+                continue  # transformers does not take it
+            assert taken(less) == taken(whole), gone
+            tried += 1
+    assert tried > 50
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_null_is_what_transformers_takes_it_for(name):
+    kind, content = large(name)
+    for key in sorted(set(content) - NEEDED - IDLE - {"no_rope_layer_interval"}):
+        try:
+            whole = complete(kind, content | {key: None})
+        except Exception:
+            continue  # transformers does not take it
+        assert taken(content | {key: None}) == taken(whole), key
+
+
+@pytest.mark.parametrize("key", sorted(NEEDED))
+def test_what_no_model_can_be_built_without_is_asked_for_by_name(key):
+    content = transformers.LlamaConfig(**SMALL).to_dict()
+    del content[key]
+    with pytest.raises(UserError, match=f"lacks '{key}'"):
+        read(content)
+
+
+def test_settings_of_generation_change_nothing():
+    content = transformers.LlamaConfig(**SMALL).to_dict()
+    params = transformers.GenerationConfig._get_default_generation_params()
+    extra = {key: 3 if value is None else value for key, value in params.items()}
+    extra |= {"top_k": 40, "temperature": 0.6, "num_beams": 4, "max_length": 4096}
+    assert read(content | extra) == read(content)
+
+
+HARMLESS = [
+    {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False},
+    {"n_embd": 48, "n_layer": 4, "n_head": 4, "activation_function": "silu"},
+    {"rope_theta": 10_000.0},
+    {"rope_interleaved": False, "logit_scale": 1.0, "num_experts": 1},
+]
+
+
+@pytest.mark.parametrize("extra", HARMLESS)
+def test_entries_that_ask_for_nothing_are_taken(extra):
+    content = transformers.LlamaConfig(**SMALL).to_dict()
+    assert read(content | extra) == read(content)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"interpolate_factor": 2}, "asks for interpolate_factor=2, which this decoder does not"),
+        ({"rope_interleaved": True}, "asks for rope_interleaved=True"),
+        ({"n_embd": 64}, "n_embd=64 and hidden_size=48, which are two names for one thing"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types says another thing than the"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "rotary positions that differ from layer to layer",
+        ),
+    ],
+)
+def test_what_matters_is_refused_for_its_own_reason(changes, message):
+    content = transformers.LlamaConfig(**SMALL).to_dict()
+    with pytest.raises(UserError, match=message):
+        read(content | changes)
+
+
+def test_layers_without_rotation_must_be_told_for_each_layer():
+    content = transformers.SmolLM3Config(**SMALL).to_dict()
+    with pytest.raises(UserError, match="no_rope_layers has 1 entries for 4 layers"):
+        read(content | {"no_rope_layers": [1]})
