@@ -371,6 +371,9 @@ class WithinModel:
         self.begins_with_bos = tokenizer.begins_with_bos
         self.fingerprint = tokenizer.fingerprint
         self.chat_template = tokenizer.chat_template
+        self.chat_templates = tokenizer.chat_templates
+        self.special_tokens = tokenizer.special_tokens
+        self.added_tokens = tokenizer.added_tokens
 
     def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
         """Raises UserError for a text that holds a token beyond the model's vocabulary."""
