@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.data.tokenizer import byte_level_bpe
+from srpo_jax.data.byte_level import byte_level_bpe
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,

@@ -15,7 +15,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from srpo_jax.data.tokenizer import Tokenizer, TokenizersTokenizer, byte_level_bpe
+from srpo_jax.data.byte_level import byte_level_bpe
+from srpo_jax.data.tokenizer import Tokenizer, TokenizersTokenizer
 from srpo_jax.models.architecture import LayerKind, Rope
 from srpo_jax.runtime.errors import UserError
 

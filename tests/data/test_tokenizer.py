@@ -6,7 +6,8 @@ import jinja2
 import pytest
 import tokenizers
 
-from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer, TokenizersTokenizer, byte_level_bpe
+from srpo_jax.data.byte_level import byte_level_bpe
+from srpo_jax.data.tokenizer import ByteTokenizer, Tokenizer, TokenizersTokenizer
 from srpo_jax.runtime.errors import UserError
 
 TRICKY = [
