@@ -121,11 +121,26 @@ def extend(model: Model, cache: Cache, rows: Rows[Array]) -> tuple[Array, Cache]
         return decoder.logits(_last(hidden, rows.counts)), cache
 
 
+class Written(NamedTuple):
+    """B completions. tokens: int32 [B, G], as drawn, what ends a completion included; behind it padding.
+
+    logps: float32 [B, G], log-probability of each when it was drawn (`sampling.log_probability`), 0 for
+    padding. lengths: int32 [B], tokens drawn. cache: their own, in which the last token is not.
+    """
+
+    tokens: Array
+    logps: Array
+    lengths: Array
+    cache: Cache
+
+
 class _Decoding(NamedTuple):
     """The loop's state: how many of tokens [B, G] are decoded, which rows are done, their own cache."""
 
     decoded: Array
     tokens: Array
+    logps: Array
+    lengths: Array
     done: Array
     cache: Cache
 
@@ -140,18 +155,37 @@ def decode(
     sampling: Sampling,
     stops: tuple[int, ...],
 ) -> tuple[Array, Cache]:
-    """Tokens int32 [B, G], and their own cache, in which the last one is not.
+    """Tokens int32 [B, G] of `write`, from the end on all the first of stops, and their own cache."""
+    written = write(model, cache, logits, start, sampling=sampling, stops=stops)
+    ends = jnp.isin(written.tokens, jnp.array(stops))
+    return jnp.where(ends, stops[0], written.tokens), written.cache
 
-    logits: float32 [B, V], of the first tokens.
-    stops: whatever ends a completion; from the end on, all tokens are the first of them.
+
+@functools.partial(jax.jit, static_argnames=("sampling", "stops"))
+def write(
+    model: Model,
+    cache: Cache,
+    logits: Array,
+    start: Start[Array],
+    *,
+    sampling: Sampling,
+    stops: tuple[int, ...],
+) -> Written:
+    """Completions behind what is in the cache.
+
+    logits: float32 [B, V], of the first tokens. stops: whatever ends a completion; the first is the padding
+    behind the end.
     """
     decoder = model.merged()
     new, eos = sampling.max_new_tokens, stops[0]
     streams = _streams(start, new)
 
-    def sample(logits: Array, keys: Array) -> Array:
+    def sample(logits: Array, keys: Array) -> tuple[Array, Array]:
         token = sampling_module.sample(logits, keys, sampling=sampling)
-        return jnp.where(jnp.isin(token, jnp.array(stops)), eos, token)
+        return token, sampling_module.log_probability(logits, token, sampling=sampling)
+
+    def is_end(token: Array) -> Array:
+        return jnp.isin(token, jnp.array(stops))
 
     def unfinished(at: _Decoding) -> Array:
         return (at.decoded < new) & ~at.done.all()
@@ -165,18 +199,31 @@ def decode(
         hidden, own_cache = decoder.extend(
             token, positions, mask, at.cache, last, before=cache, layers=model.layers
         )
-        after = decoder.logits(hidden[:, 0])
-        token = jnp.where(at.done, eos, sample(after, streams[at.decoded]))
-        tokens = jax.lax.dynamic_update_slice_in_dim(at.tokens, token[:, None], at.decoded, axis=1)
-        return _Decoding(at.decoded + 1, tokens, at.done | (token == eos), own_cache)
+        token, logp = sample(decoder.logits(hidden[:, 0]), streams[at.decoded])
+        token, logp = jnp.where(at.done, eos, token), jnp.where(at.done, 0.0, logp)
+        put = jax.lax.dynamic_update_slice_in_dim
+        return _Decoding(
+            at.decoded + 1,
+            put(at.tokens, token[:, None], at.decoded, axis=1),
+            put(at.logps, logp[:, None], at.decoded, axis=1),
+            at.lengths + ~at.done,
+            at.done | is_end(token),
+            own_cache,
+        )
 
     with _on(model.mesh):
-        token = sample(logits, streams[0])
-        tokens = jnp.full((len(token), new), eos, jnp.int32).at[:, 0].set(token)
-        own_cache = Cache.zeros(decoder.config, len(token), new, model.layers is not None)
-        begun = _Decoding(jnp.int32(1), tokens, token == eos, own_cache)
+        token, logp = sample(logits, streams[0])
+        size = len(token)
+        begun = _Decoding(
+            jnp.int32(1),
+            jnp.full((size, new), eos, jnp.int32).at[:, 0].set(token),
+            jnp.zeros((size, new)).at[:, 0].set(logp),
+            jnp.ones(size, jnp.int32),
+            is_end(token),
+            Cache.zeros(decoder.config, size, new, model.layers is not None),
+        )
         end = jax.lax.while_loop(unfinished, step, begun)
-    return end.tokens, end.cache
+    return Written(end.tokens, end.logps, end.lengths, end.cache)
 
 
 @functools.partial(jax.jit, static_argnames="slot", donate_argnames="cache")
