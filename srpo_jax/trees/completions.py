@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from srpo_jax.trees import prefix_tree
-from srpo_jax.trees.packing import RowShape
+from srpo_jax.trees.packing import MAX_ROW, RowShape
 from srpo_jax.trees.prefix_tree import Tree
 
 QUARTERS = 4  # of the largest rows there can be: so many sizes at most are compiled
@@ -53,6 +53,13 @@ class Layout:
     longest: int
     samples: int
     tokens: int
+
+    @classmethod
+    def of(cls, trees: int, *, parts: int, longest: int, samples: int, tokens: int) -> "Layout":
+        """For batches of so many trees: a row for each of the parts that a batch is computed in, or several
+        where one would be longer than MAX_ROW slots."""
+        shared = max(1, MAX_ROW // (longest + samples * tokens))
+        return cls(parts * -(-trees // (parts * shared)), longest, samples, tokens)
 
     def batch(
         self,
