@@ -23,7 +23,12 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
 from srpo_jax.training.optimizer import OptimizerSettings
-from srpo_jax.training.settings import DataSettings, ReferenceSettings, TrainSettings
+from srpo_jax.training.settings import (
+    DataSettings,
+    OnlineSettings,
+    ReferenceSettings,
+    TrainSettings,
+)
 
 RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
@@ -43,6 +48,7 @@ class Settings:
     optimizer: OptimizerSettings = dataclasses.field(default_factory=OptimizerSettings)
     sampling: Sampling = dataclasses.field(default_factory=Sampling)
     pairs: PairSettings = dataclasses.field(default_factory=PairSettings)
+    online: OnlineSettings = dataclasses.field(default_factory=OnlineSettings)
     evaluate: EvaluateSettings = dataclasses.field(default_factory=EvaluateSettings)
     judge: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     recipe: RecipeSettings = dataclasses.field(default_factory=RecipeSettings)

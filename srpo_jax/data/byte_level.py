@@ -1,4 +1,4 @@
-"""The tokenizer.json of a byte-level byte-pair encoding, from a vocabulary and its merges (a GGUF has these)."""
+"""The tokenizer.json of a byte-level byte-pair encoding, from a vocabulary and its merges."""
 
 import json
 from collections.abc import Sequence

@@ -6,6 +6,7 @@ programs.
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
 from srpo_jax.judges.loading import asks_endpoint, load, load_all, require_apart
+from srpo_jax.judges.rewards import rewards
 from srpo_jax.judges.settings import JudgeSettings
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "load_all",
     "readable",
     "require_apart",
+    "rewards",
     "total",
 ]

@@ -22,6 +22,10 @@ class LengthJudge:
         )
         self._sign = -1 if name == "shorter" else 1
 
+    def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
+        """Words of each completion, or minus these where fewer are better, float64 [N]."""
+        return self._sign * np.array([words(y) for y in completions], np.float64)
+
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
         """On N prompts and N completions each; the order means nothing to it."""
         require_equal(prompts, a, b)

@@ -47,6 +47,12 @@ class ScoreJudge:
         missing = {int(i): self._scorer.unscored for i in np.flatnonzero(np.isnan(margins))}
         return Verdicts(preference(self._scale * margins), missing=missing)
 
+    def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
+        """s(x, y), float64 [N]; NaN for what cannot be scored."""
+        wanted = list(zip(prompts, completions, strict=True))
+        self._score(wanted)
+        return np.array([self._known[one] for one in wanted], np.float64)
+
     def probabilities(
         self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]
     ) -> np.ndarray:

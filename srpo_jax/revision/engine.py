@@ -90,10 +90,10 @@ class Engine:
         """A completion of each row, without end of sequence."""
         began = time.perf_counter()
         placed = self._placed(start)
-        tokens = programs.decode(self.model, cache, logits, placed, **self.settings)
-        decoded = mesh_module.gathered(tokens)
+        written = programs.write(self.model, cache, logits, placed, **self.settings)
+        tokens, lengths = map(mesh_module.gathered, (written.tokens, written.lengths))
         self.spent.decode += time.perf_counter() - began
-        return [self._without_end(row) for row in decoded]
+        return [self._completion(*row) for row in zip(tokens, lengths, strict=True)]
 
     def pool(self, shape: Shape, prompts: int) -> "Pooled":
         """An empty pool for prompts of this shape, with no more rows than these need."""
@@ -105,8 +105,10 @@ class Engine:
         sampling = dataclasses.replace(self.sampling, batch_size=1, refill=1.0)
         return {"sampling": sampling, "stops": self.stops}
 
-    def _without_end(self, row: np.ndarray) -> list[int]:
-        return [int(token) for token in row[: np.sum(row != self.stops[0])]]
+    def _completion(self, tokens: np.ndarray, count: int) -> list[int]:
+        """Of tokens [G] the first ones, without what ends them."""
+        ids = [int(token) for token in tokens[:count]]
+        return ids[:-1] if ids[-1] in self.stops else ids
 
     def _placed(self, record: Record) -> Record:
         """Rows over the devices of the mesh, if there is one; every process has them all."""
@@ -149,13 +151,10 @@ class Pooled:
         """Goes on until at least so many rows are done; of each row its completion, None before its end."""
         engine, began = self.engine, time.perf_counter()
         self._pool = pool_module.decode(engine.model, self._pool, np.int32(done), **engine.settings)
-        ended = mesh_module.gathered(self._pool.at.done)
-        tokens = mesh_module.gathered(self._pool.at.tokens)
+        at = self._pool.at
+        rows = zip(*map(mesh_module.gathered, (at.done, at.tokens, at.counts)), strict=True)
         engine.spent.decode += time.perf_counter() - began
-        return [
-            engine._without_end(row) if end else None
-            for row, end in zip(tokens, ended, strict=True)
-        ]
+        return [engine._completion(tokens, count) if end else None for end, tokens, count in rows]
 
     def _put(
         self,

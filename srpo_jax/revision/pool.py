@@ -47,6 +47,7 @@ def empty(model: Model, *, rows: int, shape: Shape, sampling: Sampling) -> Pool:
             positions=jnp.zeros(rows, jnp.int32),
             streams=jnp.zeros((rows, new, *key_size), jnp.uint32),
             tokens=jnp.zeros((rows, new), jnp.int32),
+            logps=None,
             counts=jnp.ones(rows, jnp.int32),
             done=jnp.ones(rows, bool),
             clock=jnp.int32(0),
@@ -128,7 +129,9 @@ def _begun(
 def _by_row(at: Decoding) -> Decoding:
     """Every process has its own rows, as of the cache."""
 
-    def split(x: Array) -> Array:
+    def split(x: Any) -> Any:
+        if x is None:
+            return None
         return mesh_module.constrain(x, ("batch", *(None,) * (x.ndim - 1))) if x.ndim else x
 
     split_up: dict[str, Any] = {

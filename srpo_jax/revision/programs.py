@@ -7,9 +7,8 @@ Shapes: B rows, S tokens, C slots of the cache, G new tokens, D width, V vocabul
 """
 
 import contextlib
-import dataclasses
 import functools
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.struct
 import jax
@@ -127,9 +126,10 @@ class Decoding:
     """Completions of B rows, each as far as it is, behind what lies in another cache of C slots.
 
     valid: bool [B, C], the slots of that cache that a row sees. positions: int32 [B], of its first token.
-    streams: uint32 [B, G, 2], data of a random key for each token. tokens: int32 [B, G], from the end of
-    sequence on (and before they are decoded) all of them end of sequence. counts: int32 [B], how many are
-    decoded, never 0. done: bool [B]. clock: int32, steps that have been taken.
+    streams: uint32 [B, G, 2], data of a random key for each token. tokens: int32 [B, G], as drawn, what
+    ends a completion included. logps: float32 [B, G], log-probability of each when it was drawn
+    (`sampling.log_probability`), 0 behind the end; None where nobody asks. counts: int32 [B], how many
+    are decoded, never 0. done: bool [B]. clock: int32, steps that have been taken.
     cache: of these tokens, a ring of G slots. In each step all rows write the slot clock mod G, whenever
     they began, so that a row's tokens lie in the slots just behind it.
     """
@@ -138,6 +138,7 @@ class Decoding:
     positions: Array
     streams: Array
     tokens: Array
+    logps: Array | None
     counts: Array
     done: Array
     clock: Array
@@ -145,17 +146,31 @@ class Decoding:
 
 
 def first_tokens(
-    logits: Array, start: Start[Array], cache: Cache, sampling: Sampling, stops: tuple[int, ...]
+    logits: Array,
+    start: Start[Array],
+    cache: Cache,
+    sampling: Sampling,
+    stops: tuple[int, ...],
+    scored: bool = False,
 ) -> Decoding:
-    """The beginning of a completion of each row. logits: float32 [B, V], behind its prompt."""
-    new, eos = sampling.max_new_tokens, stops[0]
+    """The beginning of a completion of each row. logits: float32 [B, V], behind its prompt.
+
+    scored: log-probabilities are wanted.
+    """
+    new = sampling.max_new_tokens
     streams = _streams(start, new)
-    token = _sampled(logits, streams[:, 0], sampling, stops)
-    tokens = jnp.full((len(token), new), eos, jnp.int32).at[:, 0].set(token)
-    done = (token == eos) | (new == 1)
+    token = _sampled(logits, streams[:, 0], sampling)
+    tokens = jnp.full((len(token), new), stops[0], jnp.int32).at[:, 0].set(token)
+    logps = None
+    if scored:
+        logp = sampling_module.log_probability(logits, token, sampling=sampling)
+        logps = jnp.zeros((len(token), new)).at[:, 0].set(logp)
+    done = jnp.isin(token, jnp.array(stops)) | (new == 1)
     counts = jnp.ones_like(token)
     clock = jnp.int32(0)
-    return Decoding(start.valid, start.positions, streams, tokens, counts, done, clock, cache)
+    return Decoding(
+        start.valid, start.positions, streams, tokens, logps, counts, done, clock, cache
+    )
 
 
 def decode_on(
@@ -168,7 +183,7 @@ def decode_on(
 ) -> Decoding:
     """Until `wait` rows are done. cache: what lies in front of the completions; it stays as it is."""
     decoder = model.merged()
-    new, eos = sampling.max_new_tokens, stops[0]
+    new = sampling.max_new_tokens
     places = jnp.arange(new)
 
     def unfinished(at: Decoding) -> Array:
@@ -184,20 +199,33 @@ def decode_on(
             token, positions, mask, at.cache, slot, before=cache, layers=model.layers
         )
         keys = jnp.take_along_axis(at.streams, at.counts[:, None, None], axis=1, mode="clip")[:, 0]
-        token = _sampled(decoder.logits(hidden[:, 0]), keys, sampling, stops)
+        logits = decoder.logits(hidden[:, 0])
+        token = _sampled(logits, keys, sampling)
         here = (places == at.counts[:, None]) & ~at.done[:, None]
-        tokens = jnp.where(here, token[:, None], at.tokens)
+        tokens, logps = jnp.where(here, token[:, None], at.tokens), at.logps
+        if logps is not None:
+            logp = sampling_module.log_probability(logits, token, sampling=sampling)
+            logps = jnp.where(here, logp[:, None], logps)
         counts = at.counts + ~at.done
-        done = at.done | (token == eos) | (counts == new)
-        return dataclasses.replace(
-            at, tokens=tokens, counts=counts, done=done, clock=at.clock + 1, cache=own_cache
+        done = at.done | jnp.isin(token, jnp.array(stops)) | (counts == new)
+        clock = at.clock + 1
+        return Decoding(
+            at.valid, at.positions, at.streams, tokens, logps, counts, done, clock, own_cache
         )
 
     return jax.lax.while_loop(unfinished, step, begun)
 
 
-@functools.partial(jax.jit, static_argnames=("sampling", "stops"))
-def decode(
+class Written(NamedTuple):
+    """B completions: tokens, logps and lengths are those of a `Decoding`, lengths its counts."""
+
+    tokens: Array
+    logps: Array | None
+    lengths: Array
+
+
+@functools.partial(jax.jit, static_argnames=("sampling", "stops", "scored"))
+def write(
     model: Model,
     cache: Cache,
     logits: Array,
@@ -205,17 +233,19 @@ def decode(
     *,
     sampling: Sampling,
     stops: tuple[int, ...],
-) -> Array:
-    """Tokens int32 [B, G]: the completions of all rows together, until the last one is done.
+    scored: bool = False,
+) -> Written:
+    """Completions behind what is in the cache, of all rows together, until the last one is done.
 
-    logits: float32 [B, V], of the first tokens.
-    stops: whatever ends a completion; from the end on, all tokens are the first of them.
+    logits: float32 [B, V], of the first tokens. stops: whatever ends a completion; the first is the padding
+    behind the end. scored: log-probabilities are wanted.
     """
     with on_mesh(model.mesh):
         config, unrolled = model.merged().config, model.layers is not None
         own = Cache.zeros(config, len(logits), sampling.max_new_tokens, unrolled)
-        begun = first_tokens(logits, start, own, sampling, stops)
-        return decode_on(model, cache, begun, len(logits), sampling, stops).tokens
+        begun = first_tokens(logits, start, own, sampling, stops, scored)
+        end = decode_on(model, cache, begun, len(logits), sampling, stops)
+    return Written(end.tokens, end.logps, end.counts)
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -254,10 +284,9 @@ def _streams(start: Start[Array], new: int) -> Array:
     return jax.random.key_data(jax.vmap(of_row)(start.keys, start.revision))
 
 
-def _sampled(logits: Array, keys: Array, sampling: Sampling, stops: tuple[int, ...]) -> Array:
-    """A token of each row, int32 [B]; whatever ends a completion is the first of the stops."""
-    token = sampling_module.sample(logits, jax.random.wrap_key_data(keys), sampling=sampling)
-    return jnp.where(jnp.isin(token, jnp.array(stops)), stops[0], token)
+def _sampled(logits: Array, keys: Array, sampling: Sampling) -> Array:
+    """A token of each row, int32 [B]. keys: uint32 [B, 2], their data."""
+    return sampling_module.sample(logits, jax.random.wrap_key_data(keys), sampling=sampling)
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:

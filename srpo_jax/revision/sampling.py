@@ -47,6 +47,18 @@ def sample(logits: Array, keys: Array, sampling: Sampling) -> Array:
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
+def log_probability(logits: Array, tokens: Array, sampling: Sampling) -> Array:
+    """float32 [B], of tokens [B] under the softmax of logits [B, V] at the temperature; 0 if that is 0.
+
+    Over the whole vocabulary: what top_p leaves out is not known to it, so with top_p < 1 this is not the
+    distribution that the tokens are drawn from.
+    """
+    if sampling.temperature == 0:
+        return jnp.zeros(tokens.shape)
+    logp = jax.nn.log_softmax(logits / sampling.temperature, axis=-1)
+    return jnp.take_along_axis(logp, tokens[:, None], axis=-1)[:, 0]
+
+
 def _nucleus(logits: Array, top_p: float) -> Array:
     """[B]: the largest threshold such that the tokens at or above it hold probability top_p.
 

@@ -27,6 +27,9 @@ class OptimizerSettings:
     weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least(0))
     b1: float = setting(0.9, "decay of the mean of gradients", FRACTION)
     b2: float = setting(0.99, "decay of the mean of squared gradients", FRACTION)
+    epsilon: float | None = setting(
+        None, "of Adam's denominator; None: 1e-8, and 1e-5 for train_online", POSITIVE
+    )
     master: bool = setting(
         True, "for bfloat16 parameters, a float32 copy that small steps add up in"
     )
@@ -37,11 +40,12 @@ class OptimizerSettings:
 
 
 def make_optimizer(
-    settings: OptimizerSettings, steps: int
+    settings: OptimizerSettings, steps: int, epsilon: float = 1e-8
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW on the clipped gradient, and its learning rate by step (warm-up, then the schedule).
 
-    steps: of the whole run, at whose end cosine and wsd are zero. Raises UserError for wsd whose decay is
+    steps: of the whole run, at whose end cosine and wsd are zero. epsilon: where the settings leave it
+    open. Raises UserError for wsd whose decay is
     longer than what warm-up leaves.
     """
     rate, warmup = settings.learning_rate, settings.warmup_steps
@@ -59,6 +63,7 @@ def make_optimizer(
             schedule,
             b1=settings.b1,
             b2=settings.b2,
+            eps=settings.epsilon or epsilon,
             weight_decay=settings.weight_decay,
             mask=_decayed,
         ),

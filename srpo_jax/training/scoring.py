@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float32, Key
+from jaxtyping import Float, Float32, Key
 
 from srpo_jax.models import attention
 from srpo_jax.models.decoder import Decoder
@@ -35,12 +35,7 @@ def score(
     base model, LoRA off; dropout: the key for LoRA's dropout, None for none. chunk: vocabulary entries
     whose logits are computed at a time. Equals scoring each sequence in a row of its own, up to rounding.
     """
-    mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
-    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
-    states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
-    logp = log_probabilities(
-        states, model.head_kernel(), rows.target_token, chunk, model.config.logit_softcap
-    )
+    _, logp = targets(model, rows, adapter=adapter, dropout=dropout, chunk=chunk)
     # The number, depth first, of each named sequence in the tree that a target belongs to: [B, T, n].
     numbers = jnp.take_along_axis(rows.rank, rows.target_tree[..., None], axis=1)
     members = (rows.target_first[..., None] <= numbers) & (numbers < rows.target_last[..., None])
@@ -53,6 +48,30 @@ def score(
         precision=jax.lax.Precision.HIGHEST,
     )
     return {name: summed[i].reshape(-1) for i, name in enumerate(names)}
+
+
+def targets(
+    model: Decoder,
+    rows: Rows,
+    *,
+    adapter: bool = True,
+    dropout: Key[Array, ""] | None = None,
+    chunk: int | None = None,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "B T D"], Float32[Array, "B T"]]:
+    """Hidden states [B, T, D] that the targets of rows are predicted from, and their log-probabilities.
+
+    temperature: of the softmax. Other arguments as of `score`.
+    """
+    mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
+    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
+    states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
+    # l / t of logits l = c tanh(x / c) is (c / t) tanh((x / t) / (c / t)).
+    cap = model.config.logit_softcap
+    cooled, cap = (
+        (states, cap) if temperature == 1 else (states / temperature, cap and cap / temperature)
+    )
+    return states, log_probabilities(cooled, model.head_kernel(), rows.target_token, chunk, cap)
 
 
 def scorer(

@@ -2,14 +2,29 @@
 
 import dataclasses
 
+from srpo_jax.data import document_sets
+from srpo_jax.data.document_sets import DocumentSet
 from srpo_jax.data.documents import SPLITS
 from srpo_jax.data.records import FORMATS
+from srpo_jax.objectives.online import ONLINE
 from srpo_jax.prompts import TEMPLATES, Arguments
 from srpo_jax.prompts.environment import DATE, is_argument, is_date
-from srpo_jax.runtime.settings import Check, at_least, check, each, one_of, setting
+from srpo_jax.runtime.settings import (
+    FRACTION,
+    POSITIVE,
+    Check,
+    at_least,
+    check,
+    each,
+    one_of,
+    setting,
+)
 
 OVERLONG = ("error", "drop")
 WHEN = ("before", "first_epoch")
+REWARDS = ("score", "gold", "others")
+_SHARE = Check(lambda value: 0 <= value <= 1, "in [0, 1]")
+_WEIGHT = Check(lambda value: value >= 0, "0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,3 +154,68 @@ class ReferenceSettings:
 
     def __post_init__(self) -> None:
         check(self, "config.reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineSettings:
+    """Program train_online: what is written, what it is worth, and how it is learned from.
+
+    config.train.steps are its rounds, config.train.batch_size the prompts of one.
+    """
+
+    objective: str = setting("rloo", "see docs/online.md", one_of(*ONLINE))
+    # What is written.
+    documents: str = setting(
+        "wikipedia", "a set of documents: see srpo_jax/data/document_sets.py, or a file"
+    )
+    format: str = setting(
+        "", "how a record holds a document; empty: as usual", one_of("", *document_sets.FORMATS)
+    )
+    fields: tuple[str, ...] = setting(
+        (), "where the documents have other names, e.g. ('prompt=article',)"
+    )
+    split: str = setting("train", "of the documents", one_of(*SPLITS))
+    count: int = setting(200, "documents", at_least(1))
+    max_prompt_tokens: int = setting(
+        256, "longer documents are left out, counted and reported", at_least(1)
+    )
+    samples: int = setting(4, "completions of each prompt", at_least(2))
+    temperature: float = setting(
+        1.0, "of the softmax that is drawn from, and of the one that is learned", POSITIVE
+    )
+    # What it is worth.
+    reward: str = setting(
+        "score",
+        "of config.judge: its score of a completion, its P(better than the gold), or its mean P(better "
+        "than the other completions of the prompt)",
+        one_of(*REWARDS),
+    )
+    missing_end: float = setting(
+        1.0, "taken off the reward of a completion that met the limit without its end", _WEIGHT
+    )
+    beta: float = setting(0.05, "coefficient of the KL to the reference", POSITIVE)
+    kl_target: float = setting(
+        0.0, "nats a completion that the coefficient is adapted to; 0: it stays", _WEIGHT
+    )
+    kl_rate: float = setting(0.1, "by which it is adapted after a round", FRACTION)
+    # How it is learned from.
+    epochs: int = setting(1, "times that a round's completions are learned from", at_least(1))
+    minibatches: int = setting(1, "updates of an epoch", at_least(1))
+    clip: float = setting(0.2, "RLOO, PPO: how far from 1 a ratio is pushed", POSITIVE)
+    value_clip: float = setting(
+        0.0, "PPO: how far a value is pushed from the old one; 0: as far as it goes", _WEIGHT
+    )
+    value_weight: float = setting(0.1, "PPO: of the values' loss", _WEIGHT)
+    discount: float = setting(1.0, "PPO: of later rewards, a token", _SHARE)
+    trace: float = setting(0.95, "PPO: lambda of the advantages' estimate", _SHARE)
+    whiten: bool = setting(True, "PPO: advantages have mean 0 and variance 1 over a round")
+
+    def __post_init__(self) -> None:
+        check(self, "config.online")
+
+    @property
+    def document_set(self) -> DocumentSet:
+        """The documents."""
+        own = DocumentSet(self.documents, format=self.format or "documents", fields=self.fields)
+        (chosen,) = document_sets.resolve([own], self.split)
+        return chosen

@@ -52,26 +52,19 @@ class Programs(NamedTuple):
     ]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainStep:
-    """The train step for a model that is split into (graphdef, trained, frozen).
+class Updates:
+    """How a loss changes parameters: gradient, optimiser, and where each array lies on the mesh.
 
-    Every method is a pure function of arrays, to be called as it is or under `jax.jit`; `compile` gives
-    those that a run needs as programs on the mesh.
-
-    A batch is what data comes in: see `pipeline.batches`. hyper: the objective's hyperparameters.
-    accumulate: parts that a batch is computed in. master: keep a float32 copy of bfloat16 parameters with
-    the optimiser. seed: of the adapters' dropout, which is drawn anew at each step.
+    `TrainStep` learns from pairs, `online.OnlineStep` from what the policy wrote; each has these as fields,
+    and a loss. accumulate: parts that a batch is computed in. master: keep a float32 copy of bfloat16
+    parameters with the optimiser. seed: of the adapters' dropout, which is drawn anew at each step.
     """
 
-    graphdef: nnx.GraphDef[Any]
     optimizer: optax.GradientTransformation
-    objective: Objective
-    hyper: Mapping[str, Any]
     mesh: Mesh
-    accumulate: int = 1
-    master: bool = True
-    seed: int = 0
+    accumulate: int
+    master: bool
+    seed: int
 
     def loss(
         self,
@@ -81,23 +74,11 @@ class TrainStep:
         pairs: Array,
         key: Array,
     ) -> tuple[Array, Metrics]:
-        """The sum of the losses of a batch's pairs, over `pairs`, and the same of each metric.
+        """The sum of the losses of a batch's trees, over `pairs`, and the same of each metric.
 
         pairs: how many the whole batch has, of which this one may be a part. key: of the dropout.
         """
-        policy = nnx.merge(self.graphdef, model, frozen)
-        with self._on_mesh():
-            scores = scoring.score(policy, batch["rows"], self.objective.needs, dropout=key)
-        given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
-        losses, metrics = self.objective(
-            scores, given["reference"], given["label_prob"], lengths=given["lengths"], **self.hyper
-        )
-        valid = given["rows"].pair >= 0
-
-        def mean(values: Array) -> Array:
-            return jnp.sum(jnp.where(valid, values, 0.0)) / pairs
-
-        return mean(losses), jax.tree.map(mean, metrics)
+        raise NotImplementedError
 
     def gradient(
         self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], batch: Batch, key: Array
@@ -170,6 +151,74 @@ class TrainStep:
         )
         return state, metrics | {"grad_norm": norm, "finite": good.astype(jnp.float32)}
 
+    def shardings(self, trained: nnx.State[Any, Any]) -> TrainState:
+        """Where each array of the state lies."""
+        parameters = mesh_module.parameter_shardings(self.mesh, trained)
+        replicated = mesh_module.replicated(self.mesh)
+        inner = optax.tree.map_params(
+            self.optimizer,
+            lambda _, sharding: sharding,
+            jax.eval_shape(self.optimizer.init, trained),
+            parameters,
+            transform_non_params=lambda _: replicated,
+        )
+        master = self._keeps_master(trained)
+        return TrainState(parameters, Master(parameters, inner) if master else inner)
+
+    def _keeps_master(self, model: nnx.State[Any, Any]) -> bool:
+        return self.master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(model))
+
+    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep(Updates):
+    """The train step for a model that is split into (graphdef, trained, frozen).
+
+    Every method is a pure function of arrays, to be called as it is or under `jax.jit`; `compile` gives
+    those that a run needs as programs on the mesh.
+
+    A batch is what data comes in: see `pipeline.batches`. hyper: the objective's hyperparameters.
+    accumulate: parts that a batch is computed in. master: keep a float32 copy of bfloat16 parameters with
+    the optimiser. seed: of the adapters' dropout, which is drawn anew at each step.
+    """
+
+    graphdef: nnx.GraphDef[Any]
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    hyper: Mapping[str, Any]
+    mesh: Mesh
+    accumulate: int = 1
+    master: bool = True
+    seed: int = 0
+
+    def loss(
+        self,
+        model: nnx.State[Any, Any],
+        frozen: nnx.State[Any, Any],
+        batch: Batch,
+        pairs: Array,
+        key: Array,
+    ) -> tuple[Array, Metrics]:
+        """The sum of the losses of a batch's pairs, over `pairs`, and the same of each metric.
+
+        pairs: how many the whole batch has, of which this one may be a part. key: of the dropout.
+        """
+        policy = nnx.merge(self.graphdef, model, frozen)
+        with self._on_mesh():
+            scores = scoring.score(policy, batch["rows"], self.objective.needs, dropout=key)
+        given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
+        losses, metrics = self.objective(
+            scores, given["reference"], given["label_prob"], lengths=given["lengths"], **self.hyper
+        )
+        valid = given["rows"].pair >= 0
+
+        def mean(values: Array) -> Array:
+            return jnp.sum(jnp.where(valid, values, 0.0)) / pairs
+
+        return mean(losses), jax.tree.map(mean, metrics)
+
     def scores(
         self,
         model: nnx.State[Any, Any],
@@ -205,26 +254,6 @@ class TrainStep:
             scores=jax.jit(self.scores, out_shardings=replicated),
             reference=jax.jit(self.reference, out_shardings=replicated),
         )
-
-    def shardings(self, trained: nnx.State[Any, Any]) -> TrainState:
-        """Where each array of the state lies."""
-        parameters = mesh_module.parameter_shardings(self.mesh, trained)
-        replicated = mesh_module.replicated(self.mesh)
-        inner = optax.tree.map_params(
-            self.optimizer,
-            lambda _, sharding: sharding,
-            jax.eval_shape(self.optimizer.init, trained),
-            parameters,
-            transform_non_params=lambda _: replicated,
-        )
-        master = self._keeps_master(trained)
-        return TrainState(parameters, Master(parameters, inner) if master else inner)
-
-    def _keeps_master(self, model: nnx.State[Any, Any]) -> bool:
-        return self.master and any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(model))
-
-    def _on_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
 
 def _wide(tree: Any) -> Any:

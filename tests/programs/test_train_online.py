@@ -1,0 +1,139 @@
+"""The program `train_online` as a user sees it: it learns, resumes, refuses."""
+
+import functools
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from srpo_jax import config as config_module
+from srpo_jax import train_online
+from srpo_jax.models import loading
+from srpo_jax.runtime import distributed, metrics
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+make_mesh = mesh_module.make
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """One of the eight virtual devices: compiles fastest."""
+    one = functools.partial(make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(mesh_module, "make", one)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "documents.jsonl"
+    lines = [json.dumps({"prompt": f"Say {i}.", "gold": "ok"}) for i in range(8)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def config(documents) -> ConfigDict:
+    config = config_module.default()
+    config.model.update({"source": "tiny", "dtype": "float32", "remat": "none"})
+    config.data.template = "plain"
+    config.judge.name = "shorter"
+    config.sampling.update({"max_new_tokens": 4, "batch_size": 8})
+    config.online.update({"documents": str(documents), "count": 8, "samples": 2})
+    config.online.update({"objective": "ppo", "minibatches": 2, "epochs": 2, "kl_target": 1.0})
+    config.train.update({"steps": 4, "batch_size": 4, "checkpoint_every": 100})
+    config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 2})
+    return config
+
+
+def attempt(config, workdir) -> bool:
+    """As the command line does it: the settings are checked, then the run is made."""
+    return train_online.train(config_module.checked(config), workdir)
+
+
+def weights(workdir) -> dict[str, np.ndarray]:
+    flat = nnx.to_flat_state(nnx.state(loading.load(str(workdir), dtype="float32")))
+    return {".".join(map(str, path)): np.array(v.get_value()) for path, v in flat}
+
+
+def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypatch, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert attempt(config, whole)
+    asked = distributed.StopSignal.requested
+
+    def requested(self, number):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return asked(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed.StopSignal, "requested", requested)
+        assert not attempt(config, parts)
+    assert "stopped at round 2 of 4" in capsys.readouterr().out
+    assert attempt(config, parts)
+    assert "resuming at round 2 of 4" in capsys.readouterr().out
+    one, other = (metrics.read(path / "metrics.jsonl") for path in (whole, parts))
+    for a, b in zip(one, other, strict=True):
+        numbers = [k for k in a if k != "time" and not k.startswith("seconds_")]
+        assert {k: a[k] for k in numbers} == {k: b[k] for k in numbers}
+    assert one[0]["beta"] != one[-1]["beta"], "the coefficient is adapted, and goes on where it was"
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(value, weights(parts)[name])
+    assert attempt(config, parts)
+    assert "is finished: round 4 of 4" in capsys.readouterr().out
+
+    said = {
+        *("reward", "reward_spread", "kl", "entropy", "ratio", "clip_fraction", "loss_value"),
+        *("explained_variance", "length", "ended", "rollout_gap", "beta", "loss", "grad_norm"),
+        *("unjudged", "seconds_write", "seconds_reward", "seconds_learn"),
+    }
+    assert set(one[-1]) == said | {"step", "time"}
+
+    config.online.documents = str(tmp_path / "others.jsonl")
+    (tmp_path / "others.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n")
+    config.online.count = 1
+    with pytest.raises(UserError, match=r"holds a run with online\.documents="):
+        attempt(config, parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"online.minibatches": 3}, r"train\.batch_size=4 prompts cannot be cut into .*=3 equal"),
+        ({"lora.rank": 2, "lora.dropout": 0.1}, r"lora\.dropout=0\.1: the policy that learns"),
+        ({"online.count": 9}, r"has 8 documents of at most .* fewer than the 9 asked for"),
+        ({"sampling.max_new_tokens": 5000}, r"prompt 0 needs .* and 5000 to be written"),
+        ({"online.objective": "grpo"}, r"config\.online\.objective='grpo' must be"),
+        ({"online.samples": 1}, r"config\.online\.samples=1 must be at least 2"),
+    ],
+)
+def test_what_cannot_be_done_is_said(config, tmp_path, changes, said):
+    config_module.update(config, changes, "test")
+    with pytest.raises(UserError, match=said):
+        attempt(config, tmp_path)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path):
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(UserError, match=r"no number in round \d; the checkpoint of round 0"):
+        attempt(config, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["rloo", "copg", "ppo"])
+def test_the_tiny_task_reaches_its_optimum(documents, tmp_path, objective):
+    """configs/online_tiny.py: to end at once, for a reward of 0."""
+    from configs import online_tiny
+
+    config = online_tiny.get_config()
+    config.online.update({"documents": str(documents), "count": 8, "objective": objective})
+    assert attempt(config, tmp_path)
+    first, *_, last = metrics.read(tmp_path / "metrics.jsonl")
+    assert first["ended"] < 0.2
+    assert last["reward"] > -0.1
+    assert last["ended"] == 1
