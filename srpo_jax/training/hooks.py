@@ -57,10 +57,14 @@ def show(progress: Progress) -> Callable[[Done], None]:
     return lambda done: progress.advance(work=done.tokens, note=f"loss {done.metrics['loss']:.4f}")
 
 
-def save(checkpoints: Checkpoints) -> Callable[[Done], None]:
-    """A checkpoint; the loop asks for it where one is due, and where the run ends or stops."""
+def save(checkpoints: Checkpoints, log: Metrics) -> Callable[[Done], None]:
+    """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
+
+    The lines of its steps are written first: a later attempt, which goes on behind it, writes none of them.
+    """
 
     def act(done: Done) -> None:
+        log.flush()
         checkpoints.save(done.number, done.state, force=True)
 
     return act

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from srpo_jax.models.architecture import DecoderConfig
-from srpo_jax.runtime import digest, files, metrics
+from srpo_jax.runtime import digest, files, metrics, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline
@@ -78,7 +78,7 @@ def scores(
 def place(cache: str, workdir: Path, name: str, depends: str) -> Path:
     """Where scores are kept: in the folder that runs share, by their fingerprint, or in the workdir."""
     if cache:
-        return Path(cache) / f"{name}_{depends[:16]}.npz"
+        return storage.place(cache) / f"{name}_{depends[:16]}.npz"
     return workdir / f"{name}.npz"
 
 
@@ -222,7 +222,7 @@ def _known(path: Path, identity: str, data: pipeline.PairTrees) -> Scores:
 
 def _read(path: Path, identity: str) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path) as file:
+        with path.open("rb") as content, np.load(content) as file:
             kept = dict(file)
     except FileNotFoundError:
         return None
