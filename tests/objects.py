@@ -178,7 +178,7 @@ def serve() -> Iterator[str]:
         fsspec.register_implementation(name, Objects, clobber=True)
     Objects.held.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()

@@ -61,7 +61,9 @@ class Metrics:
         self._stack = contextlib.ExitStack()
         # tensorboardX writes to this machine; a store gets its files at `close`.
         board = self._stack.enter_context(storage.staged(path.parent / "tensorboard"))
-        self._board = tensorboardX.SummaryWriter(str(board), purge_step=resume + 1 if resume else 0)
+        self._board = tensorboardX.SummaryWriter(
+            str(board), purge_step=resume + 1 if resume else 0, filename_suffix=f".{resume}"
+        )
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Appends one line, which is on disk when this returns (in a store: see `storage.Lines`), and

@@ -55,13 +55,15 @@ def folder(path: str | Path, flag: str) -> Path:
     """`place` of a folder to be used; UserError where it is a file, or its store does not answer."""
     found = place(path)
     try:
-        if found.is_file():
-            raise UserError(f"{flag}={path} is a file: give a folder")
-    except UserError:
-        raise
+        found.stat()  # `exists` takes every failure of a store for a no
+        is_file = found.is_file()
+    except FileNotFoundError:
+        return found
     except Exception as error:  # of the store's client: no rights, no such bucket, no network
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(f"{flag}={path} cannot be used: {lines[0]}") from error
+    if is_file:
+        raise UserError(f"{flag}={path} is a file: give a folder")
     return found
 
 

@@ -1,23 +1,21 @@
 """A workdir in a store of objects: train, stop, resume, evaluate."""
 
 import functools
-import json
-import os
 
 import jax
-import numpy as np
 import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax import evaluate, train
-from srpo_jax.data import records
+from srpo_jax.data import documents, records
+from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair
-from srpo_jax.models import loading
+from srpo_jax.reporting import compare
 from srpo_jax.runtime import distributed, metrics, storage
 from srpo_jax.runtime import mesh as mesh_module
 from tests import objects
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.usefixtures("compiled_once"), pytest.mark.slow]
 make_mesh = mesh_module.make
 
 
@@ -31,35 +29,34 @@ def store():
             "orbax.checkpoint._src.path.gcs_utils.is_hierarchical_namespace_enabled",
             lambda path: False,
         )
-        patch.setattr(
-            mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1])
-        )
+        patch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
         yield objects.Objects.held
 
 
-def stopped_after(number: int):
-    asked = distributed.StopSignal.requested
-    patch = pytest.MonkeyPatch()
-    patch.setattr(distributed.StopSignal, "requested", lambda self, step: step >= number)
-    return patch, asked
+def settings():
+    config = config_module.default()
+    config.model.update({"source": "tiny", "dtype": "float32", "remat": "none"})
+    config.data.update({"pairs": "gs://bucket/pairs.jsonl", "template": "plain"})
+    config.train.update({"steps": 4, "batch_size": 4, "checkpoint_every": 2})
+    config.sampling.update({"max_new_tokens": 4, "batch_size": 2})
+    config.evaluate.update({"documents": ("aclsum",), "revisions": 1, "count": 2})
+    config.evaluate.judge_check = 0
+    config.judge.name = "longer"
+    return config_module.checked(config)
 
 
 def test_a_run_lives_in_a_bucket(store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workdir = storage.folder("gs://bucket/runs/one", "--workdir")
-    pairs = [Pair(f"{i}?", "yes sure fine".split()[i % 3], "no way") for i in range(8)]
+    pairs = [Pair(f"{i}?", ["yes", "sure", "fine"][i % 3], "no way") for i in range(8)]
     records.write_pairs("gs://bucket/pairs.jsonl", pairs)
-    config = config_module.default()
-    config.model.update({"source": "tiny", "dtype": "float32", "remat": "none"})
-    config.data.update({"pairs": "gs://bucket/pairs.jsonl", "template": "plain"})
-    config.train.update({"steps": 4, "batch_size": 4, "checkpoint_every": 2})
     whole = tmp_path / "whole"
-    assert train.train(config_module.checked(config), whole)
+    assert train.train(settings(), whole)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed.StopSignal, "requested", lambda self, step: step >= 2)
-        assert not train.train(config_module.checked(config), workdir)
-    assert train.train(config_module.checked(config), workdir)
+        assert not train.train(settings(), workdir)
+    assert train.train(settings(), workdir)
     loss = [[one["loss"] for one in metrics.read(w / "metrics.jsonl")] for w in (workdir, whole)]
     assert loss[0] == loss[1]
     for name in ("config.json", "run.json", "reference_scores.npz", "metrics.jsonl"):
@@ -67,6 +64,13 @@ def test_a_run_lives_in_a_bucket(store, tmp_path, monkeypatch):
     for folder in ("checkpoints/4/", "trees/", "tensorboard/events"):
         assert any(name.startswith(f"bucket/runs/one/{folder}") for name in store), folder
 
-    config.evaluate.update({"documents": ("tldr",), "revisions": 1, "count": 2})
-    config.sampling.update({"max_new_tokens": 4, "batch_size": 2})
-    assert not list(tmp_path.glob("gs*"))
+    known = [Document(f"{i}", f"text {i}", "gold" * i, "test") for i in range(3)]
+    monkeypatch.setattr(documents, "load", lambda name, split: known)
+    models = {"start": "tiny", "srpo": str(workdir)}
+    made = evaluate.evaluate(settings(), workdir, models, title="in a bucket")
+    again = evaluate.evaluate(settings(), workdir, models, title="in a bucket", stages=["report"])
+    assert made.curves[0].key == again.curves[0].key
+    assert compare.read(f"{workdir}/report").evidence.title == "in a bucket"
+    for folder in ("documents", "samples", "verdicts/longer", "report/report.html"):
+        assert any(name.startswith(f"bucket/runs/one/{folder}") for name in store), folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["whole"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import contextlib
+import dataclasses
 import sqlite3
 import tempfile
 import threading
@@ -50,8 +50,8 @@ class Store:
     """Records by key, in an SQLite file (or in memory); every `put` is on disk when it returns.
 
     An answer that is no verdict is kept as such. Safe with threads, and with another process beside. A file
-    in a store of objects is worked on here and follows every `storage.SECONDS`, and at `flush`: there, of two
-    programs that judge at once, one must name another file.
+    in a store of objects is worked on here and sent every `storage.SECONDS`, and at `flush`: there, two
+    programs that judge at once need two files.
 
     `old`: how many verdicts the file holds in the format of before (a table `verdicts`); they stay there.
     """
