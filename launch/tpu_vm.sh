@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Runs a program on a Cloud TPU VM: one host or a slice of many, all workers at once.
 #
-#   launch/tpu_vm.sh create --name NAME --zone ZONE --type TYPE [--version VERSION]
+#   launch/tpu_vm.sh create --name NAME --zone ZONE --type TYPE [OPTION ...]
 #   launch/tpu_vm.sh setup  --name NAME --zone ZONE
 #   launch/tpu_vm.sh run    --name NAME --zone ZONE -- COMMAND [ARGUMENT ...]
 #   launch/tpu_vm.sh resume --name NAME --zone ZONE
+#   launch/tpu_vm.sh logs   --name NAME --zone ZONE
 #   launch/tpu_vm.sh status --name NAME --zone ZONE
 #   launch/tpu_vm.sh stop   --name NAME --zone ZONE
 #   launch/tpu_vm.sh delete --name NAME --zone ZONE
@@ -15,6 +16,7 @@
 #            terminal is closed or Ctrl-C is pressed
 #   resume   starts the command of the last run again (a run goes on from its last checkpoint), or
 #            shows the output of the one that is still going on
+#   logs     shows the output of the last run, from its beginning
 #   status   state of the TPU VM, and on each worker: running or ended, with the last line of output
 #   stop     asks the run to save and stop
 #   delete   deletes the TPU VM, and all that is only there (gcloud asks first)
@@ -24,106 +26,60 @@
 #   --project PROJECT  default: gcloud's
 #   --type TYPE        accelerator type, such as v5litepod-16 (create)
 #   --version VERSION  software of the TPU VM (create; known for v2 to v4, v5e, v5p and v6e)
+#   --topology T       such as 4x4 (create); --type is then a generation, such as v5litepod or v5p
+#   --spot, --reserved how it is paid for (create); a spot VM may be taken away at any time, and then
+#                      launch/queued.sh is the script that makes a new one and resumes
+#   --data-disk DISK   such as source=projects/P/zones/Z/disks/D,mode=read-only (create)
+#   --internal-ips     no public addresses: given to create, and to all other actions
 #   --dry-run          prints the commands, ready to be pasted, and runs nothing
 #
 # Example:
 #   launch/tpu_vm.sh create --name srpo --zone us-west4-a --type v5litepod-16
 #   launch/tpu_vm.sh setup  --name srpo --zone us-west4-a
 #   launch/tpu_vm.sh run    --name srpo --zone us-west4-a -- \
-#     python -m srpo_jax.train --config=configs/NAME.py --workdir=/mnt/bucket/run
+#     python -m srpo_jax.train --config=configs/NAME.py --workdir=gs://BUCKET/run
 #   launch/tpu_vm.sh delete --name srpo --zone us-west4-a
 #
-# The command runs in the repository's folder. With several workers the workdir must be a folder that
-# all of them see (a mounted bucket, say). Not here yet: spot VMs and queued resources.
+# The command runs in the repository's folder. With several workers the workdir must be one that all of
+# them see: gs://BUCKET/FOLDER, or a mounted disk.
 
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-
-fail() {
-  printf 'error: %s\n' "$*" >&2
-  exit 2
-}
-
-usage() {
-  sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
-}
-
-[[ $# -gt 0 ]] || fail "say what to do: create, setup, run, resume, status, stop or delete (see --help)"
-action=$1
-shift
-case $action in
-  create | setup | run | resume | status | stop | delete) ;;
-  -h | --help)
-    usage
-    exit 0
-    ;;
-  *) fail "unknown action '$action': create, setup, run, resume, status, stop or delete" ;;
-esac
-
-name='' zone='' project='' type='' version='' dry_run=''
-command=()
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --name=* | --zone=* | --project=* | --type=* | --version=*)
-      option=${1%%=*}
-      printf -v "${option#--}" %s "${1#*=}"
-      shift
-      ;;
-    --name | --zone | --project | --type | --version)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      printf -v "${1#--}" %s "$2"
-      shift 2
-      ;;
-    --dry-run)
-      dry_run=yes
-      shift
-      ;;
-    -h | --help)
-      usage
-      exit 0
-      ;;
-    --)
-      shift
-      command=("$@")
-      break
-      ;;
-    *) fail "unknown option '$1': the command comes after -- (see --help)" ;;
-  esac
-done
-
-[[ -n $name ]] || fail "$action needs --name, the name of the TPU VM"
-[[ -n $zone ]] || fail "$action needs --zone, such as us-west4-a"
-if [[ $action == create ]]; then
-  [[ -n $type ]] || fail "create needs --type, the accelerator type, such as v5litepod-16"
+# shellcheck source=launch/common.sh
+. "$root/launch/common.sh"
+# `version` prints the software that suits --type, for launch/queued.sh.
+actions=(create setup run resume logs status stop delete version)
+valued=(name zone project type version topology data-disk)
+switches=(spot reserved internal-ips)
+# What read_options sets.
+name='' zone='' project='' type='' version='' topology='' internal_ips=''
+read_options "$@"
+if [[ $action != version ]]; then
+  needs name "the name of the TPU VM"
+  needs zone "such as us-west4-a"
+fi
+if [[ $action == create || $action == version ]]; then
+  needs type "the accelerator type, such as v5litepod-16"
   case $type in
     "${version:+$type}") ;;
-    v2-* | v3-* | v4-*) version=tpu-ubuntu2204-base ;;
-    v5litepod-*) version=v2-alpha-tpuv5-lite ;;
-    v5p-*) version=v2-alpha-tpuv5 ;;
-    v6e-*) version=v2-alpha-tpuv6e ;;
-    *) fail "create needs --version: the software that suits --type $type is not known here" ;;
+    v2-* | v3-* | v4 | v4-*) version=tpu-ubuntu2204-base ;;
+    v5litepod | v5litepod-*) version=v2-alpha-tpuv5-lite ;;
+    v5p | v5p-*) version=v2-alpha-tpuv5 ;;
+    v6e | v6e-*) version=v2-alpha-tpuv6e ;;
+    *) fail "$action needs --version: the software that suits --type $type is not known here" ;;
   esac
+fi
+if [[ $action == version ]]; then
+  echo "$version"
+  exit 0
 fi
 if [[ $action == run ]]; then
   [[ ${#command[@]} -gt 0 ]] || fail "run needs a command after --"
 else
   [[ ${#command[@]} -eq 0 ]] || fail "$action takes no command: only run does"
 fi
-if [[ -z $dry_run ]]; then
-  command -v gcloud >/dev/null ||
-    fail "gcloud is not here: install the Google Cloud CLI, or see the commands with --dry-run"
-fi
-
-act() { # COMMAND ...: runs it, or prints it so that a shell reads the same words
-  if [[ -n $dry_run ]]; then
-    local line
-    printf -v line '%q ' "$@"
-    printf '%s\n' "${line% }"
-  else
-    "$@"
-  fi
-}
+tool gcloud "install the Google Cloud CLI"
 
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
@@ -132,10 +88,12 @@ tpu() { # VERB ...
   act gcloud compute tpus tpu-vm "$@" "${where[@]}"
 }
 
+# How the workers are reached.
+reach=(--worker=all)
+[[ -z $internal_ips ]] || reach+=(--internal-ip)
+
 on_workers() { # WORD ...: a command for the workers' shell, each word quoted for it
-  local line
-  printf -v line '%q ' "$@"
-  tpu ssh "$name" --worker=all --command="${line% }"
+  tpu ssh "$name" "${reach[@]}" --command="$(words "$@")"
 }
 
 worker() { # VERB ...: launch/worker.sh on all workers
@@ -144,13 +102,16 @@ worker() { # VERB ...: launch/worker.sh on all workers
 
 case $action in
   create)
-    tpu create "$name" --accelerator-type="$type" --version="$version"
+    given spot reserved data-disk internal-ips
+    what=("--accelerator-type=$type")
+    [[ -z $topology ]] || what=("--type=$type" "--topology=$topology")
+    tpu create "$name" "${what[@]}" "--version=$version" "${chosen[@]}"
     ;;
   setup)
     archive=${TMPDIR:-/tmp}/srpo_jax-$name.tar.gz
     act tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs \
       --exclude=__pycache__ .
-    tpu scp "$archive" "$name:srpo_jax.tar.gz" --worker=all
+    tpu scp "$archive" "$name:srpo_jax.tar.gz" "${reach[@]}"
     on_workers mkdir -p srpo_jax
     on_workers tar -xzf srpo_jax.tar.gz -C srpo_jax
     worker setup
@@ -160,6 +121,7 @@ case $action in
     worker start "${command[@]}"
     worker follow
     ;;
+  logs) worker follow ;;
   resume)
     worker resume
     worker follow

@@ -38,7 +38,7 @@ case ${1:-} in
     # The system's Python is older than 3.11 on many TPU VMs; uv brings one where it must.
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python '>=3.11' .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu]'
+    python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,gcs]'
     echo "host $host: ready"
     ;;
   start)

@@ -32,6 +32,7 @@ from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.loading import Source
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
@@ -93,11 +94,11 @@ def export_model(
     if said := _other_ids(opened):
         status(f"{output}: {said}")
     if adapter:
-        if not _is_workdir(Path(source)):
+        if not _is_workdir(storage.place(source)):
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
-        run = config_module.read(Path(source) / "config.json")
+        run = config_module.read(storage.place(source) / "config.json")
         config = loading.decoder_config(run.model, run.lora, run.train.frozen)
-        kind, base = described["model_type"], _base_of(Path(source))
+        kind, base = described["model_type"], _base_of(storage.place(source))
         export.write_adapter(output, config, kind, opened.read_parameters(), base)
     else:
         dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
@@ -181,7 +182,7 @@ def _check_transformers(described: Mapping[str, Any], ours: Mapping[str, tuple[i
 def _base_of(workdir: Path) -> str:
     """The directory of the model that a run's adapter belongs to; "" where there is none (GGUF)."""
     started = config_module.read(workdir / "config.json").model.source
-    if _is_workdir(Path(started)):
+    if _is_workdir(storage.place(started)):
         raise UserError(
             f"{workdir}: its adapter belongs to the run {started}, which is no model that peft can load: "
             "export the whole model instead (without --adapter)"
@@ -271,7 +272,7 @@ def _main(arguments: list[str]) -> None:
     source = given.source or (settings and settings.model.source)
     if not source:
         raise UserError("--source is missing: give the model to convert")
-    output = Path(given.output) if given.output else None
+    output = storage.here(given.output, "--output") if given.output else None
     if given.check:
         for sentence in check(source, output, settings):
             print(sentence)

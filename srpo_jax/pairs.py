@@ -26,7 +26,7 @@ from srpo_jax.pairing import comparing, drawing
 from srpo_jax.pairing.drawing import Drawn
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.runtime import distributed, files
+from srpo_jax.runtime import distributed, files, storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import keep_compiled
@@ -166,7 +166,7 @@ def main(settings: Settings, workdir: Path, output: str | None, **goal: str | No
     if goal["for"] is not None:
         pairs = dataclasses.replace(settings.pairs, goal=goal["for"])
         settings = dataclasses.replace(settings, pairs=pairs)
-    make_pairs(settings, workdir, Path(output) if output else workdir / "pairs.jsonl")
+    make_pairs(settings, workdir, storage.place(output) if output else workdir / "pairs.jsonl")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from srpo_jax.planning.report import Part, Plan, Range
 from srpo_jax.planning.workload import EOS, Workload, as_data
 from srpo_jax.revision.plan import rounded
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.metrics import status
@@ -311,7 +312,7 @@ def main(_: list[str]) -> int:
     for what, much in report.lines(best):
         status(f"{what:28} {much}")
     if given.output:
-        folder = Path(given.output)
+        folder = storage.place(given.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(report.record(best), indent=1))
         (folder / "plan.html").write_text(report.page(best))

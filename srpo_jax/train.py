@@ -28,7 +28,7 @@ from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.loading import Source
 from srpo_jax.objectives import Objective, ObjectiveSettings
 from srpo_jax.prompts import Renderer
-from srpo_jax.runtime import chips, distributed
+from srpo_jax.runtime import chips, distributed, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -110,7 +110,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 place=given.place,
                 hooks=(*watch, *evaluate),
                 stop=stop.requested,
-                save=hooks.save(checkpoints, before=given.write),
+                save=hooks.save(checkpoints, given.write, log.flush),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -139,7 +139,7 @@ def prepare_data(
     data, evaluated = settings.data, settings.train.evaluate_every > 0
     rejected = any("l" in name for name in objective.needs)
     read = functools.cache(lambda: read_pairs(data, rejected=rejected, evaluated=evaluated))
-    folder = Path(data.cache) if data.cache else workdir / "trees"
+    folder = storage.place(data.cache) if data.cache else workdir / "trees"
     limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
     renderer = Renderer(data.template, source.tokenizer, data.arguments)
 

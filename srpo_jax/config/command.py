@@ -11,6 +11,7 @@ from ml_collections.config_flags import config_flags
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 from srpo_jax.runtime.settings import described
@@ -53,7 +54,7 @@ def run(
     def checked(arguments: list[str]) -> int | None:
         folder, further = flags.FLAGS.workdir, arguments[1:]
         if instead and (first := flags.FLAGS[instead[0]].value) is not None:
-            instead[2]([first, *further], Path(folder) if folder else None)
+            instead[2]([first, *further], storage.folder(folder, "--workdir") if folder else None)
             return None
         if further:
             raise UserError(
@@ -62,10 +63,8 @@ def run(
         values = given()
         if not flags.FLAGS.workdir:
             raise UserError("--workdir is missing: give the folder this run is to live in")
-        if Path(flags.FLAGS.workdir).is_file():
-            raise UserError(f"--workdir={flags.FLAGS.workdir} is a file: give a folder")
         chosen = {name: flags.FLAGS[name].value for name in (*options, *switches)}
-        return main(values, Path(flags.FLAGS.workdir), **chosen)
+        return main(values, storage.folder(flags.FLAGS.workdir, "--workdir"), **chosen)
 
     run_program(checked)
 

@@ -5,12 +5,12 @@ A *record* is one entry of a data set, {name: value}; FORMATS turns it into a Pa
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from srpo_jax.data import sources
+from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 Record = Mapping[str, Any]
@@ -91,16 +91,12 @@ def read_pairs(
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
     """JSON lines, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as out:
+    with files.whole(storage.place(path)) as part, part.open("w", encoding="utf-8") as out:
         for pair in pairs:
             record = {name: getattr(pair, name) for name in (*TEXTS, "label_prob")}
             if not isinstance(pair.prompt, str):
                 record["prompt"] = [dataclasses.asdict(message) for message in pair.prompt]
             out.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(part, path)
 
 
 # --- formats: a record -> a pair ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Records of data sets: JSON lines, Parquet, array_record, `datasets` on disk or hub, TFDS."""
 
+import contextlib
 import gzip
 import importlib
 import json
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 # where (file and place), number of the record (from 1), and the record.
@@ -30,7 +32,11 @@ def read(
         yield from _hub(name, split, setting)
     elif name.startswith("tfds:"):
         yield from _tfds(name, split)
-    elif not name or not Path(name).exists():
+    elif storage.is_remote(name) and not name.endswith((".jsonl", ".json", ".jsonl.gz")):
+        raise UserError(
+            f"{setting}.{what}={name}: of a store JSON lines can be read; copy others here"
+        )
+    elif not name or not storage.place(name).exists():
         raise UserError(
             f"no {what} at {name or 'an empty path'}: set {setting}.{what} to a JSON lines file"
         )
@@ -41,7 +47,7 @@ def read(
     elif name.endswith(".array_record"):
         yield from _array_record(Path(name))
     else:
-        yield from _json_lines(Path(name))
+        yield from _json_lines(storage.place(name))
 
 
 def say(sentence: str) -> None:
@@ -50,7 +56,9 @@ def say(sentence: str) -> None:
 
 def _json_lines(path: Path) -> Iterator[Located]:
     """Blank lines are skipped, and counted."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+    with path.open("rb") as file, contextlib.ExitStack() as stack:
+        zipped = path.suffix == ".gz"
+        lines = stack.enter_context(gzip.open(file)) if zipped else file
         for number, text in enumerate(lines, 1):
             if text.strip():
                 where = f"{path}:{number}"

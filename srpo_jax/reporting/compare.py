@@ -11,6 +11,7 @@ from srpo_jax.reporting.codec import from_json
 from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, JudgeRecord, Texts
 from srpo_jax.reporting.verdicts import VerdictTable
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 FILE = "results.json"
@@ -19,7 +20,7 @@ _IDENTITY = ("description", "prompt", "facts")  # of a judge
 
 def read(folder: str | Path) -> Report:
     """The report in a folder. Raises UserError where there is none."""
-    path = Path(folder) / FILE
+    path = storage.place(folder) / FILE
     try:
         return from_json(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -80,7 +81,7 @@ def _rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
     """Short and distinct: the workdir's name where the folder is its `report`, else the whole path."""
-    paths = [Path(folder).absolute() for folder in folders]
+    paths = [storage.absolute(storage.place(folder)) for folder in folders]
     short = [path.parent.name if path.name == "report" else path.name for path in paths]
     return [
         name if short.count(name) == 1 else str(folder)

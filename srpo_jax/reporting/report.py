@@ -3,8 +3,6 @@
 Data in, files out: no model and no mesh is imported here.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 from srpo_jax.reporting import figure as report_figure
@@ -13,6 +11,7 @@ from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.data import Report
 from srpo_jax.reporting.parquet import to_parquet
 from srpo_jax.reporting.table import markdown
+from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 
@@ -23,7 +22,7 @@ def write(report: Report, directory: str | Path) -> dict[str, Path]:
     all, and replaces its forerunner; results.json comes last. Raises UserError where the directory
     cannot be written.
     """
-    directory = Path(directory)
+    directory = storage.place(directory)
     contents = {
         **({"win_rate.png": report_figure.draw(report, report.views[0])} if report.views else {}),
         "table.md": markdown(report).encode(),
@@ -34,22 +33,11 @@ def write(report: Report, directory: str | Path) -> dict[str, Path]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _write_atomically(directory / name, content)
+            with files.whole(directory / name) as part:
+                part.write_bytes(content)
     except OSError as error:
         raise UserError(
             f"the report cannot be written to {directory} ({error.strerror}); "
             "name a folder that can be written and has room"
         ) from error
     return {name: directory / name for name in contents}
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read, and a report is to be shared
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

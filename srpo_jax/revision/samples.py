@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
@@ -78,17 +79,15 @@ def resume(path: Path, header: Record, fits: Callable[[list[Record]], bool]) -> 
 
 def append(path: Path, records: Sequence[Record]) -> None:
     """Records are on disk when this returns."""
-    with path.open("a", encoding="utf-8") as out:
-        out.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        out.flush()
-        os.fsync(out.fileno())
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    storage.append(path, text.encode())
 
 
 def read(path: Path) -> tuple[Record | None, list[Record]]:
     """Header, None in an empty file, and records; a last line without its end is cut off the file."""
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
+    if len(whole) < len(content) and not storage.is_remote(path):  # objects are never cut
         os.truncate(path, len(whole))
     lines = [_parsed(line, f"{path}:{i}") for i, line in enumerate(whole.splitlines(), 1)]
     return (lines[0], lines[1:]) if lines else (None, [])

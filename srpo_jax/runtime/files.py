@@ -3,17 +3,18 @@
 import contextlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 
 def write_json(path: Path, value: Any) -> None:
     """Indented JSON; on disk when this returns, and until then the file is what it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part:
         part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
@@ -22,8 +23,15 @@ def write_json(path: Path, value: Any) -> None:
 def whole(path: Path) -> Iterator[Path]:
     """A file to write in place of `path`, whose content it becomes, at once, when the block ends.
 
-    Several processes may write one path: the last one counts. After a failure `path` is what it was.
+    Several processes may write one path: the last one counts. After a failure `path` is what it was. The
+    file to write is one of this machine, also for a path of a store.
     """
+    if storage.is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="srpo_jax_") as folder:
+            part = Path(folder) / path.name
+            yield part
+            storage.copy(part, path)  # an object appears whole
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{uuid.uuid4().hex}.part")
     try:

@@ -4,9 +4,9 @@ Only process 0 writes or prints.
 """
 
 import collections
+import contextlib
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ import rich.progress
 import tensorboardX
 from rich.console import Console
 
+from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 _console = Console()
@@ -53,17 +54,20 @@ class Metrics:
         self._writes = is_main()
         if not self._writes:
             return
-        path = Path(workdir) / "metrics.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = storage.place(workdir) / "metrics.jsonl"
         if path.exists():
             _drop_later(path, resume)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = storage.Lines(path)
+        self._stack = contextlib.ExitStack()
+        # tensorboardX writes to this machine; a store gets its files at `close`.
+        board = self._stack.enter_context(storage.staged(path.parent / "tensorboard"))
         self._board = tensorboardX.SummaryWriter(
-            str(path.parent / "tensorboard"), purge_step=resume + 1 if resume else 0
+            str(board), purge_step=resume + 1 if resume else 0, filename_suffix=f".{resume}"
         )
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Appends one line, which is on disk when this returns, and TensorBoard scalars.
+        """Appends one line, which is on disk when this returns (in a store: see `storage.Lines`), and
+        TensorBoard scalars.
 
         Args:
             values: metric name -> a number, or anything `float` takes (an array of one element).
@@ -75,15 +79,20 @@ class Metrics:
         for name, number in numbers.items():
             line[name] = number if math.isfinite(number) else str(number)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
         for name, number in numbers.items():
             self._board.add_scalar(name, number, global_step=int(step))
+
+    def flush(self) -> None:
+        """Every line is on disk when this returns, in a store too."""
+        if self._writes:
+            self._file.flush()
 
     def close(self) -> None:
         """Closes both files."""
         if self._writes:
             self._file.close()
             self._board.close()
+            self._stack.close()
 
     def __enter__(self) -> Self:
         return self
@@ -106,7 +115,9 @@ def read(path: Path | str) -> list[dict[str, Any]]:
         UserError: another line is no JSON object with a step; the sentence names file and line.
     """
     lines = []
-    for number, text in enumerate(Path(path).read_text(encoding="utf-8").splitlines(True), 1):
+    for number, text in enumerate(
+        storage.place(path).read_text(encoding="utf-8").splitlines(True), 1
+    ):
         if not text.endswith("\n"):
             break
         try:
@@ -123,9 +134,8 @@ def read(path: Path | str) -> list[dict[str, Any]]:
 def _drop_later(path: Path, step: int) -> None:
     """A new run, of step 0, keeps none: it writes what is known before its first step once more."""
     kept = [json.dumps(line) + "\n" for line in read(path) if line["step"] <= step and step]
-    rewritten = path.with_suffix(".jsonl.partial")
-    rewritten.write_text("".join(kept), encoding="utf-8")
-    os.replace(rewritten, path)
+    with files.whole(path) as rewritten:
+        rewritten.write_text("".join(kept), encoding="utf-8")
 
 
 class Progress:

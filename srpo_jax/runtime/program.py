@@ -11,6 +11,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 USER_ERROR = 2
@@ -37,7 +38,7 @@ def keep_compiled(workdir: Path) -> None:
     JAX_COMPILATION_CACHE_DIR names another folder, which several runs may share.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.resolve() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(storage.absolute(workdir) / "compiled"))
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from jax import Array
 from srpo_jax.data import held_out, records
 from srpo_jax.data.records import Pair
 from srpo_jax.objectives import Objective, diagnostics
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.training.pipeline import PairTrees
@@ -26,7 +26,7 @@ def origin(
     """
     own = not data.held_out and not data.held_out_split  # held out are some of `pairs`
     sources = [data.pairs] if own or not held else [data.pairs, data.held_out or data.pairs]
-    if not all(Path(source).is_file() for source in sources):
+    if not all(storage.place(source).is_file() for source in sources):
         digest = hashlib.sha256()
         for pair in read()[held]:
             digest.update(repr(pair).encode())
@@ -38,7 +38,7 @@ def origin(
 
 
 def _file_digest(path: str) -> str:
-    with Path(path).open("rb") as file:
+    with storage.place(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -57,12 +57,16 @@ def show(progress: Progress) -> Callable[[Done], None]:
     return lambda done: progress.advance(work=done.tokens, note=f"loss {done.metrics['loss']:.4f}")
 
 
-def save(checkpoints: Checkpoints, before: Callable[[], None]) -> Callable[[Done], None]:
-    """A checkpoint, and before it what it relies on; the loop asks for it where one is due, and where the
-    run ends or stops."""
+def save(checkpoints: Checkpoints, *before: Callable[[], None]) -> Callable[[Done], None]:
+    """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
+
+    before: writes what must be on disk before it, the reference scores that it relies on, and the lines of
+    its steps: a later attempt, which goes on behind it, writes none of them.
+    """
 
     def act(done: Done) -> None:
-        before()
+        for write in before:
+            write()
         checkpoints.save(done.number, done.state, force=True)
 
     return act

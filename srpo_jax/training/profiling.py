@@ -1,5 +1,6 @@
 """A profile of a few steps: at a step chosen beforehand, or when a signal asks for one."""
 
+import contextlib
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -7,6 +8,7 @@ from typing import Any, Self
 
 import jax
 
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.metrics import status
 from srpo_jax.training.loop import Done
 
@@ -23,6 +25,7 @@ class Profiler:
         self._asked = False
         self._until: int | None = None
         self._handler: Any = None
+        self._traced = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._handler = signal.signal(signal.SIGUSR1, self._receive)
@@ -44,11 +47,13 @@ class Profiler:
             self._stop()
         elif self._until is None and (self._asked or done.number == self._at) and not done.last:
             self._asked, self._until = False, done.number + self._steps
-            jax.profiler.start_trace(self._folder)
+            # JAX writes to this machine only.
+            jax.profiler.start_trace(self._traced.enter_context(storage.staged(self._folder)))
 
     def _stop(self) -> None:
         self._until = None
         jax.profiler.stop_trace()
+        self._traced.close()
         status(f"profile: written to {self._folder}; look at it with xprof or Perfetto")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

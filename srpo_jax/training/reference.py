@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from srpo_jax.models.architecture import DecoderConfig
-from srpo_jax.runtime import digest, metrics
+from srpo_jax.runtime import digest, metrics, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import pipeline
 from srpo_jax.training.score_files import ScoreFiles, Scores
@@ -97,7 +97,7 @@ def scores(
 def place(cache: str, workdir: Path, name: str, depends: str) -> Path:
     """Where scores are kept: in the folder that runs share, by their fingerprint, or in the workdir."""
     if cache:
-        return Path(cache) / f"{name}_{depends[:16]}.npz"
+        return storage.place(cache) / f"{name}_{depends[:16]}.npz"
     return workdir / f"{name}.npz"
 
 

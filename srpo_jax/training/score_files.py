@@ -100,7 +100,7 @@ class ScoreFiles:
 
     def _read(self, path: Path) -> dict[str, np.ndarray] | None:
         try:
-            with np.load(path) as file:
+            with path.open("rb") as content, np.load(content) as file:
                 kept = dict(file)
         except FileNotFoundError:
             return None

@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +24,7 @@ import numpy as np
 
 from srpo_jax.data.records import Pair
 from srpo_jax.prompts import Renderer
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import distributed, storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.files import write_json
 from srpo_jax.runtime.metrics import Progress, status
@@ -139,9 +138,9 @@ def _build(folder: Path, build: Callable[[int, int], Built], pairs: Callable[[],
                 "workdir) must be a folder that all of them share"
             )
         if _complete(folder):  # another run was faster
-            shutil.rmtree(building)
+            storage.remove_folder(building)
             return
-        shutil.rmtree(folder, ignore_errors=True)  # damaged
+        storage.remove_folder(folder)  # damaged
         building.rename(folder)
 
     try:
@@ -149,7 +148,7 @@ def _build(folder: Path, build: Callable[[int, int], Built], pairs: Callable[[],
         distributed.from_main(publish)
     except BaseException:
         if jax.process_index() == 0:
-            shutil.rmtree(building, ignore_errors=True)
+            storage.remove_folder(building)
         raise
 
 
@@ -158,9 +157,9 @@ def _remove_abandoned(folder: Path) -> None:
     if jax.process_index() != 0:
         return
     for left in folder.parent.glob(f".{folder.name}.building-*"):
-        newest = max((file.stat().st_mtime for file in left.iterdir()), default=0.0)
+        newest = max(map(storage.changed, left.iterdir()), default=0.0)
         if time.time() - newest > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+            storage.remove_folder(left)
 
 
 def _name(process: int, processes: int) -> str:
@@ -198,6 +197,13 @@ def _opened(folder: Path, processes: int) -> list[_Share]:
 
 def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
     """A share of so many pairs, its manifest last."""
+    with storage.staged(folder) as here:
+        manifest = _write_columns(here, name, built, pairs)
+    write_json(folder / f"{name}.json", manifest)
+
+
+def _write_columns(folder: Path, name: str, built: Built, pairs: int) -> dict[str, Any]:
+    """The files of a share in a folder of this machine; returns the manifest."""
     numbers: list[int] = []
     labels: list[float] = []
     dropped = 0
@@ -213,7 +219,6 @@ def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
             labels.append(label)
             yield tree
 
-    folder.mkdir(parents=True, exist_ok=True)
     sequences = 0
     with contextlib.ExitStack() as stack:
         files = {
@@ -231,13 +236,12 @@ def _write(folder: Path, name: str, built: Built, pairs: int) -> None:
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-    manifest = {
+    return {
         "trees": len(numbers),
         "sequences": sequences,
         "dropped": dropped,
-        "bytes": {column: (folder / f"{name}.{column}").stat().st_size for column in COLUMNS},
+        "bytes": {column: storage.size(folder / f"{name}.{column}") for column in COLUMNS},
     }
-    write_json(folder / f"{name}.json", manifest)
 
 
 def _files(folder: Path, name: str) -> Iterator[tuple[str, Path, dict[str, Any]]]:
@@ -245,7 +249,7 @@ def _files(folder: Path, name: str) -> Iterator[tuple[str, Path, dict[str, Any]]
     manifest: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     for column in COLUMNS:
         path = folder / f"{name}.{column}"
-        size, should = path.stat().st_size, manifest["bytes"][column]
+        size, should = storage.size(path), manifest["bytes"][column]
         if size != should:
             raise ValueError(f"{path.name} has {size} bytes, not {should}")
         yield column, path, manifest
@@ -267,8 +271,8 @@ def _column(path: Path, column: str, manifest: dict[str, Any]) -> np.ndarray:
     if not manifest["bytes"][column]:
         return np.zeros((0, *shape[1:]), dtype)
     if column in LARGE:
-        return np.memmap(path, dtype, "r").reshape(shape)
-    return np.fromfile(path, dtype).reshape(shape)
+        return np.memmap(storage.local_copy(path), dtype, "r").reshape(shape)
+    return np.frombuffer(path.read_bytes(), dtype).reshape(shape)
 
 
 def _together(shares: list[_Share]) -> Found:

@@ -119,7 +119,7 @@ def test_the_project_is_passed_on() -> None:
         (["create", *WHERE, "--type=v99-8"], "create needs --version"),
         (["run", *WHERE], "run needs a command after --"),
         (["stop", *WHERE, "--", "x"], "stop takes no command"),
-        (["run", *WHERE, "--spot"], "unknown option '--spot'"),
+        (["run", *WHERE, "--spots"], "unknown option '--spots'"),
         (["run", "--name"], "--name needs a value"),
         (["delete", *WHERE], "gcloud is not here"),
     ],

@@ -114,6 +114,8 @@ class Interview:
                 self.endpoint.stop()
                 pool.shutdown(cancel_futures=True)  # what is still answered is kept
                 raise
+            finally:
+                self.store.flush()
         return keys, self.store.get(keys.values())
 
     def known(self, keys: Mapping[Question, str], mode: str) -> dict[str, Record]:

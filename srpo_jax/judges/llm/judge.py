@@ -17,6 +17,7 @@ from srpo_jax.judges.judge import Estimate, Prompt, Verdicts, require_equal
 from srpo_jax.judges.llm import prompts as texts
 from srpo_jax.judges.llm.interview import Interview, Question
 from srpo_jax.judges.settings import JudgeSettings
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 _ROUGH = {"logprobs": 2, "json": 10, "text": 4}  # tokens of an answer, if none is known
@@ -45,7 +46,7 @@ class LlmJudge:
         self.name = settings.label or "llm"
         self.template = texts.template(settings.template)
         self._settings = settings
-        path = Path(folder) / settings.cache if settings.cache else None
+        path = storage.place(folder) / settings.cache if settings.cache else None
         self._interview = Interview(settings, self.template, path, ask=ask)
         self.description = (
             f"{settings.model} at {self._interview.endpoint.url}, each pair asked in both orders "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 _SCHEMA = """
@@ -46,17 +49,18 @@ class Record:
 class Store:
     """Records by key, in an SQLite file (or in memory); every `put` is on disk when it returns.
 
-    An answer that is no verdict is kept as such. Safe with threads, and with another process beside.
+    An answer that is no verdict is kept as such. Safe with threads, and with another process beside. A file
+    in a store of objects is worked on here and sent every `storage.SECONDS`, and at `flush`: there, two
+    programs that judge at once need two files.
+
     `old`: how many verdicts the file holds in the format of before (a table `verdicts`); they stay there.
     """
 
     def __init__(self, path: str | Path | None) -> None:
         self._lock = threading.Lock()
         try:
-            if path:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(
-                path or ":memory:", check_same_thread=False, isolation_level=None, timeout=60
+                self._place(path), check_same_thread=False, isolation_level=None, timeout=60
             )
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
@@ -85,6 +89,33 @@ class Store:
         places = ", ".join("?" * len(values))
         with self._lock:
             self._file.execute(f"INSERT OR REPLACE INTO answers VALUES ({places})", values)
+            due = self._remote and time.monotonic() - self._sent >= storage.SECONDS
+        if due:
+            self.flush()
+
+    def flush(self) -> None:
+        """A file in a store of objects has everything when this returns."""
+        if not self._remote:
+            return
+        with self._lock, files.whole(self._remote) as part:
+            self._sent = time.monotonic()
+            with contextlib.closing(sqlite3.connect(part)) as whole:
+                self._file.backup(whole)
+
+    def _place(self, path: str | Path | None) -> str | Path:
+        """The file to work on."""
+        self._remote = storage.place(path) if path and storage.is_remote(path) else None
+        self._sent = time.monotonic()
+        if not path:
+            return ":memory:"
+        if self._remote is None:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            return path
+        self._folder = tempfile.TemporaryDirectory(prefix="srpo_jax_")
+        local = Path(self._folder.name) / self._remote.name
+        if self._remote.exists():
+            storage.copy(self._remote, local)
+        return local
 
     def mode(self, judge: str) -> str | None:
         """Where a judge's verdicts are read, as found out before."""

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Runs a program as a managed job of SkyPilot, on spot machines of whatever cloud has them.
+#
+#   launch/sky.sh submit --name NAME --gpus ACCELERATORS [--nodes N] [OPTION ...] -- COMMAND [ARGUMENT ...]
+#   launch/sky.sh status | logs | delete --name NAME
+#
+#   submit   hands the job over (launch/sky.yaml). After a preemption SkyPilot finds other machines, installs
+#            this repository there and starts the command again, which goes on from its last checkpoint: its
+#            --workdir is gs://… or s3://…. A command that fails by itself is started 3 times more
+#   resume   as submit: once a job has ended, the same command goes on
+#   status   of all managed jobs
+#   logs     output of the job
+#   delete   cancels the job and deletes its machines
+#
+#   --gpus ACCELERATORS   such as H100:8 or tpu-v5e-8, of each machine
+#   --nodes N             machines (default 1)
+#   --infra INFRA         where, such as gcp/us-central1; default: where it is cheapest
+#   --on-demand           no spot machines
+#   --dry-run             prints the commands, and runs nothing
+
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=launch/common.sh
+. "$here/common.sh"
+actions=(submit resume status logs delete)
+valued=(name gpus nodes infra)
+switches=(on-demand)
+name='' gpus='' nodes='' infra='' on_demand='' # read_options sets them
+read_options "$@"
+needs name "of the job"
+tool sky "pip install skypilot"
+
+case $action in
+  submit | resume)
+    needs gpus "such as H100:8 or tpu-v5e-8"
+    [[ ${#command[@]} -gt 0 ]] || fail "$action needs a command after --"
+    spot=--use-spot
+    [[ -z $on_demand ]] || spot=--no-use-spot
+    where=()
+    [[ -z $infra ]] || where=(--infra "$infra")
+    extra=cuda
+    [[ $gpus != tpu* ]] || extra=tpu
+    act sky jobs launch "$here/sky.yaml" --name "$name" --gpus "$gpus" --num-nodes "${nodes:-1}" \
+      "$spot" "${where[@]}" --env "SRPO_EXTRA=$extra" --env "SRPO_COMMAND=$(words "${command[@]}")" --yes
+    ;;
+  status) act sky jobs queue ;;
+  logs) act sky jobs logs --name "$name" ;;
+  delete) act sky jobs cancel --name "$name" --yes ;;
+esac

