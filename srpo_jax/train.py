@@ -274,7 +274,7 @@ def check_batch(settings: Settings, mesh: Mesh) -> None:
         return
     fewer = next((n for n in range(min(size // parts, devices), 0, -1) if devices % n == 0), 0)
     instead = f"make it {parts * devices} or more"
-    if fewer:
+    if fewer and not settings.mesh.rules:
         tensor = mesh.shape["tensor"] * devices // fewer
         instead += (
             f", or let {tensor // mesh.shape['tensor']} times as many devices share a row with "
@@ -282,7 +282,7 @@ def check_batch(settings: Settings, mesh: Mesh) -> None:
         instead += f"--config.mesh.tensor={tensor}"
     raise UserError(
         f"config.train.batch_size={size} pairs are fewer than config.train.accumulate={parts} parts of "
-        f"config.mesh.replica * config.mesh.fsdp = {devices} rows, one a device: {instead}"
+        f"{mesh_module.settings_of(mesh, 'batch')} = {devices} rows, one a device: {instead}"
     )
 
 

@@ -1,7 +1,7 @@
-"""The device mesh, and the one table that says which dimension lies along which mesh axis.
+"""The device mesh, and where arrays lie on it.
 
 Models name the dimensions of their parameters logically ("embed", "heads", …) and know nothing of
-machines; everything that places an array on devices goes through `RULES`.
+machines; everything that places an array on devices goes through the table of `rules.py`.
 """
 
 import dataclasses
@@ -14,29 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from srpo_jax.runtime import rules as rule_table
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.rules import AXES, LogicalAxes, mesh_axes, spec
 from srpo_jax.runtime.settings import Check, check, setting
-
-AXES = ("replica", "fsdp", "tensor")
-
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("replica", "fsdp"),
-    "embed": "fsdp",
-    "vocab": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head": None,
-    "mlp": "tensor",
-    "layers": None,
-    "rank": None,
-}
 
 # Dimensions of which every device holds all where they cannot be cut: a few key heads for many devices.
 WHOLE_IF_UNEVEN = ("kv_heads",)
 
-LogicalAxes = tuple[str | None, ...]
 _SIZE = Check(lambda value: value == -1 or value >= 1, "positive, or -1 for all that are left")
 
 
@@ -47,9 +34,15 @@ class MeshSettings:
     replica: int = setting(1, "copies of the model, the only axis that crosses slices", _SIZE)
     fsdp: int = setting(-1, "parameters and batch are split over these devices", _SIZE)
     tensor: int = setting(1, "heads, MLP and vocabulary are split over these", _SIZE)
+    rules: tuple[str, ...] = setting(
+        (),
+        "what else is split over which of these axes than in srpo_jax/runtime/rules.py, e.g. "
+        "('embed=replica+fsdp', 'vocab=None')",
+    )
 
     def __post_init__(self) -> None:
         check(self, "config.mesh")
+        rule_table.changed(self.rules)
 
 
 def make(
@@ -57,6 +50,7 @@ def make(
     fsdp: int = -1,
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
+    rules: Sequence[str] = (),
 ) -> Mesh:
     """Mesh with the axes ("replica", "fsdp", "tensor"), all of type Auto.
 
@@ -67,9 +61,11 @@ def make(
         tensor: devices that share every matrix product, split along heads, mlp and vocabulary.
             At most one of the three is -1: all devices that the others leave.
         devices: default `jax.devices()`, those of all processes.
+        rules: see `rules.changed`; with some the mesh has a fourth axis that carries them.
 
     Raises:
-        UserError: the sizes are not positive, or their product is not the number of devices.
+        UserError: the sizes are not positive, or their product is not the number of devices; a rule that
+            cannot be.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _complete({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
@@ -90,7 +86,11 @@ def make(
             f"config.mesh.replica is {shape[0]}, but the devices are in {slices} slices: make it a "
             f"multiple of {slices}, so that only replicas talk over the network between slices"
         )
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    names: tuple[str, ...] = AXES
+    if rules:
+        rule_table.changed(rules)
+        grid, names = grid[..., None], (*AXES, rule_table.axis_name(rules))
+    return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
 
 
 def local(width: int) -> Mesh:
@@ -102,12 +102,12 @@ def local(width: int) -> Mesh:
 def sharding(mesh: Mesh, axes: LogicalAxes, shape: Sequence[int] | None = None) -> NamedSharding:
     """Sharding of an array whose dimensions have these logical names (None: not split).
 
-    "batch" and "embed" cannot name dimensions of one array: both lie along "fsdp". shape: of the array,
-    where dimensions of WHOLE_IF_UNEVEN are among them.
+    shape: of the array, where dimensions of WHOLE_IF_UNEVEN are among them. Raises UserError where two of
+    the dimensions lie along one axis, as "batch" and "embed" would.
     """
     if shape is not None:
-        axes = _whole_if_uneven(axes, shape, mesh.shape)
-    return NamedSharding(mesh, spec(axes))
+        axes = _whole_if_uneven(mesh, axes, shape)
+    return NamedSharding(mesh, spec(mesh, axes))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -130,7 +130,7 @@ def of(state: Any) -> Mesh | None:
 
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts `batch_sharding` splits the leading dimension."""
-    return math.prod(mesh.shape[axis] for axis in _mesh_axes("batch"))
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(mesh, "batch"))
 
 
 def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
@@ -141,7 +141,7 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    fitting = spec(_whole_if_uneven(axes, x.shape, mesh.shape))
+    fitting = spec(mesh, _whole_if_uneven(mesh, axes, x.shape))
     laid_out: jax.Array = jax.lax.with_sharding_constraint(x, fitting)
     return laid_out
 
@@ -149,7 +149,7 @@ def constrain(x: jax.Array, axes: LogicalAxes) -> jax.Array:
 def current_parts(logical: str) -> int:
     """Into how many parts a dimension of this name is cut on the mesh of the context; 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in _mesh_axes(logical))
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(mesh, logical))
 
 
 def own_parts(mesh: Mesh) -> np.ndarray:
@@ -174,8 +174,8 @@ def own_rows(mesh: Mesh, rows: int) -> np.ndarray:
     parts = batch_parts(mesh)
     if rows % parts:
         raise UserError(
-            f"a batch of {rows} rows cannot be split over config.mesh.replica * config.mesh.fsdp = "
-            f"{parts} devices: choose a batch size that is a multiple"
+            f"a batch of {rows} rows cannot be split over {settings_of(mesh, 'batch')} = {parts} devices: "
+            "choose a batch size that is a multiple"
         )
     own: np.ndarray = np.arange(rows).reshape(parts, -1)[own_parts(mesh)]
     return own.reshape(-1)
@@ -190,14 +190,17 @@ def check_divisible(mesh: Mesh, name: str, shape: Sequence[int], axes: LogicalAx
     if len(shape) != len(axes):
         raise ValueError(f"{name}: shape {tuple(shape)} has not the dimensions {axes}")
     for dimension, (size, logical) in enumerate(zip(shape, axes, strict=True)):
-        mesh_axes = _mesh_axes(logical)
-        parts = math.prod(mesh.shape[axis] for axis in mesh_axes)
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes(mesh, logical))
         if size % parts and logical not in WHOLE_IF_UNEVEN:
-            settings = " * ".join(f"config.mesh.{axis}" for axis in mesh_axes)
             raise UserError(
                 f'{name}: dimension {dimension} ("{logical}", size {size}) cannot be cut into '
-                f"{settings} = {parts} equal parts: choose a size that divides it"
+                f"{settings_of(mesh, logical)} = {parts} equal parts: choose a size that divides it"
             )
+
+
+def settings_of(mesh: Mesh, logical: str | None) -> str:
+    """The settings whose product says into how many parts a dimension is cut, for sentences."""
+    return " * ".join(f"config.mesh.{axis}" for axis in mesh_axes(mesh, logical))
 
 
 def parameter_shardings(mesh: Mesh, state: nnx.State[Any, Any]) -> nnx.State[Any, Any]:
@@ -309,15 +312,6 @@ def _complete(sizes: dict[str, int], devices: int) -> tuple[int, ...]:
     return tuple(devices // known if size == -1 else size for size in sizes.values())
 
 
-def _mesh_axes(logical: str | None) -> tuple[str, ...]:
-    rule = None if logical is None else RULES[logical]
-    return (rule,) if isinstance(rule, str) else (rule or ())
-
-
-def spec(axes: LogicalAxes) -> PartitionSpec:
-    return PartitionSpec(*(_mesh_axes(name) or None for name in axes))
-
-
 def _variable_sharding(
     mesh: Mesh, path: tuple[Any, ...], variable: nnx.Variable[Any]
 ) -> NamedSharding:
@@ -332,12 +326,12 @@ def _variable_sharding(
 
 
 def _whole_if_uneven(
-    axes: LogicalAxes, shape: Sequence[int], sizes: Mapping[str, int]
+    mesh: Mesh | AbstractMesh, axes: LogicalAxes, shape: Sequence[int]
 ) -> LogicalAxes:
     """axes without the names of dimensions that stay whole, as they cannot be cut evenly."""
 
     def uneven(name: str | None, size: int) -> bool:
-        parts = math.prod(sizes[axis] for axis in _mesh_axes(name))
+        parts = math.prod(mesh.shape[axis] for axis in mesh_axes(mesh, name))
         return name in WHOLE_IF_UNEVEN and size % parts > 0
 
     return tuple(

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from srpo_jax.runtime import rules
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
@@ -104,7 +105,10 @@ def report_model(trained: Any, frozen: Any, mesh: Mesh) -> None:
     def count(tree: Any) -> float:
         return float(sum(x.size for x in jax.tree.leaves(tree)) / 1e6)
 
-    shape = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    # Rules that the run has changed are the name of an axis.
+    shape = ", ".join(
+        f"{axis} {size}" if axis in rules.AXES else axis for axis, size in mesh.shape.items()
+    )
     status(
         f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}"
     )

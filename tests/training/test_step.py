@@ -26,6 +26,10 @@ MESHES = {
     "fsdp 8": {"fsdp": 8},
     "fsdp 4, tensor 2": {"fsdp": 4, "tensor": 2},
     "replica 2, fsdp 2, tensor 2": {"replica": 2, "fsdp": 2, "tensor": 2},
+    "other rules": {
+        **{"replica": 2, "fsdp": 2, "tensor": 2},
+        "rules": ("embed=replica+fsdp", "vocab=None", "mlp = None", "batch=fsdp"),
+    },
 }
 STEPS, BATCH = 4, 8
 
@@ -128,6 +132,7 @@ def run(batches):
         ("fsdp 4, tensor 2", 0),
         ("fsdp 8", 4),
         ("replica 2, fsdp 2, tensor 2", 4),
+        ("other rules", 0),
         pytest.param("fsdp 8", 0, marks=pytest.mark.slow),
         pytest.param("replica 2, fsdp 2, tensor 2", 0, marks=pytest.mark.slow),
         pytest.param("fsdp 4, tensor 2", 4, marks=pytest.mark.slow),
@@ -145,6 +150,23 @@ def test_every_mesh_takes_the_same_steps(run, mesh_name, rank):
             here_value, there_value = here.metrics[i][name], there.metrics[i][name]
             np.testing.assert_allclose(here_value, there_value, rtol=1e-4, err_msg=f"{i} {name}")
     assert here.metrics[-1]["loss"] < 0.9 * here.metrics[0]["loss"]
+
+
+def test_arrays_lie_as_the_rules_of_the_run_say(run):
+    """Width over four devices, heads over two, vocabulary and MLP whole; the optimiser's state too."""
+    state = run("other rules").state
+    flat = nnx.to_flat_state(state.model)
+    placed = {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+
+    def parts(x: jax.Array) -> list[float]:
+        return np.divide(x.shape, x.addressable_shards[0].data.shape).tolist()
+
+    embedding = placed["embedder.embedding"]
+    assert parts(embedding) == [1, 4]
+    assert parts(placed["blocks.attention.query.kernel"]) == [1, 4, 2, 1]
+    assert parts(placed["blocks.mlp.down.kernel"]) == [1, 1, 4]
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.shape == embedding.shape]
+    assert [parts(x) for x in moments] == [[1, 4], [1, 4]]
 
 
 @pytest.mark.parametrize("rank", [0, 4], ids=["all weights", "adapters"])

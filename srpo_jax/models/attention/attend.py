@@ -14,6 +14,7 @@ from srpo_jax.models.attention.logits import Logits
 from srpo_jax.models.attention.mask import TreeMask
 from srpo_jax.models.product import einsum
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime import rules
 
 Array = jax.Array
 LOGITS = (
@@ -130,8 +131,8 @@ def _on_mesh(program: Callable[..., Array]) -> Callable[..., Array]:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return program
-    heads = mesh_module.spec(("batch", None, "heads", None))
-    rows = mesh_module.spec(("batch",))
+    heads = rules.spec(mesh, ("batch", None, "heads", None))
+    rows = rules.spec(mesh, ("batch",))
     return jax.shard_map(
         program, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
     )
