@@ -1,9 +1,12 @@
 """Records of data sets: JSON lines, Parquet, array_record, `datasets` on disk or hub, TFDS."""
 
+import glob
 import gzip
 import importlib
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +24,8 @@ def read(
 
     FILE.jsonl (or .json, .jsonl.gz), FILE.parquet, FILE.array_record (a JSON object each), a directory
     written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs `datasets` and a network),
-    tfds:NAME (built already). split: of the last three. setting: the section that names the source, and
-    what: what it is read for, for errors.
+    tfds:NAME (built already). split: of the last three. Several files are read one after the other: see
+    `files`. setting: the section that names the source, and what: what it is read for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)
@@ -30,18 +33,71 @@ def read(
         yield from _hub(name, split, setting)
     elif name.startswith("tfds:"):
         yield from _tfds(name, split)
-    elif not name or not Path(name).exists():
+    elif found := files(source):
+        for path in found:
+            yield from _file(path)
+    elif name and Path(name).is_dir():
+        yield from _saved(Path(name), split, setting)
+    else:
         raise UserError(
             f"no {what} at {name or 'an empty path'}: set {setting}.{what} to a JSON lines file"
         )
-    elif Path(name).is_dir():
-        yield from _saved(Path(name), split, setting)
-    elif name.endswith(".parquet"):
-        yield from _parquet(Path(name))
-    elif name.endswith(".array_record"):
-        yield from _array_record(Path(name))
+
+
+def files(source: str | Path) -> list[Path]:
+    """The files that a source is: one, those a pattern matches (data/*.jsonl), or "FILE,FILE,…" of both.
+
+    A folder is those of FILES in it, by name. Empty for what is no file. Raises UserError for a file of a
+    list that is not there, and for a set of shards (…-of-00004.…) that is not whole.
+    """
+    name = str(source)
+    if not name or name.startswith(("hub:", "tfds:")):
+        return []
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        written = any((path / one).is_file() for one in ("dataset_info.json", "dataset_dict.json"))
+        found = [] if written else sorted(p for p in path.iterdir() if p.name.endswith(FILES))
+        return _whole(found, name)
+    if "," not in name:
+        return _whole(
+            sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file()), name
+        )
+    listed = [part.strip() for part in name.split(",") if part.strip()]
+    found = []
+    for part in listed:
+        more = files(part)
+        if not more:
+            raise UserError(f"no file at {part}, one of the list {name}")
+        found += more
+    return found
+
+
+FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".array_record")
+_SHARD = re.compile(r"^(.*?)-?(\d+)-of-(\d+)(.*)$")
+
+
+def _whole(found: list[Path], name: str) -> list[Path]:
+    """The files, if there are all shards of every set among them."""
+    sets: dict[tuple[str, str, str], set[int]] = {}
+    for path in found:
+        if shard := _SHARD.match(path.name):
+            key = (str(path.parent / shard[1]), shard[3], shard[4])
+            sets.setdefault(key, set()).add(int(shard[2]))
+    for (begin, count, _), numbers in sets.items():
+        if len(numbers) != int(count):
+            raise UserError(f"{name}: {len(numbers)} of {int(count)} shards of {begin} are there")
+    return found
+
+
+def _file(path: Path) -> Iterator[Located]:
+    if path.name.endswith(".parquet"):
+        yield from _parquet(path)
+    elif path.name.endswith(".array_record"):
+        yield from _array_record(path)
     else:
-        yield from _json_lines(Path(name))
+        yield from _json_lines(path)
 
 
 def say(sentence: str) -> None:
@@ -50,11 +106,18 @@ def say(sentence: str) -> None:
 
 def _json_lines(path: Path) -> Iterator[Located]:
     """Blank lines are skipped, and counted."""
-    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-        for number, text in enumerate(lines, 1):
-            if text.strip():
-                where = f"{path}:{number}"
-                yield where, number, _parse(text, where)
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for text in lines:
+                number += 1
+                if text.strip():
+                    where = f"{path}:{number}"
+                    yield where, number, _parse(text, where)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path} is cut short or no gzip file, behind line {number} ({error}): fetch it again"
+        ) from error
 
 
 def _parse(text: bytes, where: str) -> Any:
@@ -64,6 +127,8 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON that is nested too deeply to be read") from error
 
 
 def _parquet(path: Path) -> Iterator[Located]:
