@@ -39,6 +39,7 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
         split=data.split,
         fields=data.fields,
         rejected=any("l" in name for name in names),
+        distinct=any(name.startswith("l") for name in names),
     )
     renderer = Renderer(data.template, source.tokenizer, data.arguments)
     yield (
@@ -50,7 +51,9 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
     apart = 0
     left_out: Counter[str] = Counter()
     for number, pair in enumerate(pairs):
-        sequences = pipeline.pair_sequences(pair, renderer, names, f"{data.pairs}:{pair.line}")
+        sequences = pipeline.pair_sequences(
+            pair, renderer, names, f"{pair.file or data.pairs}:{pair.line}"
+        )
         tree = prefix_tree.build(sequences)
         if number < first:
             yield from show(pair, tree, names, source.tokenizer)

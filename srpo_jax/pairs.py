@@ -129,9 +129,9 @@ def is_made(settings: Settings, output: Path) -> bool:
         return output.exists()
     before = files.read_json(_beside(output), f"delete it and {output.name} to make the pairs anew")
     for key, value in json.loads(json.dumps(made_of(settings))).items():
-        if before.get(key) != value:
+        if before.get(key, value) != value:  # a key that was not there yet
             raise UserError(
-                f"{output} was made with {key}={before.get(key)!r}, now {value!r}: delete it to make it "
+                f"{output} was made with {key}={before[key]!r}, now {value!r}: delete it to make it "
                 "anew, or use another --output"
             )
     return True

@@ -52,7 +52,7 @@ MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
     *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_"),
     "reference.",
-    "data.held_out",  # pairs that were trained on stay so: see claim's fingerprint
+    *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
 
@@ -138,7 +138,11 @@ def prepare_data(
     """
     data, evaluated = settings.data, settings.train.evaluate_every > 0
     rejected = any("l" in name for name in objective.needs)
-    read = functools.cache(lambda: read_pairs(data, rejected=rejected, evaluated=evaluated))
+    # Where the rejected completion is a draft to improve, and no more, the best edit may be none.
+    distinct = any(name.startswith("l") for name in objective.needs)
+    read = functools.cache(
+        lambda: read_pairs(data, rejected=rejected, evaluated=evaluated, distinct=distinct)
+    )
     folder = storage.place(data.cache) if data.cache else workdir / "trees"
     limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
     renderer = Renderer(data.template, source.tokenizer, data.arguments)

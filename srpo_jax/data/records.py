@@ -5,6 +5,7 @@ A *record* is one entry of a data set, {name: value}; FORMATS turns it into a Pa
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from srpo_jax.runtime.errors import UserError
 Record = Mapping[str, Any]
 TEXTS = ("prompt", "chosen", "rejected")
 ROLES = ("system", "user", "assistant")
+# Of a message, what would change what the model sees.
+UNREAD = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Pair:
     """prompt is x, a text or a conversation that waits for the assistant.
 
     label_prob: the probability that chosen is better. rejected: "" where a record has none (SFT).
-    line: where it was read. every_turn: what the assistant said in the prompt is to be learned too (SFT).
+    line, file: where it was read; file "" where there is one only. every_turn: what the assistant said in
+    the prompt is to be learned too (SFT).
     """
 
     prompt: str | tuple[Message, ...]
@@ -40,6 +44,7 @@ class Pair:
     label_prob: float = 1.0
     line: int = dataclasses.field(default=0, compare=False)
     every_turn: bool = False
+    file: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 class Malformed(Exception):
@@ -57,36 +62,49 @@ def read_pairs(
     split: str = "train",
     fields: Sequence[str] = (),
     rejected: bool = True,
+    distinct: bool = True,
 ) -> list[Pair]:
     """All pairs of a data set; see `sources.read` for what a source may be.
 
     format: of FORMATS. fields: "ours=theirs", where a data set has other names. rejected: whether a pair
-    must have a rejected completion. Records that nothing can be learned from are left out and counted on
-    standard error.
+    must have a rejected completion; distinct: and one that is not the chosen one, white space apart.
+    Records that nothing can be learned from are left out and counted on standard error.
     The first malformed record ends it with a UserError that names the file and the record.
     """
     if format not in FORMATS:
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
     names = mapping(fields)
-    pairs, unusable = [], []
+    several = len(sources.files(source)) > 1
+    pairs: list[Pair] = []
+    unusable: Counter[str] = Counter()
     for where, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
                 raise Malformed(f"a pair is a JSON object, not {type(record).__name__}")
-            given = renamed(record, names)
-            pair = dataclasses.replace(FORMATS[format](given), line=line)
-            _check(pair, rejected)
+            pair = FORMATS[format](renamed(record, names))
+            _check(pair, rejected, distinct)
         except Malformed as error:
+            _say_left_out(source, unusable)
             raise UserError(f"{where}: {error}") from error
         except Unusable as error:
-            unusable.append(str(error))
+            unusable[str(error)] += 1
             continue
-        pairs.append(pair)
+        file = where.rpartition(":")[0] if several else ""
+        pairs.append(dataclasses.replace(pair, line=line, file=file))
+    _say_left_out(source, unusable)
     if not pairs:
-        raise UserError(f"{source} holds no pairs")
-    for reason in sorted(set(unusable)):
-        sources.say(f"{source}: {unusable.count(reason)} records left out: {reason}")
+        why = f": all {unusable.total()} records are left out" if unusable else ""
+        raise UserError(f"{source} holds no pairs{why}{_reasons(unusable)}")
     return pairs
+
+
+def _reasons(unusable: Mapping[str, int]) -> str:
+    return f" ({'; '.join(sorted(unusable))})" if unusable else ""
+
+
+def _say_left_out(source: str | Path, unusable: Mapping[str, int]) -> None:
+    for reason, count in sorted(unusable.items()):
+        sources.say(f"{source}: {count} records left out: {reason}")
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -103,7 +121,7 @@ def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
 
 
 def _pairs(record: Record) -> Pair:
-    """prompt, chosen, rejected?, label_prob?; or prompt, completion; or messages.
+    """prompt, chosen, rejected?, label_prob?; or prompt, completion; or messages; each with system?.
 
     prompt, chosen and rejected may be texts or lists of {"role", "content"}; where chosen and rejected are
     whole conversations, the prompt is what they have in common and is not needed.
@@ -112,25 +130,24 @@ def _pairs(record: Record) -> Pair:
         said = conversation(record["messages"], "messages")
         if len(said) < 2 or said[-1].role != "assistant":
             raise Malformed("'messages' does not end with what the assistant says to somebody")
-        return Pair(said[:-1], said[-1].content, every_turn=True)
-    label_prob = record.get("label_prob", 1.0)
-    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
-        raise Malformed("'label_prob' is not a number")
-    if not 0 <= label_prob <= 1:
-        raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
+        if any(m.role == "assistant" and not m.content.strip() for m in said[:-1]):
+            raise Unusable("an answer of the assistant is empty")
+        before = _with_system(said[:-1], record)
+        assert not isinstance(before, str)
+        return Pair(before, said[-1].content, every_turn=True)
     answer = "completion" if record.get("chosen") is None and "completion" in record else "chosen"
+    _check_label(record, answer)
     prompt: Any = record.get("prompt")
-    chosen = record.get(answer)
+    chosen, rejected = record.get(answer), record.get("rejected")
     if isinstance(prompt, list | tuple):
         prompt = conversation(prompt, "prompt")
-    rejected = record.get("rejected")
     if isinstance(chosen, list | tuple):
         before, chosen = last_answer(chosen, answer)
         if rejected is not None:
             other, rejected = last_answer(rejected, "rejected")
             if other != before:
                 raise Unusable("chosen and rejected answer different prompts")
-        prompt = before or prompt
+        prompt = _joined(prompt, before, answer)
     if isinstance(prompt, tuple):
         if not prompt or prompt[-1].role == "assistant":
             raise Malformed("'prompt' is a conversation that does not wait for the assistant")
@@ -140,7 +157,55 @@ def _pairs(record: Record) -> Pair:
         raise Malformed(f"{answer!r} is missing or not a text")
     if rejected is not None and not isinstance(rejected, str):
         raise Malformed("'rejected' is missing or not a text")
-    return Pair(prompt, chosen, rejected or "", float(label_prob))
+    prompt = _with_system(prompt, record)
+    return Pair(prompt, chosen, rejected or "", float(record.get("label_prob", 1.0)))
+
+
+def _check_label(record: Record, answer: str) -> None:
+    """Malformed for a label_prob that is no probability, and for a completion that is called a bad one."""
+    label_prob, label = record.get("label_prob", 1.0), record.get("label")
+    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
+        raise Malformed("'label_prob' is not a number")
+    if not 0 <= label_prob <= 1:
+        raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
+    unpaired = answer == "completion" and record.get("rejected") is None
+    if unpaired and isinstance(label, bool | int) and not label:
+        raise Malformed(
+            f"'label' is {label!r}: the completion is a bad one, as rows for KTO have them, and would be "
+            "learned: keep the rows whose label is true, or make pairs (chosen, rejected) of both kinds"
+        )
+
+
+def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
+    """The prompt, where the conversations that answer it tell it too; Malformed where they disagree."""
+    if not before or prompt is None:
+        return before or prompt
+    if isinstance(prompt, str):
+        said = prompt.strip()
+        turns = [message.content.strip() for message in before if message.role == "user"]
+        if not said or said in turns or all(turn in said for turn in turns):
+            return before
+    elif before[: len(prompt)] == prompt:
+        return before
+    elif prompt[len(prompt) - len(before) :] == before:
+        return prompt
+    elif {message.role for message in prompt} == {"system"} and before[0].role != "system":
+        return (*prompt, *before)
+    raise Malformed(f"'prompt' is not what {answer!r} answers: take one of them out")
+
+
+def _with_system(prompt: Any, record: Record) -> Any:
+    """The prompt behind what a column for the system says, which may have two names."""
+    told = {name: record[name] for name in ("system", "system_prompt") if record.get(name)}
+    for name, text in told.items():
+        if not isinstance(text, str):
+            raise Malformed(f"{name!r} is not a text")
+        turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        if turns[0].role != "system":
+            prompt = (Message("system", text), *turns)
+        elif turns[0].content.strip() != text.strip():
+            raise Malformed(f"{name!r} is not the conversation's own system message")
+    return prompt
 
 
 def last_answer(value: Any, name: str) -> tuple[tuple[Message, ...], str]:
@@ -157,14 +222,25 @@ def conversation(value: Any, name: str) -> tuple[Message, ...]:
         raise Malformed(f"{name!r} is not a list of messages")
     made = []
     for message in value:
-        known = isinstance(message, Mapping) and isinstance(message.get("content"), str)
-        if not known or message.get("role") not in ROLES:
+        content = _content(message.get("content")) if isinstance(message, Mapping) else None
+        if content is None or message.get("role") not in ROLES:
             raise Malformed(
                 f"{name!r} holds {str(message)[:80]!r}: a message has a 'content' and a 'role' of "
-                f"{', '.join(ROLES)}"
+                f"{', '.join(ROLES)}, and its content is text"
             )
-        made.append(Message(message["role"], message["content"]))
+        for more in UNREAD:
+            if message.get(more):
+                raise Malformed(f"{name!r} has a message with {more!r}, which is not read")
+        made.append(Message(message["role"], content))
     return tuple(made)
+
+
+def _content(value: Any) -> str | None:
+    """A text, or parts of text one after the other; None for anything else, pictures among it."""
+    if isinstance(value, list | tuple):
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        return "".join(texts) if texts and all(isinstance(t, str) for t in texts) else None
+    return value if isinstance(value, str) else None
 
 
 def _summarize(record: Record) -> Pair:
@@ -189,6 +265,7 @@ def reddit_post(info: Record) -> str:
 
 _REDDIT = (("SUBREDDIT", "subreddit"), ("TITLE", "title"))
 _TURNS = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
+_FIRST_TURN = tuple(marker.strip() for marker in _TURNS)  # of a text that was stripped
 
 
 def _dialogue(record: Record) -> Pair:
@@ -204,9 +281,14 @@ def _dialogue(record: Record) -> Pair:
 def _spoken(text: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(text, str):
         raise Malformed(f"{name!r} is missing or not a text")
+    if text.lstrip().startswith(_FIRST_TURN):
+        text = f"\n\n{text.lstrip()}"
     for marker, role in _TURNS.items():
         text = text.replace(marker, f"\x00{role}\x01")
-    parts = [part.split("\x01", 1) for part in text.split("\x00")[1:]]
+    before, *turns = text.split("\x00")
+    parts = [part.split("\x01", 1) for part in turns]
+    if parts and before.strip():
+        raise Unusable("text stands before the first turn")
     if not parts:
         raise Malformed(
             f"{name!r} has no turns: they begin with '\\n\\nHuman:' and '\\n\\nAssistant:'"
@@ -221,7 +303,7 @@ FORMATS: dict[str, Callable[[Record], Pair]] = {
 }
 
 
-def _check(pair: Pair, rejected: bool) -> None:
+def _check(pair: Pair, rejected: bool, distinct: bool) -> None:
     prompt = pair.prompt
     if not isinstance(prompt, str):
         prompt = "".join(message.content for message in prompt)
@@ -234,6 +316,8 @@ def _check(pair: Pair, rejected: bool) -> None:
         if not text.strip():
             raise Malformed(f"{name!r} is empty")
         check_characters(name, text)
+    if rejected and distinct and pair.chosen.strip() == pair.rejected.strip():
+        raise Unusable("chosen and rejected are the same text")
 
 
 def check_characters(name: str, text: str) -> None:

@@ -1,10 +1,13 @@
 """Records of data sets: JSON lines, Parquet, array_record, `datasets` on disk or hub, TFDS."""
 
 import contextlib
+import glob
 import gzip
 import importlib
 import json
+import re
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,8 @@ def read(
 
     FILE.jsonl (or .json, .jsonl.gz), FILE.parquet, FILE.array_record (a JSON object each), a directory
     written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs `datasets` and a network),
-    tfds:NAME (built already). split: of the last three. setting: the section that names the source, and
-    what: what it is read for, for errors.
+    tfds:NAME (built already). split: of the last three. Several files are read one after the other: see
+    `files`. setting: the section that names the source, and what: what it is read for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)
@@ -36,18 +39,73 @@ def read(
         raise UserError(
             f"{setting}.{what}={name}: of a store JSON lines can be read; copy others here"
         )
-    elif not name or not storage.place(name).exists():
+    elif found := files(source):
+        for path in found:
+            yield from _file(path)
+    elif name and not storage.is_remote(name) and Path(name).is_dir():
+        yield from _saved(Path(name), split, setting)
+    else:
         raise UserError(
             f"no {what} at {name or 'an empty path'}: set {setting}.{what} to a JSON lines file"
         )
-    elif Path(name).is_dir():
-        yield from _saved(Path(name), split, setting)
-    elif name.endswith(".parquet"):
-        yield from _parquet(Path(name))
-    elif name.endswith(".array_record"):
-        yield from _array_record(Path(name))
+
+
+def files(source: str | Path) -> list[Path]:
+    """The files that a source is: one, those a pattern matches (data/*.jsonl), or "FILE,FILE,…" of both.
+
+    A folder is those of FILES in it, by name. Empty for what is no file. Raises UserError for a file of a
+    list that is not there, and for a set of shards (…-of-00004.…) that is not whole.
+    """
+    name = str(source)
+    if not name or name.startswith(("hub:", "tfds:")):
+        return []
+    path = storage.place(name)
+    if path.is_file():
+        return [path]
+    if storage.is_remote(name):
+        return []
+    if path.is_dir():
+        written = any((path / one).is_file() for one in ("dataset_info.json", "dataset_dict.json"))
+        found = [] if written else sorted(p for p in path.iterdir() if p.name.endswith(FILES))
+        return _whole(found, name)
+    if "," not in name:
+        return _whole(
+            sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file()), name
+        )
+    listed = [part.strip() for part in name.split(",") if part.strip()]
+    found = []
+    for part in listed:
+        more = files(part)
+        if not more:
+            raise UserError(f"no file at {part}, one of the list {name}")
+        found += more
+    return found
+
+
+FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".array_record")
+_SHARD = re.compile(r"^(.*?)-?(\d+)-of-(\d+)(.*)$")
+
+
+def _whole(found: list[Path], name: str) -> list[Path]:
+    """The files, if there are all shards of every set among them."""
+    sets: dict[tuple[str, str, str], set[int]] = {}
+    for path in found:
+        if shard := _SHARD.match(path.name):
+            key = (str(path.parent / shard[1]), shard[3], shard[4])
+            sets.setdefault(key, set()).add(int(shard[2]))
+    for (begin, count, _), numbers in sets.items():
+        if len(numbers) != int(count):
+            raise UserError(f"{name}: {len(numbers)} of {int(count)} shards of {begin} are there")
+    return found
+
+
+def _file(path: Path) -> Iterator[Located]:
+    if path.name.endswith(".parquet"):
+        yield from _parquet(path)
+    elif path.name.endswith(".array_record"):
+        yield from _array_record(path)
     else:
-        yield from _json_lines(storage.place(name))
+        yield from _json_lines(path)
 
 
 def say(sentence: str) -> None:
@@ -56,13 +114,19 @@ def say(sentence: str) -> None:
 
 def _json_lines(path: Path) -> Iterator[Located]:
     """Blank lines are skipped, and counted."""
-    with path.open("rb") as file, contextlib.ExitStack() as stack:
-        zipped = path.suffix == ".gz"
-        lines = stack.enter_context(gzip.open(file)) if zipped else file
-        for number, text in enumerate(lines, 1):
-            if text.strip():
-                where = f"{path}:{number}"
-                yield where, number, _parse(text, where)
+    number = 0
+    try:
+        with path.open("rb") as file, contextlib.ExitStack() as stack:
+            zipped = path.suffix == ".gz"
+            for text in stack.enter_context(gzip.open(file)) if zipped else file:
+                number += 1
+                if text.strip():
+                    where = f"{path}:{number}"
+                    yield where, number, _parse(text, where)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f"{path} is cut short or no gzip file, behind line {number} ({error}): fetch it again"
+        ) from error
 
 
 def _parse(text: bytes, where: str) -> Any:
@@ -72,6 +136,8 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON that is nested too deeply to be read") from error
 
 
 def _parquet(path: Path) -> Iterator[Located]:

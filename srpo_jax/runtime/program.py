@@ -68,9 +68,11 @@ def _say(sentence: str, code: int) -> int:
 
 def _parse(arguments: Sequence[str]) -> list[str]:
     flags.FLAGS.set_gnu_getopt()  # flags may stand behind other arguments
+    arguments, nones = _without_none(arguments)
     try:
         rest = flags.FLAGS(list(arguments))
         _check_config_files()
+        _set_none(nones)
     except SystemExit:  # --help has been answered; absl would exit with 1
         sys.exit(0)
     except UserError as error:
@@ -78,7 +80,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except flags.Error as error:
         sys.exit(_say(f"error: {error} (--help lists the flags)", USER_ERROR))
     except Exception as error:
-        sentence = _unknown_key(error, arguments) or _in_config_file(error)
+        sentence = _unknown_key(error, [*arguments, *nones]) or _in_config_file(error)
         if sentence is None:
             raise
         sys.exit(_say(f"error: {sentence}", USER_ERROR))
@@ -87,6 +89,39 @@ def _parse(arguments: Sequence[str]) -> list[str]:
         flags.FLAGS["verbosity"].value = logging.WARNING
         flags.FLAGS["verbosity"].using_default_value = False
     return rest
+
+
+_NONE = re.compile(r"--?(\w+)\.([\w.]+)=None")
+
+
+def _without_none(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments, and those of the form --config.KEY=None (or two words): no parser takes these."""
+    kept: list[str] = []
+    nones: list[str] = []
+    for argument in arguments:
+        joined = f"{kept[-1]}=None" if kept and argument == "None" else argument
+        if not _NONE.fullmatch(joined):
+            kept.append(argument)
+            continue
+        if joined != argument:
+            kept.pop()
+        nones.append(joined)
+    return kept, nones
+
+
+def _set_none(nones: Sequence[str]) -> None:
+    """Whether a setting may be None is checked with its section."""
+    for argument in nones:
+        flag, path = re.fullmatch(_NONE, argument).groups()  # type: ignore[union-attr]
+        if flag not in flags.FLAGS:
+            raise flags.UnrecognizedFlagError(argument)
+        if (target := flags.FLAGS[flag].value) is None:
+            return  # no --config at all
+        *sections, key = path.split(".")
+        for section in sections:
+            target = getattr(target, section)
+        getattr(target, key)  # which names a key that is not there
+        setattr(target, key, None)
 
 
 def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:

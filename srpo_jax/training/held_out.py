@@ -1,16 +1,16 @@
 """Held-out pairs: which they are, and the objective on them, without a gradient."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jax import Array
 
-from srpo_jax.data import held_out, records
+from srpo_jax.data import held_out, records, sources
 from srpo_jax.data.records import Pair
 from srpo_jax.objectives import Objective, diagnostics
-from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.training.pipeline import PairTrees
@@ -25,36 +25,46 @@ def origin(
     Of sources that are no files, of the pairs themselves, for which `read` reads both.
     """
     own = not data.held_out and not data.held_out_split  # held out are some of `pairs`
-    sources = [data.pairs] if own or not held else [data.pairs, data.held_out or data.pairs]
-    if not all(storage.place(source).is_file() for source in sources):
+    names = [data.pairs] if own or not held else [data.pairs, data.held_out or data.pairs]
+    found = [sources.files(name) for name in names]
+    if not all(found):
         digest = hashlib.sha256()
         for pair in read()[held]:
             digest.update(repr(pair).encode())
         return digest.hexdigest()
-    given: list[Any] = [data.format, data.split, data.fields, *map(_file_digest, sources)]
+    given: list[Any] = [data.format, data.split, data.fields, *map(_digests, found)]
     if own or held:
         given += [held, data.held_out_split, data.held_out_count]
     return repr(given)
 
 
-def _file_digest(path: str) -> str:
-    with storage.place(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(files: Sequence[Path]) -> str:
+    def digest(path: Path) -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return " ".join(map(digest, files))
 
 
 def read_pairs(
-    data: DataSettings, *, rejected: bool, evaluated: bool
+    data: DataSettings, *, rejected: bool, evaluated: bool, distinct: bool = True
 ) -> tuple[list[Pair], list[Pair]]:
     """(pairs to train on, held-out pairs) of config.data.
 
-    rejected: whether a pair must have a rejected completion. evaluated: whether the held-out ones are
+    rejected, distinct: whether a pair must have a rejected completion, another than the chosen one.
+    evaluated: whether the held-out ones are
     asked for; pairs that are split off are not trained on either way. Raises UserError where there are
     none, where none is left to train on, and where all held-out ones are trained on.
     """
 
     def read(source: str, split: str) -> list[Pair]:
         return records.read_pairs(
-            source, format=data.format, split=split, fields=data.fields, rejected=rejected
+            source,
+            format=data.format,
+            split=split,
+            fields=data.fields,
+            rejected=rejected,
+            distinct=distinct,
         )
 
     pairs = read(data.pairs, data.split)

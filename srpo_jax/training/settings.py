@@ -9,6 +9,7 @@ from srpo_jax.data.records import FORMATS
 from srpo_jax.objectives.online import ONLINE
 from srpo_jax.prompts import TEMPLATES, Arguments
 from srpo_jax.prompts.environment import DATE, is_argument, is_date
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import (
     FRACTION,
     POSITIVE,
@@ -89,6 +90,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self, "config.data")
+        if self.template_arguments and not TEMPLATES[self.template].chat:
+            raise UserError(
+                "config.data.template_arguments are for chat templates, and "
+                f"config.data.template={self.template!r} is none"
+            )
 
     @property
     def arguments(self) -> Arguments:

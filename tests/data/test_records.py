@@ -5,7 +5,7 @@ import json
 import pytest
 
 from srpo_jax.data import records
-from srpo_jax.data.records import Pair
+from srpo_jax.data.records import Message, Pair
 from srpo_jax.runtime.errors import UserError
 
 GOOD = b'{"prompt": "x", "chosen": "a", "rejected": "b"}\n'
@@ -41,6 +41,126 @@ def test_a_malformed_line_is_named(tmp_path, line, said):
         records.read_pairs(path)
     assert str(error.value).startswith(f"{path}:3: {said}")
     assert "\n" not in str(error.value)
+
+
+HI = {"role": "user", "content": "Hi"}
+BE = {"role": "system", "content": "Be brief."}
+YES, NO = ({"role": "assistant", "content": text} for text in ("Yes.", "No."))
+ASKED = (Message("system", "Be brief."), Message("user", "Hi"))
+
+
+def read(tmp_path, *rows, **more):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return records.read_pairs(path, **more)
+
+
+@pytest.mark.parametrize(
+    ("record", "prompt"),
+    [
+        ({"prompt": [BE, HI], "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED),
+        ({"prompt": [BE], "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED),
+        ({"prompt": [BE, HI], "chosen": [YES], "rejected": [NO]}, ASKED),
+        ({"prompt": [BE, HI], "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
+        ({"prompt": "Hi", "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
+        ({"prompt": "Be brief.\nHi", "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
+        ({"system": "Be brief.", "prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, ASKED),
+        ({"system": "Be brief.", "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED),
+        (
+            {"system_prompt": "Be brief.", "prompt": [BE, HI], "chosen": "Yes.", "rejected": "No."},
+            ASKED,
+        ),
+        ({"system": None, "prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, "Hi"),
+        (
+            {
+                "prompt": [
+                    {"role": "user", "content": [{"type": "text", "text": "H"}, {"text": "i"}]}
+                ],
+                "chosen": "Yes.",
+                "rejected": "No.",
+            },
+            ASKED[1:],
+        ),
+    ],
+)
+def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
+    assert read(tmp_path, record) == [Pair(prompt, "Yes.", "No.")]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            {"prompt": "Why?", "chosen": [HI, YES], "rejected": [HI, NO]},
+            "'prompt' is not what 'chosen' answers",
+        ),
+        (
+            {"prompt": [YES, HI], "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]},
+            "is not what 'chosen'",
+        ),
+        (
+            {"system": "Talk.", "prompt": [BE, HI], "chosen": "a", "rejected": "b"},
+            "'system' is not the conv",
+        ),
+        ({"system": 3, "prompt": "a", "chosen": "a", "rejected": "b"}, "'system' is not a text"),
+        (
+            {"prompt": [HI | {"tool_calls": [1]}], "chosen": "a", "rejected": "b"},
+            "'tool_calls', which is not",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a"},
+            "its content is text",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "label": False},
+            "'label' is False: the completion is a bad one",
+        ),
+    ],
+)
+def test_what_would_be_lost_without_a_word_is_refused(record, said, tmp_path):
+    with pytest.raises(UserError, match=rf"a\.jsonl:1: .*{said}"):
+        read(tmp_path, record, rejected="chosen" in record)
+
+
+def test_completions_that_are_called_good_are_learned(tmp_path):
+    row = {"prompt": "a", "completion": "b", "label": True}
+    assert read(tmp_path, row, rejected=False) == [Pair("a", "b")]
+
+
+def test_equal_completions_are_left_out_and_counted(tmp_path, capsys):
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [good, good | {"rejected": " b\n"}, good | {"rejected": "b"}]
+    assert len(read(tmp_path, *rows)) == 1
+    assert (
+        "a.jsonl: 2 records left out: chosen and rejected are the same" in capsys.readouterr().err
+    )
+    assert len(read(tmp_path, *rows, distinct=False)) == 3
+    assert len(read(tmp_path, *rows, rejected=False)) == 3
+    with pytest.raises(
+        UserError, match=r"no pairs: all 2 records are left out \(chosen and rejected"
+    ):
+        read(tmp_path, *rows[1:])
+
+
+def test_conversations_with_an_empty_answer_are_left_out_and_counted(tmp_path, capsys):
+    good = {"messages": [HI, YES]}
+    empty = {"messages": [HI, NO | {"content": " "}, HI, YES]}
+    assert len(read(tmp_path, empty, good, rejected=False)) == 1
+    assert "1 records left out: an answer of the assistant is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("begin", ["", "\n\n", " \n"])
+def test_the_first_turn_of_a_stripped_dialogue(begin, tmp_path):
+    row = {name: f"{begin}Human: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
+    pairs = read(tmp_path, row, format="dialogue")
+    assert pairs == [Pair((Message("user", "Hi"),), "chosen", "rejected")]
+
+
+def test_text_before_the_first_turn_is_not_lost_without_a_count(tmp_path, capsys):
+    row = {name: f"Be kind.\n\nHuman: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
+    with pytest.raises(UserError, match="left out \\(text stands before the first turn"):
+        read(tmp_path, row, format="dialogue")
+    assert "1 records left out: text stands before the first turn" in capsys.readouterr().err
 
 
 def test_an_empty_file_and_none_at_all_are_named(tmp_path):

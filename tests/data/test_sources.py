@@ -98,6 +98,45 @@ def test_datasets_on_disk(tmp_path):
         records.read_pairs(tmp_path / "saved")
 
 
+def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        lines(tmp_path / f"part-0000{i}-of-00002.jsonl")
+    table(tmp_path / "b.parquet")
+    for source in ("*.jsonl", "part-00000-of-00002.jsonl, part-00001-of-00002.jsonl"):
+        pairs = records.read_pairs(source)
+        assert pairs == PAIRS * 2
+        assert [pair.line for pair in pairs] == [1, 2, 1, 2]
+        assert {pair.file for pair in pairs} == {f"part-0000{i}-of-00002.jsonl" for i in range(2)}
+    assert records.read_pairs(tmp_path) == PAIRS * 3
+    (tmp_path / "part-00001-of-00002.jsonl").unlink()
+    with pytest.raises(UserError, match=r"\*\.jsonl: 1 of 2 shards of part are there"):
+        records.read_pairs("*.jsonl")
+    with pytest.raises(UserError, match=r"no file at c\.jsonl, one of the list"):
+        records.read_pairs("b.parquet,c.jsonl")
+    with pytest.raises(UserError, match=r"no pairs at none-\*"):
+        records.read_pairs("none-*")
+
+
+def test_a_file_that_is_cut_short(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    zipped(path)
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(
+        UserError, match=r"a\.jsonl\.gz is cut short or no gzip file, behind line \d"
+    ):
+        records.read_pairs(path)
+    path.write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz is cut short or no gzip file"):
+        records.read_pairs(path)
+
+
+def test_json_that_is_nested_without_end(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: JSON that is nested too deeply"):
+        records.read_pairs(tmp_path / "a.jsonl")
+
+
 def test_a_path_that_is_missing():
     with pytest.raises(UserError, match=r"no pairs at nowhere.jsonl: set config.data.pairs"):
         list(sources.read("nowhere.jsonl"))
