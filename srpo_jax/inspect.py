@@ -21,6 +21,7 @@ from srpo_jax.prompts import Renderer
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 from srpo_jax.training import pipeline
+from srpo_jax.training.settings import DataSettings
 from srpo_jax.trees import prefix_tree
 from srpo_jax.trees.prefix_tree import Tree
 
@@ -44,7 +45,7 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
     renderer = Renderer(data.template, source.tokenizer, data.arguments)
     yield (
         f"{data.pairs}: {len(pairs):,} pairs; {settings.objective.name} scores {', '.join(names)} "
-        f"under the template {data.template!r}"
+        f"under the template {data.template!r}{_given(data)}"
     )
     slots: list[int] = []
     scored: list[int] = []
@@ -66,6 +67,9 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
             slots.append(len(tree.tokens))
             scored.extend(int(n) for n in tree.lengths)
             apart += sum(sum(map(len, segments)) for segments in sequences)
+    said = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    if padded := sum(text != text.strip() for text in said):
+        yield f"{padded:,} completions have white space around them, which is not learned"
     for reason, count in left_out.items():
         yield f"{count:,} pairs {reason} (config.data.overlong={data.overlong!r})"
     if not slots:
@@ -74,6 +78,10 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
     share = sum(slots) / apart
     yield f"slots of a tree: {_quantiles(slots)}; {share:.0%} of the tokens of separate sequences"
     yield from _histogram(slots)
+
+
+def _given(data: DataSettings) -> str:
+    return f" with {', '.join(data.template_arguments)}" if data.template_arguments else ""
 
 
 def show(pair: Pair, tree: Tree, names: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:

@@ -238,8 +238,9 @@ def conversation(value: Any, name: str) -> tuple[Message, ...]:
 def _content(value: Any) -> str | None:
     """A text, or parts of text one after the other; None for anything else, pictures among it."""
     if isinstance(value, list | tuple):
-        texts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
-        return "".join(texts) if texts and all(isinstance(t, str) for t in texts) else None
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in value]
+        texts = [part for part in parts if isinstance(part, str)]
+        return "".join(texts) if texts and len(texts) == len(parts) else None
     return value if isinstance(value, str) else None
 
 
