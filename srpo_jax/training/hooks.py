@@ -57,15 +57,17 @@ def show(progress: Progress) -> Callable[[Done], None]:
     return lambda done: progress.advance(work=done.tokens, note=f"loss {done.metrics['loss']:.4f}")
 
 
-def save(checkpoints: Checkpoints, log: Metrics) -> Callable[[Done], None]:
+def save(checkpoints: Checkpoints, log: Metrics, best_by: str) -> Callable[[Done], None]:
     """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
 
     The lines of its steps are written first: a later attempt, which goes on behind it, writes none of them.
+    best_by: the metric by which checkpoints are compared, where it was measured at that very step.
     """
 
     def act(done: Done) -> None:
         log.flush()
-        checkpoints.save(done.number, done.state, force=True)
+        best = log.last.get(best_by, {}).get(done.number)
+        checkpoints.save(done.number, done.state, force=True, best=best)
 
     return act
 
