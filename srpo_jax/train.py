@@ -110,7 +110,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 place=given.place,
                 hooks=(*watch, *evaluate),
                 stop=stop.requested,
-                save=hooks.save(checkpoints, given.write, log.flush),
+                save=hooks.save(checkpoints, log, settings.train.keep_best_by, given.write),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -257,8 +257,14 @@ def measured(
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
     """Those of the run; nothing is read yet."""
     train = settings.train
-    keep, every = train.keep_checkpoints, train.checkpoint_every
-    return Checkpoints(workdir / "checkpoints", keep, every, verify=train.verify_checkpoints)
+    return Checkpoints(
+        workdir / "checkpoints",
+        train.keep_checkpoints,
+        train.checkpoint_every,
+        verify=train.verify_checkpoints,
+        keep_every=train.keep_every,
+        keep_best=train.keep_best,
+    )
 
 
 def batches(

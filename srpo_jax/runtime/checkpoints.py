@@ -5,10 +5,7 @@ On disk a checkpoint is flat: parameter name -> array, with names such as
 checkpoint and a configuration can be named.
 """
 
-import contextlib
-import gc
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,11 +17,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from srpo_jax.runtime import digest
+from srpo_jax.runtime import damage, digest
+from srpo_jax.runtime.damage import Damaged
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
 DIGESTS = "digests"  # in a checkpoint: of its other arrays, in the order of their names
+BEST = "best"  # in a checkpoint's metrics
 FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))
 
 
@@ -37,6 +36,8 @@ class Checkpoints:
         directory: a local folder, or one of a shared or cloud file system when there are several
             machines.
         keep: how many of the newest to keep.
+        keep_every: multiples of this many steps are kept too; 0: none.
+        keep_best: so many of those with the lowest `best` given to `save` are kept too.
         every: `save` does something at multiples of this many steps (and when forced).
         read_only: nothing is written, and what another program is writing there is left alone.
         verify: what is read is compared with the digests that were saved with it.
@@ -55,6 +56,8 @@ class Checkpoints:
         read_only: bool = False,
         verify: bool = True,
         in_flight: int | None = None,
+        keep_every: int = 0,
+        keep_best: int = 0,
     ) -> None:
         context = ocp.Context()
         if in_flight is not None:
@@ -71,12 +74,12 @@ class Checkpoints:
         self._manager = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            preservation_policy=_kept(keep, keep_every, keep_best),
             cleanup_tmp_directories=not read_only,
             context=context,
         )
 
-    def save(self, step: int, state: Any, force: bool = False) -> bool:
+    def save(self, step: int, state: Any, force: bool = False, best: float | None = None) -> bool:
         """Begins to save, in the background; the state may be donated as soon as this returns.
 
         An earlier save that is still under way is waited for, and its failure is raised here.
@@ -85,9 +88,14 @@ class Checkpoints:
             state: pytree of jax arrays, NumPy arrays and scalars, and Python numbers. nnx Variables
                 are saved as their values.
             force: save at a step that is no multiple of `every` too.
+            best: a number by which steps are compared, see `keep_best`; None for none.
 
         Returns:
             Whether a save was begun: False when it is not due, or when the step is saved already.
+
+        Raises:
+            UserError: there is no room, no right to write, or the folder is gone; the same for `wait` and
+                `close`.
         """
         if self._read_only:
             raise ValueError(f"{self.directory} was opened read-only")
@@ -102,7 +110,9 @@ class Checkpoints:
         }
         digests = [digest.of(flat[name]) for name in sorted(flat)]
         flat[DIGESTS] = np.array(digests, np.uint32)
-        return self._manager.save_async(step, flat, force=force) is not None
+        metrics = None if best is None else {BEST: best}
+        with damage.writing(self.directory):
+            return self._manager.save_async(step, flat, force=force, metrics=metrics) is not None
 
     def due(self, step: int) -> bool:
         """Whether `save` does something at this step without being forced."""
@@ -117,7 +127,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 self._held(step)
-            except _Damaged as error:
+            except Damaged as error:
                 status(f"{self.directory / str(step)}: passed over, it is damaged: {error}")
             else:
                 return step
@@ -136,7 +146,7 @@ class Checkpoints:
         path = self.directory / str(step)
         try:
             held = self._held(step)
-        except _Damaged as error:
+        except Damaged as error:
             raise UserError(f"{path}: this checkpoint is damaged ({error})") from error
         wanted = {
             name: jax.ShapeDtypeStruct(shape, getattr(held.get(name), "dtype", np.float32))
@@ -165,7 +175,7 @@ class Checkpoints:
             raise UserError(f"{self.directory}: there is no checkpoint of step {step}")
         try:
             return self._read(step, abstract, partial)
-        except _Damaged as error:
+        except Damaged as error:
             raise UserError(
                 f"{self.directory / str(step)}: this checkpoint is damaged ({error}): move it "
                 "away to go on from an earlier one"
@@ -194,7 +204,7 @@ class Checkpoints:
             failure = None
             try:
                 state = self._read(step, abstract, partial)
-            except _Damaged as error:
+            except Damaged as error:
                 failure = str(error)
             # A process that could read must not go on alone while another could not.
             if _any_process(failure is not None):
@@ -215,11 +225,13 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until the last save is complete, and raises its failure if it failed."""
-        self._manager.wait()
+        with damage.writing(self.directory):
+            self._manager.wait()
 
     def close(self) -> None:
         """Waits for the last save. Without it the last save may be lost."""
-        self._manager.close()
+        with damage.writing(self.directory):
+            self._manager.close()
 
     def __enter__(self) -> Self:
         return self
@@ -246,7 +258,7 @@ class Checkpoints:
             status(f"{self.directory / str(step)}: not compared with what was saved, {why}")
         context = ocp.Context()
         context.pytree.loading.partial_load = partial or not checked
-        with _damage(), context:
+        with damage.reading(), context:
             # The manager's own context has no partial_load, hence not its `load`.
             flat = ocp.load(self.directory / str(step), wanted)
         if checked:
@@ -255,7 +267,7 @@ class Checkpoints:
 
     def _held(self, step: int) -> dict[str, Any]:
         """What the checkpoint holds: name -> description with shape and dtype."""
-        with _damage():
+        with damage.reading():
             held = self._manager.metadata(step).metadata
             if held is None:  # Orbax's word for: files are missing or make no sense
                 raise ValueError("its description cannot be read")
@@ -269,6 +281,23 @@ class Checkpoints:
                 (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
         _any_process(False)  # nobody looks again before the renaming is done
         self._manager.reload()
+
+
+def _kept(newest: int, every: int, best: int) -> Any:
+    """Which checkpoints are kept, in Orbax's words."""
+    rules = ocp.training.preservation_policies
+    policies: list[Any] = [rules.LatestN(newest)]
+    if every:
+        policies.append(rules.EveryNSteps(every))
+    if best:
+        lowest = rules.BestN(
+            get_metric_fn=lambda metrics: float(metrics[BEST]),
+            reverse=True,
+            n=best,
+            keep_checkpoints_without_metrics=False,
+        )
+        policies.append(lowest)
+    return rules.AnyPreservationPolicy(policies)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -296,55 +325,10 @@ def unflatten(like: Any, flat: dict[str, Any]) -> Any:
 
 
 def _compare(flat: Mapping[str, Any], digests: Mapping[str, int]) -> None:
-    """Raises _Damaged for the first array that is not the one that was saved."""
+    """Raises Damaged for the first array that is not the one that was saved."""
     for name, value in flat.items():
         if digest.of(value) != digests[name]:
-            raise _Damaged(f'"{name}" has other bits than were saved')
-
-
-class _Damaged(Exception):
-    """A checkpoint whose save was completed cannot be read; the message says why."""
-
-
-@contextlib.contextmanager
-def _damage() -> Iterator[None]:
-    """Turns what Orbax raises for unreadable files into `_Damaged`, and keeps it quiet.
-
-    Too little memory is no damage: it passes through.
-    """
-    # asyncio and Orbax report each array that could not be read, at length.
-    logs = [logging.getLogger("asyncio"), logging.getLogger("absl")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.CRITICAL + 1)
-    failed = True
-    try:
-        yield
-        failed = False
-    except Exception as error:
-        causes = list(_chain(error))
-        if any(isinstance(cause, jax.errors.JaxRuntimeError | MemoryError) for cause in causes):
-            raise
-        raise _Damaged(_cause(error)) from error
-    finally:
-        if failed:
-            gc.collect()  # asyncio reports on collection
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__ or link.__context__
-
-
-def _cause(error: BaseException) -> str:
-    """First line of the innermost cause, at readable length."""
-    *_, root = _chain(error)
-    lines = str(root).splitlines() or [type(root).__name__]
-    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "…"
+            raise Damaged(f'"{name}" has other bits than were saved')
 
 
 def _check(where: str, held: dict[str, Any], wanted: dict[str, Any], partial: bool) -> None:

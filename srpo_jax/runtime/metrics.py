@@ -51,6 +51,7 @@ class Metrics:
     """
 
     def __init__(self, workdir: Path | str, resume: int = 0) -> None:
+        self.last: dict[str, dict[int, float]] = {}  # name -> {its last step: value}
         self._writes = is_main()
         if not self._writes:
             return
@@ -72,9 +73,10 @@ class Metrics:
         Args:
             values: metric name -> a number, or anything `float` takes (an array of one element).
         """
+        numbers = {name: float(value) for name, value in values.items()}
+        self.last |= {name: {int(step): number} for name, number in numbers.items()}
         if not self._writes:
             return
-        numbers = {name: float(value) for name, value in values.items()}
         line: dict[str, Any] = {"step": int(step), "time": round(time.time(), 3)}
         for name, number in numbers.items():
             line[name] = number if math.isfinite(number) else str(number)

@@ -1,5 +1,6 @@
 """What all programs share: reading the command line, and ending with one sentence on a failure."""
 
+import errno
 import os
 import re
 import sys
@@ -16,14 +17,16 @@ from srpo_jax.runtime.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+# Of an OSError: no room, no right to write, or the disk is at fault. Others are this package's mistakes.
+PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
 
 
 def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Parses absl flags, runs `main` and exits.
 
-    Exit status: what `main` returns (None: 0); 2 after a `UserError` or a mistake on the command
-    line, which is printed as one line `error: …` on standard error; 130 after Ctrl-C. Any other
-    exception is this package's mistake and keeps its traceback.
+    Exit status: what `main` returns (None: 0); 2 after a `UserError`, a mistake on the command line, or
+    where a file cannot be written, which is said in one line `error: …` on standard error; 130 after
+    Ctrl-C. Any other exception is this package's mistake and keeps its traceback.
 
     Args:
         main: takes the arguments that are no flags, the program's name first.
@@ -48,6 +51,12 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> i
         code = _say(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in PLACE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        again = "put that right, and the same command goes on"
+        code = _say(f"error: {where}{error.strerror}: {again}", USER_ERROR)
     except Exception:
         if not jax.distributed.is_initialized():
             raise

@@ -58,17 +58,21 @@ def show(progress: Progress) -> Callable[[Done], None]:
     return lambda done: progress.advance(work=done.tokens, note=f"loss {done.metrics['loss']:.4f}")
 
 
-def save(checkpoints: Checkpoints, *before: Callable[[], None]) -> Callable[[Done], None]:
+def save(
+    checkpoints: Checkpoints, log: Metrics, best_by: str, before: Callable[[], None]
+) -> Callable[[Done], None]:
     """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
 
-    before: writes what must be on disk before it, the reference scores that it relies on, and the lines of
-    its steps: a later attempt, which goes on behind it, writes none of them.
+    before: writes the reference scores that it relies on. The lines of its steps are written first, too: a
+    later attempt, which goes on behind it, writes none of them. best_by: the metric by which checkpoints are
+    compared, where it was measured at that very step.
     """
 
     def act(done: Done) -> None:
-        for write in before:
-            write()
-        checkpoints.save(done.number, done.state, force=True)
+        before()
+        log.flush()
+        best = log.last.get(best_by, {}).get(done.number)
+        checkpoints.save(done.number, done.state, force=True, best=best)
 
     return act
 

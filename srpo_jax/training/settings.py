@@ -115,6 +115,15 @@ class TrainSettings:
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
     checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
+    keep_every: int = setting(
+        0, "checkpoints of multiples of so many steps are kept too; 0: none", at_least(0)
+    )
+    keep_best: int = setting(
+        0, "so many checkpoints with the lowest train.keep_best_by are kept too", at_least(0)
+    )
+    keep_best_by: str = setting(
+        "held_out/loss", "a metric of metrics.jsonl that is measured at the checkpoint's step"
+    )
     verify_checkpoints: bool = setting(
         True, "a resumed state is compared with the digests that were saved with it"
     )

@@ -277,3 +277,11 @@ def test_reading_leaves_the_folder_alone(tmp_path: Path, mesh: Mesh) -> None:
         with pytest.raises(ValueError, match="read-only"):
             checkpoints.save(2, train_state(mesh))
     assert unfinished.is_dir()
+
+
+def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=1) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(step, {"x": np.zeros(2)}, best=None if step == 7 else abs(step - 3))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.steps() == [7, 4, 3]

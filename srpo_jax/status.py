@@ -1,0 +1,123 @@
+"""Where a run stands: its step and speed, its checkpoints, where its time went, what went wrong.
+
+    python -m srpo_jax.status WORKDIR
+
+WORKDIR is that of `train`, here or in a store of objects. Nothing is written, and the run is left alone.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from srpo_jax import config as config_module
+from srpo_jax.runtime import metrics, storage
+from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.program import run_program
+
+SILENT = 10  # times the time of a step, and at least a minute: then a run seems to have stopped
+Line = dict[str, Any]
+
+
+def standing(workdir: Path, now: float) -> Iterator[str]:
+    """A line for each thing to say. now: seconds since 1970. UserError where there is no run."""
+    settings = config_module.read(workdir / "config.json")
+    yield f"{workdir}: {settings.objective.name} of {settings.model.source} on {settings.data.pairs}"
+    path = workdir / "metrics.jsonl"
+    lines = metrics.read(path) if path.is_file() else []
+    steps = [line for line in lines if "step_seconds" in line]
+    total = settings.train.steps
+    if steps:
+        yield from _progress(steps, total, now)
+    else:
+        yield f"step: none yet of {total}"
+    yield from _checkpoints(workdir / "checkpoints")
+    if len(steps) > 1:
+        yield from _time(steps)
+    yield from (f"problem: {problem}" for problem in _problems(workdir, lines, steps, total, now))
+
+
+def _progress(steps: Sequence[Line], total: int, now: float) -> Iterator[str]:
+    last = steps[-1]
+    done, loss = last["step"], float(last.get("loss", math.nan))
+    yield (
+        f"step: {done} of {total} ({done / total:.0%}), loss {loss:.4f}, "
+        f"{_duration(now - last['time'])} ago"
+    )
+    parts = [f"{last['step_seconds']:.3g} s a step", f"{last['tokens_per_second']:,.0f} tokens/s"]
+    if "mfu" in last:
+        parts.append(f"MFU {last['mfu']:.0%}")
+    if "memory_gb" in last:
+        parts.append(f"{last['memory_gb']:.1f} GB of the first device")
+    if done < total:
+        parts.append(f"{_duration((total - done) * last['step_seconds'])} left at this speed")
+    yield f"speed: {', '.join(parts)}"
+
+
+def _checkpoints(directory: Path) -> Iterator[str]:
+    held: list[int] = []
+    if directory.is_dir():
+        with Checkpoints(directory, read_only=True) as checkpoints:
+            held = checkpoints.steps()
+    yield f"checkpoints: {', '.join(map(str, held)) or 'none yet'}"
+
+
+def _time(steps: Sequence[Line]) -> Iterator[str]:
+    """Goodput: the share of the time since the first line in which steps were taken that count.
+
+    Steps that a kill has undone are no longer among the lines, so their time is lost, too.
+    """
+    whole = steps[-1]["time"] - steps[0]["time"]
+    pairs = list(itertools.pairwise(steps))
+    spent = sum((b["step"] - a["step"]) * b["step_seconds"] for a, b in pairs)
+    waited = sum((b["step"] - a["step"]) * b["step_seconds"] * b["data_wait"] for a, b in pairs)
+    compiled = sum(line["compile_seconds"] for line in steps[1:])
+    if whole > 0:
+        yield (
+            f"goodput: {min(spent - waited, whole) / whole:.0%} of {_duration(whole)} (waiting for data "
+            f"{_duration(waited)}, compiling {_duration(compiled)}, the rest starts, saves, evaluations "
+            "and steps taken twice)"
+        )
+
+
+def _problems(
+    workdir: Path, lines: Sequence[Line], steps: Sequence[Line], total: int, now: float
+) -> Iterator[str]:
+    wrong = [line["step"] for line in lines if not math.isfinite(float(line.get("loss", 0.0)))]
+    if wrong:
+        yield f"the loss of step {wrong[0]} is no number"
+    directory = workdir / "checkpoints"
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.name.endswith(".damaged"):
+            yield f"the checkpoint of step {path.name.removesuffix('.damaged')} was damaged"
+    if steps and steps[-1]["step"] < total:
+        last = steps[-1]
+        silent, gap = now - last["time"], 1
+        if len(steps) > 1:
+            gap = last["step"] - steps[-2]["step"]
+        if silent > max(60.0, SILENT * gap * last["step_seconds"]):
+            yield f"no step for {_duration(silent)}: it has stopped, or waits; `train` goes on from it"
+
+
+def _duration(seconds: float) -> str:
+    minutes, second = divmod(round(max(seconds, 0)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}"
+
+
+def _main(arguments: list[str]) -> None:
+    if len(arguments) != 2:
+        raise UserError("say which run: python -m srpo_jax.status WORKDIR")
+    jax.config.update("jax_platforms", "cpu")  # the run has the devices
+    workdir = storage.folder(arguments[1], "WORKDIR")
+    for line in standing(workdir, time.time()):
+        print(line)
+
+
+if __name__ == "__main__":
+    run_program(_main)

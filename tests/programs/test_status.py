@@ -1,0 +1,74 @@
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from srpo_jax import config as config_module
+from srpo_jax import status
+from srpo_jax.runtime.checkpoints import Checkpoints
+
+BEGUN = 1_700_000_000.0
+
+
+def line(step: int, seconds: float, **values) -> str:
+    speed = {"step_seconds": 2.0, "tokens_per_second": 1234.5, "data_wait": 0.1}
+    own = {"step": step, "time": BEGUN + seconds, "loss": 1 / step, "compile_seconds": 0.0}
+    return json.dumps(own | speed | values) + "\n"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    config = config_module.default()
+    config.train.steps = 100
+    config.data.pairs = "pairs.jsonl"
+    config.model.source = "tiny"
+    config_module.save(config_module.checked(config), tmp_path / "config.json")
+    return tmp_path
+
+
+def test_a_run_that_has_not_begun(workdir):
+    first, step, checkpoints = status.standing(workdir, BEGUN)
+    assert first.endswith("srpo of tiny on pairs.jsonl")
+    assert (step, checkpoints) == ("step: none yet of 100", "checkpoints: none yet")
+
+
+def test_where_a_run_stands_and_where_its_time_went(workdir):
+    lines = [line(10, 0), line(20, 20), line(40, 100, compile_seconds=15.0)]
+    # 30 steps of 2 s in 100 s, a tenth of them waiting for data
+    (workdir / "metrics.jsonl").write_text("".join(lines))
+    with Checkpoints(workdir / "checkpoints") as checkpoints:
+        for step in (20, 40):
+            checkpoints.save(step, {"x": np.zeros(2)})
+    _, *said = status.standing(workdir, BEGUN + 130)
+    assert said == [
+        "step: 40 of 100 (40%), loss 0.0250, 0:00:30 ago",
+        "speed: 2 s a step, 1,234 tokens/s, 0:02:00 left at this speed",
+        "checkpoints: 40, 20",
+        "goodput: 54% of 0:01:40 (waiting for data 0:00:06, compiling 0:00:15, the rest starts, saves, "
+        "evaluations and steps taken twice)",
+    ]
+
+
+def test_what_went_wrong_is_named(workdir):
+    (workdir / "metrics.jsonl").write_text(line(1, 0) + line(2, 2, loss="nan"))
+    (workdir / "checkpoints" / "2.damaged").mkdir(parents=True)
+    problems = [one for one in status.standing(workdir, BEGUN + 600) if one.startswith("problem: ")]
+    assert problems == [
+        "problem: the loss of step 2 is no number",
+        "problem: the checkpoint of step 2 was damaged",
+        "problem: no step for 0:09:58: it has stopped, or waits; `train` goes on from it",
+    ]
+
+
+def test_the_command_names_a_folder_without_a_run(tmp_path):
+    command = [sys.executable, "-m", "srpo_jax.status", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ), timeout=120
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {tmp_path}/config.json is missing: not the workdir of a training run\n"
+    )
