@@ -64,8 +64,8 @@ def save(
     """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
 
     before: writes the reference scores that it relies on. The lines of its steps are written first, too: a
-    later attempt, which goes on behind it, writes none of them. best_by: the metric by which checkpoints are
-    compared, where it was measured at that very step.
+    later attempt, which goes on behind it, writes none of them. best_by: the metric by which checkpoints
+    are compared, where it was measured at that very step.
     """
 
     def act(done: Done) -> None:
