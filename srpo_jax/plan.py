@@ -37,7 +37,6 @@ from srpo_jax.revision.plan import rounded
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import run_program
 from srpo_jax.training import pipeline
@@ -242,14 +241,15 @@ def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -
     Where a batch does not fit, no larger one of the same mesh and remat is compiled.
     """
     found: list[Plan] = []
-    chips = len(where.devices)
+    chips, accumulate = len(where.devices), settings.train.accumulate
     for replica, tensor, remat in itertools.product(where.replicas, TENSOR, REMAT):
+        each = accumulate * chips // tensor
         for pairs in PAIRS:
             changed = dataclasses.replace(
                 settings,
-                mesh=MeshSettings(replica=replica, fsdp=-1, tensor=tensor),
+                mesh=dataclasses.replace(settings.mesh, replica=replica, fsdp=-1, tensor=tensor),
                 model=dataclasses.replace(settings.model, remat=remat),
-                train=dataclasses.replace(settings.train, batch_size=pairs * chips // tensor),
+                train=dataclasses.replace(settings.train, batch_size=pairs * each),
             )
             try:
                 found.append(plan(changed, where, lengths, price=price, revise=False))

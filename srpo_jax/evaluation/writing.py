@@ -115,8 +115,10 @@ def _write_model(
             loaded.append(loading.load(jobs[0].source, settings.model.dtype, mesh, settings.seed))
         return loaded[0]
 
-    limits = settings.sampling.max_new_tokens, settings.sampling.batch_size
-    foreseen = revision.shapes([job.prompts for job in jobs], *limits)
+    asked, new = [job.prompts for job in jobs], settings.sampling.max_new_tokens
+    need = revision.Need(new, settings.evaluate.revisions > 0)
+    foreseen = revision.shapes(asked, need, settings.sampling.batch_size)
+    once = revision.shapes(asked, revision.Need(new, False), settings.sampling.batch_size)
     for job in jobs:
         header = _header(settings, job, weights)
 
@@ -129,12 +131,13 @@ def _write_model(
             continue
 
         def choose(part: Sequence[int], job: Job = job) -> Made:
-            return _best(settings, model(), job, part, spent)
+            return _best(settings, model(), job, part, once, spent)
 
         own = settings.evaluate
         header |= {"best": [own.best_by, own.best_temperature, own.best_top_p]}
         path = store.samples_path(workdir, best, job.set)
-        write_records(path, header, job, 1, choose, f"sample {job.model} on {job.set}")
+        few = _at_once(settings)
+        write_records(path, header, job, few, choose, f"sample {job.model} on {job.set}")
     if loaded:
         lengths = " or ".join(f"{shape.first} + {shape.second}" for shape in foreseen)
         status(
@@ -162,8 +165,10 @@ def write_records(
     def fits(found: list[Record]) -> bool:
         """Whether they are about these documents, asked in the same words, or about others behind them."""
         asked = [{key: record.get(key) for key in ("id", "row", "prompt")} for record in found]
+        known = {one["id"] for one in begins}
         return all(
-            one["row"] is not None and (one["row"] >= len(begins) or one == begins[one["row"]])
+            one["row"] is not None
+            and (one == begins[one["row"]] if one["row"] < len(begins) else one["id"] not in known)
             for one in asked
         )
 
@@ -235,18 +240,33 @@ def _revised(
 
 
 def _best(
-    settings: Settings, model: Decoder, job: Job, part: Sequence[int], spent: revision.Spent
+    settings: Settings,
+    model: Decoder,
+    job: Job,
+    part: Sequence[int],
+    foreseen: Sequence[Shape],
+    spent: revision.Spent,
 ) -> Made:
     """In place of y_k, the likeliest of the first k + 1 samples of each document, and all samples."""
-    count = settings.evaluate.revisions + 1
-    few = max(1, CHUNK * settings.sampling.batch_size // count)
+    few = _at_once(settings)
     for first in range(0, len(part), few):
         chosen = part[first : first + few]
-        yield from zip(chosen, _likeliest(settings, model, job, chosen, spent), strict=True)
+        made = _likeliest(settings, model, job, chosen, foreseen, spent)
+        yield from zip(chosen, made, strict=True)
+
+
+def _at_once(settings: Settings) -> int:
+    """Documents of which samples are drawn together."""
+    return max(1, CHUNK * settings.sampling.batch_size // (settings.evaluate.revisions + 1))
 
 
 def _likeliest(
-    settings: Settings, model: Decoder, job: Job, part: Sequence[int], spent: revision.Spent
+    settings: Settings,
+    model: Decoder,
+    job: Job,
+    part: Sequence[int],
+    foreseen: Sequence[Shape],
+    spent: revision.Spent,
 ) -> list[Record]:
     own, count = settings.evaluate, settings.evaluate.revisions + 1
     sampling = dataclasses.replace(
@@ -256,7 +276,15 @@ def _likeliest(
     prompts = [job.prompts[row // count] for row in rows]
     stops, new = job.renderer.stop_ids, sampling.max_new_tokens
     drawn = revision.revise_ids(
-        model, prompts, 0, sampling, eos=stops, seed=settings.seed, rows=rows, spent=spent
+        model,
+        prompts,
+        0,
+        sampling,
+        eos=stops,
+        seed=settings.seed,
+        rows=rows,
+        foreseen=foreseen,
+        spent=spent,
     )
     completions = [y for (y,) in drawn]
     # What ended a completion counts as one of its tokens.

@@ -17,7 +17,7 @@ from srpo_jax.models.loading import for_inference
 from srpo_jax.planning.compiling import Trees
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import pool, programs
-from srpo_jax.revision.plan import Shape, group, start
+from srpo_jax.revision.plan import Need, Shape, group, start
 from srpo_jax.revision.pool import Pool
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
@@ -81,12 +81,14 @@ def revision(
     config = dataclasses.replace(config, lora_rank=0, lora_targets=(), lora_dropout=0.0)
     graphdef, state = nnx.split(nnx.merge(*abstract(config, mesh)))
     model = programs.Model(graphdef, state, None, mesh)
-    new, shape = sampling.max_new_tokens, Shape.needed(prompts, sampling.max_new_tokens)
-    size = group(len(prompts), sampling.refill, mesh_module.batch_parts(mesh))
+    new = sampling.max_new_tokens
+    shape = Shape.needed(prompts, Need(new, revisions > 0))
+    parts = mesh_module.batch_parts(mesh)
+    size = group(len(prompts), sampling.refill, parts)
     groups = -(-len(prompts) // size)
     settings: dict[str, Any] = {"sampling": dataclasses.replace(sampling, batch_size=1, refill=1.0)}
     empty = functools.partial(pool.empty, rows=len(prompts), shape=shape, **settings)
-    rows = _pooled(mesh, jax.eval_shape(empty, model))
+    rows = _pooled(mesh, jax.eval_shape(empty, dataclasses.replace(model, mesh=None)))
     settings["stops"] = stops
     keys = jax.eval_shape(programs.keys, 0, np.zeros(size, np.uint32))
 
@@ -98,8 +100,8 @@ def revision(
 
     def put(program: Any, put_in: programs.Rows[np.ndarray], revision: int) -> jax.stages.Lowered:
         begun = start(put_in, keys, [revision] * size)
-        into = jax.ShapeDtypeStruct((size,), np.int32)
-        return lower(program, *_split(mesh, (put_in, begun)), into)
+        into = np.zeros((parts, size // parts), np.int32)
+        return lower(program, *_split(mesh, (put_in, begun, into)))
 
     direct = shape.direct(prompts[:size])
     trees = _as_trees(direct)

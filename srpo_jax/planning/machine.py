@@ -78,7 +78,7 @@ def named(name: str) -> Machine:
             return Machine(name, chip, f"{kind}:{shape}", int(found[1] or 1))
     if found and found[2] in gpu.GPUS and found[3] and not found[1]:
         count = int(found[3])
-        if count < gpu.HOST or count % gpu.HOST == 0:
+        if 0 < count < gpu.HOST or (count and count % gpu.HOST == 0):
             chip = next(chip for chip in chips.CHIPS if chip.name == found[2])
             return Machine(name, chip, str(count))
     known = "; ".join(

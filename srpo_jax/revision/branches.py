@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import jax.numpy as jnp
 import numpy as np
 
 from srpo_jax.models.cache import Cache
@@ -83,7 +82,7 @@ class Trunks:
         indices = np.array([branch.trunk for branch in batch])
         cache = self.engine.branch(self.cache, indices, rows.valid.shape[1])
         logits, cache = self.engine.extend(cache, rows)
-        keys = programs.keys(self.seed, jnp.array([branch.row for branch in batch], jnp.uint32))
+        keys = np.asarray(programs.keys(self.seed, np.array([b.row for b in batch], np.uint32)))
         return self.engine.decode(cache, logits, plan.start(rows, keys, [0] * len(batch)))
 
 

@@ -107,7 +107,7 @@ class Engine:
 
     def _completion(self, tokens: np.ndarray, count: int) -> list[int]:
         """Of tokens [G] the first ones, without what ends them."""
-        ids = [int(token) for token in tokens[:count]]
+        ids: list[int] = tokens[:count].tolist()
         return ids[:-1] if ids[-1] in self.stops else ids
 
     def _placed(self, record: Record) -> Record:
@@ -119,20 +119,18 @@ class Engine:
 
 
 class Pooled:
-    """A pool on the engine's devices, what is put into it, and what it has decoded.
-
-    rows: B. size: R, how many prompts are put into it at a time. shape: of their caches.
-    """
+    """A pool on the engine's devices, what is put into it, and what it has decoded; see `queue.Rows`."""
 
     def __init__(self, engine: Engine, shape: Shape, rows: int) -> None:
-        self.engine, self.shape, self.rows = engine, shape, rows
-        self.size = plan.group(rows, engine.sampling.refill, engine.parts)
-        sampling = engine.settings["sampling"]
-        self._pool: Pool = pool_module.empty(
-            engine.model, rows=rows, shape=shape, sampling=sampling
-        )
+        refill = engine.sampling.refill
+        self.engine, self.shape, self.rows, self.parts = engine, shape, rows, engine.parts
+        self.size = plan.group(rows, refill, self.parts)
+        # Rows of one part cannot wait for those of all others.
+        whole = self.parts == 1 or refill == 1
+        self.enough = self.size if whole else -(-3 * self.size // 4)
+        self._pool: Pool = pool_module.empty(engine.model, rows, shape, engine.settings["sampling"])
 
-    def answer(self, prompts: Sequence[Prompt], keys: Array, into: Sequence[int]) -> None:
+    def answer(self, prompts: Sequence[Prompt], keys: np.ndarray, into: Sequence[int]) -> None:
         """Prefills at most R direct prompts, a random key each, into these rows, and begins to answer."""
         self._put(pool_module.answer, self.shape.direct(prompts), keys, [0] * len(into), into)
 
@@ -141,37 +139,41 @@ class Pooled:
         prompts: Sequence[Prompt],
         shown: Sequence[Sequence[int]],
         revisions: Sequence[int],
-        keys: Array,
+        keys: np.ndarray,
         into: Sequence[int],
     ) -> None:
         """The same with improve prompts, in the rows of their direct ones: revision k shows y_{k-1}."""
         self._put(pool_module.improve, self.shape.improve(prompts, shown), keys, revisions, into)
 
-    def decode(self, done: int) -> list[list[int] | None]:
-        """Goes on until at least so many rows are done; of each row its completion, None before its end."""
+    def decode(self, done: int, asked: Sequence[int]) -> dict[int, list[int]]:
+        """Goes on until at least so many rows are done; of the rows asked for that are, the completion."""
         engine, began = self.engine, time.perf_counter()
         self._pool = pool_module.decode(engine.model, self._pool, np.int32(done), **engine.settings)
         at = self._pool.at
-        rows = zip(*map(mesh_module.gathered, (at.done, at.tokens, at.counts)), strict=True)
+        ended, tokens, counts = map(mesh_module.gathered, (at.done, at.tokens, at.counts))
         engine.spent.decode += time.perf_counter() - began
-        return [engine._completion(tokens, count) if end else None for end, tokens, count in rows]
+        return {row: engine._completion(tokens[row], counts[row]) for row in asked if ended[row]}
 
     def _put(
         self,
         program: Any,
         rows: Rows[np.ndarray],
-        keys: Array,
+        keys: np.ndarray,
         revisions: Sequence[int],
         into: Sequence[int],
     ) -> None:
         engine, began = self.engine, time.perf_counter()
         start = plan.start(rows, keys, revisions)
-        # A short group repeats a prompt, for no row, rather than compile another program.
-        lacking = self.size - len(into)
-        full = np.concatenate([np.arange(len(into)), np.zeros(lacking, int)])
-        filled = jax.tree.map(lambda x: x[full] if x.ndim else x, (rows, start))
-        rows, start = engine._placed(filled)
-        where = np.array([*into, *[self.rows] * lacking], np.int32)
-        self._pool = program(engine.model, self._pool, rows, start, where, **engine.settings)
+        each, share = self.rows // self.parts, self.size // self.parts
+        # Where nothing is put, a prompt is repeated, for a row that is not there.
+        chosen, where = np.zeros(self.size, int), np.full((self.parts, share), each, np.int32)
+        taken = [0] * self.parts
+        for i, row in enumerate(into):
+            part = row // each
+            chosen[part * share + taken[part]], where[part, taken[part]] = i, row % each
+            taken[part] += 1
+        filled = jax.tree.map(lambda x: x[chosen] if x.ndim else x, (rows, start))
+        rows, start, placed = engine._placed((*filled, where))
+        self._pool = program(engine.model, self._pool, rows, start, placed, **engine.settings)
         jax.block_until_ready(self._pool.at.done)
         engine.spent.prefill += time.perf_counter() - began

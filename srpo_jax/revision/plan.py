@@ -15,9 +15,8 @@ Shapes: R rows, P slots of the first part, M of the second, C = P + M.
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from srpo_jax.prompts import Prompt
@@ -33,6 +32,13 @@ SHAPES = 4  # of the cache, at most, for all batches of a set of prompts
 Tokens = Sequence[Sequence[int]]  # of each row
 
 
+class Need(NamedTuple):
+    """What comes behind prompts: completions of `new` tokens, and whether they are revised."""
+
+    new: int
+    revised: bool = True
+
+
 class Shape(NamedTuple):
     """Slots of the cache's parts, P and M: what programs are compiled for."""
 
@@ -40,10 +46,13 @@ class Shape(NamedTuple):
     second: int
 
     @classmethod
-    def needed(cls, prompts: Sequence[Prompt], new: int) -> "Shape":
-        """By a batch; the second part has room for any completion shown."""
+    def needed(cls, prompts: Sequence[Prompt], need: Need) -> "Shape":
+        """By a batch; the second part has room for any completion shown, and none where nothing is."""
+        first = _width(max(len(p.direct) for p in prompts))
+        if not need.revised:
+            return cls(first, 0)
         rest = max(len(p.before) + len(p.after) - p.shared for p in prompts)
-        return cls(_width(max(len(p.direct) for p in prompts)), _width(rest + new))
+        return cls(first, _width(rest + need.new))
 
     def holds(self, other: "Shape") -> bool:
         return self.first >= other.first and self.second >= other.second
@@ -63,7 +72,7 @@ class Shape(NamedTuple):
         return Rows(tokens, counts, shared, valid, np.array(self.first, np.int32))
 
 
-def shapes(sets: Sequence[Sequence[Prompt]], new: int, batch: int) -> tuple[Shape, ...]:
+def shapes(sets: Sequence[Sequence[Prompt]], need: Need, batch: int) -> tuple[Shape, ...]:
     """At most SHAPES that hold any batch of these prompts, ascending, chosen for little padding in all.
 
     batch: prompts of a set at a time, the longest ones together.
@@ -72,12 +81,12 @@ def shapes(sets: Sequence[Sequence[Prompt]], new: int, batch: int) -> tuple[Shap
     for prompts in sets:
         by_length = sorted(prompts, key=lambda p: -len(p.direct))
         for first in range(0, len(by_length), batch):
-            needs.append(Shape.needed(by_length[first : first + batch], new))
+            needs.append(Shape.needed(by_length[first : first + batch], need))
     chosen: list[Shape] = []
     second = 0
-    for level in _levels([need.first for need in needs], SHAPES):
+    for level in _levels([one.first for one in needs], SHAPES):
         # A larger shape holds whatever a smaller one does.
-        second = max([second, *(need.second for need in needs if need.first <= level)])
+        second = max([second, *(one.second for one in needs if one.first <= level)])
         chosen.append(Shape(level, second))
     return tuple(chosen)
 
@@ -100,7 +109,7 @@ def _levels(sizes: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def by_shape(
-    prompts: Sequence[Prompt], new: int, batch: int, foreseen: Sequence[Shape]
+    prompts: Sequence[Prompt], need: Need, batch: int, foreseen: Sequence[Shape]
 ) -> list[tuple[Shape, list[int]]]:
     """Indices of the prompts under the shape that they are written in, largest first.
 
@@ -109,8 +118,8 @@ def by_shape(
     """
     left: dict[Shape, list[int]] = {}
     for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i].direct)):
-        need = Shape.needed([prompts[i]], new)
-        shape = next((one for one in foreseen if one.holds(need)), need)
+        least = Shape.needed([prompts[i]], need)
+        shape = next((one for one in foreseen if one.holds(least)), least)
         left.setdefault(shape, []).append(i)
     chosen: list[tuple[Shape, list[int]]] = []
     ordered = sorted(left, reverse=True)
@@ -147,7 +156,7 @@ def departing(prompts: Tokens, rows: Tokens, slot: int) -> Rows[np.ndarray]:
     return Rows(tokens, counts, known, _span(slots, 0, known), np.array(slot, np.int32))
 
 
-def start(rows: Rows[np.ndarray], keys: jax.Array, revisions: Sequence[int]) -> Start[np.ndarray]:
+def start(rows: Rows[np.ndarray], keys: Any, revisions: Sequence[int]) -> Start[np.ndarray]:
     """Where the completions of these rows, once they are prefilled, begin. revisions: of each row."""
     valid = rows.valid | _span(rows.valid.shape[1], int(rows.slot), rows.counts)
     positions = rows.positions + rows.counts

@@ -35,13 +35,13 @@ class Pool:
     at: Decoding
 
 
-@functools.partial(jax.jit, static_argnames=("rows", "shape", "sampling"))
-def empty(model: Model, *, rows: int, shape: Shape, sampling: Sampling) -> Pool:
+def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
     """A pool whose rows are all done, with nothing in them."""
     new, config = sampling.max_new_tokens, model.merged().config
     unrolled = model.layers is not None
     key_size = jax.random.key_data(jax.random.key(0)).shape
-    with programs.on_mesh(model.mesh):
+
+    def made() -> Pool:
         at = Decoding(
             valid=jnp.zeros((rows, sum(shape)), bool),
             positions=jnp.zeros(rows, jnp.int32),
@@ -53,7 +53,20 @@ def empty(model: Model, *, rows: int, shape: Shape, sampling: Sampling) -> Pool:
             clock=jnp.int32(0),
             cache=Cache.zeros(config, rows, new, unrolled),
         )
-        return Pool(Cache.zeros(config, rows, sum(shape), unrolled), _by_row(at))
+        return Pool(Cache.zeros(config, rows, sum(shape), unrolled), at)
+
+    mesh = model.mesh
+    pool: Pool
+    if mesh is None:
+        pool = jax.jit(made)()
+        return pool
+    # As the programs leave it, or the first one that takes it would be compiled once more.
+    laid_out = jax.tree.map(
+        lambda x: mesh_module.plainest(mesh_module.sharding(mesh, _axes(x), x.shape)),
+        jax.eval_shape(made),
+    )
+    pool = jax.jit(made, out_shardings=laid_out)()
+    return pool
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"), donate_argnames="pool")
@@ -69,13 +82,14 @@ def answer(
 ) -> Pool:
     """The pool, donated, with direct prompts [R, P] and their first tokens in its rows `into`.
 
-    into: int32 [R]; a prompt for a row that the pool does not have (B) only fills up the number.
+    into: int32 [parts, R / parts], of each of the parts that the devices have, numbers of its own rows; a
+    prompt for a row that it does not have (B / parts) only fills up the number. So nothing is sent.
     """
     width = rows.tokens.shape[1]
     logits, part = programs.prefill(model, dataclasses.replace(rows, valid=rows.valid[:, :width]))
     with programs.on_mesh(model.mesh):
         cache = _put(pool.cache, part, into, slice(width))
-        return Pool(cache, _begun(pool.at, logits, start, into, sampling, stops))
+        return _laid_out(Pool(cache, _begun(pool.at, logits, start, into, sampling, stops)))
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"), donate_argnames="pool")
@@ -96,7 +110,7 @@ def improve(
     logits, part = programs.extend(model, part, rows)
     with programs.on_mesh(model.mesh):
         cache = _put(pool.cache, part, into, slice(slots - width, slots))
-        return Pool(cache, _begun(pool.at, logits, start, into, sampling, stops))
+        return _laid_out(Pool(cache, _begun(pool.at, logits, start, into, sampling, stops)))
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"), donate_argnames="pool")
@@ -106,7 +120,7 @@ def decode(
     """The pool, donated, once at least `wait` of its rows are done, those that were so before counted."""
     with programs.on_mesh(model.mesh):
         at = programs.decode_on(model, pool.cache, pool.at, wait, sampling, stops)
-        return Pool(pool.cache, at)
+        return _laid_out(Pool(pool.cache, at))
 
 
 def _begun(
@@ -121,54 +135,72 @@ def _begun(
     fresh = programs.first_tokens(logits, start, at.cache, sampling, stops)
     names = ("valid", "positions", "streams", "tokens", "counts", "done")
     changed: dict[str, Any] = {
-        name: getattr(at, name).at[into].set(getattr(fresh, name), mode="drop") for name in names
+        name: _set(getattr(at, name), getattr(fresh, name), into, 0) for name in names
     }
-    return _by_row(dataclasses.replace(at, **changed))
+    return dataclasses.replace(at, **changed)
 
 
-def _by_row(at: Decoding) -> Decoding:
-    """Every process has its own rows, as of the cache."""
+def _laid_out(pool: Pool) -> Pool:
+    """Every device has its own rows. What goes into a program lies as what comes out of one."""
+    laid_out: Pool = jax.tree.map(lambda x: mesh_module.constrain(x, _axes(x)), pool)
+    return laid_out
 
-    def split(x: Any) -> Any:
-        if x is None:
-            return None
-        return mesh_module.constrain(x, ("batch", *(None,) * (x.ndim - 1))) if x.ndim else x
 
-    split_up: dict[str, Any] = {
-        field.name: split(getattr(at, field.name))
-        for field in dataclasses.fields(at)
-        if field.name != "cache"
-    }
-    return dataclasses.replace(at, **split_up)
+def _axes(x: Array) -> tuple[str | None, ...]:
+    """Of keys and values, with all layers in front or without, and of what else has rows in front."""
+    if x.ndim >= 4:
+        return (*("layers",) * (x.ndim - 4), "batch", "kv_heads", None, None)
+    return ("batch", *(None,) * (x.ndim - 1)) if x.ndim else ()
 
 
 def _take(cache: Cache, rows: Array) -> Cache:
-    """The cache's rows [R]; a row that it does not have is some other."""
+    """The cache's rows [parts, R / parts], R of them; a row that it does not have is some other."""
 
-    def of(x: Array, batch: int) -> Array:
-        axes = ("layers",) * batch + ("batch", "kv_heads", None, None)
-        taken = jnp.take(x, rows, axis=batch, mode="clip")
-        return mesh_module.constrain(taken, axes if x.ndim > 2 else ("batch", None))
+    def of(x: Array) -> Array:
+        axis = max(x.ndim - 4, 0)
+        pick = functools.partial(jnp.take, axis=axis, mode="clip")
+        taken = jax.vmap(pick, (axis, 0), axis)(_in_parts(x, axis, len(rows)), rows)
+        whole = taken.reshape(*x.shape[:axis], rows.size, *x.shape[axis + 1 :])
+        return mesh_module.constrain(whole, _axes(whole))
 
-    taken: Cache = jax.tree.map(lambda x: of(x, max(x.ndim - 4, 0)), cache)
+    taken: Cache = jax.tree.map(of, cache)
     return taken
 
 
 def _put(cache: Cache, part: Cache, rows: Array, slots: slice) -> Cache:
-    """With these slots of the rows [R] of another; a row that the cache does not have is left out."""
+    """With these slots of R rows of another; a row that the cache does not have is left out."""
 
-    def into(x: Array, new: Array, axis: int) -> Array:
+    def into(axis: int) -> Any:
         """Slots along `axis` from the end."""
-        at = [slice(None)] * x.ndim
-        at[axis] = slots
-        values = new[tuple(at)]
-        at[max(x.ndim - 4, 0)] = rows  # type: ignore[call-overload]
-        axes = ("layers",) * (x.ndim - 4) + ("batch", "kv_heads", None, None)
-        changed = x.at[tuple(at)].set(values, mode="drop")
-        return mesh_module.constrain(changed, axes if x.ndim > 2 else ("batch", None))
+
+        def one(x: Array, new: Array) -> Array:
+            cut: list[Any] = [slice(None)] * x.ndim
+            cut[axis] = slots
+            return _set(x, new[tuple(cut)], rows, max(x.ndim - 4, 0), tuple(cut))
+
+        return one
 
     return Cache(
-        jax.tree.map(lambda x, new: into(x, new, -1), cache.keys, part.keys),
-        jax.tree.map(lambda x, new: into(x, new, -2), cache.values, part.values),
-        jax.tree.map(lambda x, new: into(x, new, -1), cache.positions, part.positions),
+        jax.tree.map(into(-1), cache.keys, part.keys),
+        jax.tree.map(into(-2), cache.values, part.values),
+        jax.tree.map(into(-1), cache.positions, part.positions),
     )
+
+
+def _set(x: Array, new: Array, rows: Array, axis: int, cut: tuple[Any, ...] = ()) -> Array:
+    """x, its rows along `axis`, with new ones [R] at `rows` [parts, R / parts]. cut: what is set of one."""
+
+    def one(x: Array, new: Array, rows: Array) -> Array:
+        at: list[Any] = list(cut) or [slice(None)] * x.ndim
+        at[axis] = rows
+        return x.at[tuple(at)].set(new, mode="drop")
+
+    parts = len(rows)
+    given = (_in_parts(x, axis, parts), _in_parts(new, axis, parts), rows)
+    changed: Array = jax.vmap(one, (axis, axis, 0), axis)(*given)
+    return changed.reshape(x.shape)
+
+
+def _in_parts(x: Array, axis: int, parts: int) -> Array:
+    """The rows along an axis as [parts, rows of a part]."""
+    return x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])

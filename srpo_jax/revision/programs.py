@@ -68,11 +68,12 @@ class Rows(Generic[AnyArray]):
 class Start(Generic[AnyArray]):
     """Where B completions begin, and what they are drawn with.
 
-    keys: [B], a random key a row. revision: int32 [B], which of the row's streams is drawn from.
-    positions: int32 [B], of the first token. valid: bool [B, C], the cache's slots that it sees.
+    keys: uint32 [B, 2], data of a random key a row. revision: int32 [B], which of the row's streams is
+    drawn from. positions: int32 [B], of the first token. valid: bool [B, C], slots of the cache that it
+    sees.
     """
 
-    keys: Array
+    keys: AnyArray
     revision: AnyArray
     positions: AnyArray
     valid: AnyArray
@@ -271,8 +272,12 @@ def branch(model: Model, cache: Cache, rows: Array, slots: int) -> Cache:
 
 @jax.jit
 def keys(seed: Array | int, rows: Array) -> Array:
-    """[B] random keys: of each row's number, uint32 [B], its own."""
-    return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(seed), row))(rows)
+    """uint32 [B, 2], data of random keys: of each row's number, uint32 [B], its own."""
+
+    def of_row(row: Array) -> Array:
+        return jax.random.fold_in(jax.random.key(seed), row)
+
+    return jax.random.key_data(jax.vmap(of_row)(rows))
 
 
 def _streams(start: Start[Array], new: int) -> Array:
@@ -281,7 +286,8 @@ def _streams(start: Start[Array], new: int) -> Array:
     def of_row(key: Array, revision: Array) -> Array:
         return jax.random.split(jax.random.fold_in(key, revision), new)
 
-    return jax.random.key_data(jax.vmap(of_row)(start.keys, start.revision))
+    keys = jax.random.wrap_key_data(start.keys)
+    return jax.random.key_data(jax.vmap(of_row)(keys, start.revision))
 
 
 def _sampled(logits: Array, keys: Array, sampling: Sampling) -> Array:

@@ -88,7 +88,7 @@ class LocalRollout:
         cache = programs.branch(model, cache, copies, self._width)
         counts = np.repeat(rows.counts, samples)
         filled = np.arange(self._width) < counts[:, None]
-        keys = programs.keys(self._seed, jnp.array(numbers))
+        keys = np.asarray(programs.keys(self._seed, numbers))
         streams = np.full(len(counts), draw, np.int32)
         begun = self._placed(Start(keys, streams, counts, filled))
         logits = jnp.take(logits, copies, axis=0)

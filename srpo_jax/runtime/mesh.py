@@ -115,6 +115,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return sharding(mesh, ("batch",))
 
 
+def plainest(given: NamedSharding) -> NamedSharding:
+    """The same without axes of one device, which is how compiled programs describe their results."""
+    mesh, kept = given.mesh, []
+    for axes in given.spec:
+        names = (axes,) if isinstance(axes, str) else axes or ()
+        several = tuple(name for name in names if mesh.shape[name] > 1)
+        kept.append(several[0] if len(several) == 1 else several or None)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return NamedSharding(mesh, PartitionSpec(*kept))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array of which every device holds all."""
     return NamedSharding(mesh, PartitionSpec())

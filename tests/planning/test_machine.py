@@ -28,7 +28,9 @@ def test_machines_are_known_by_name(name, topology, slices):
     assert (found.topology, found.slices) == (topology, slices)
 
 
-@pytest.mark.parametrize("name", ["v9-8", "v5e-7", "v5e", "", "H100-12", "H100", "2xH100-8"])
+@pytest.mark.parametrize(
+    "name", ["v9-8", "v5e-7", "v5e", "", "H100-12", "H100-0", "H100", "2xH100-8"]
+)
 def test_others_are_refused(name):
     with pytest.raises(UserError, match=rf"--topology={name} is no machine .* v5p-N with N 8, 16"):
         machine.named(name)

@@ -15,8 +15,9 @@ from srpo_jax.models import loading
 from srpo_jax.models.decoder import Decoder, DecoderConfig
 from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES
 from srpo_jax.prompts import TEMPLATES, Renderer
-from srpo_jax.revision import Sampling, loop, plan
-from srpo_jax.revision.plan import Shape
+from srpo_jax.revision import Sampling, plan
+from srpo_jax.revision.plan import Need, Shape
+from srpo_jax.revision.queue import Queue
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import scoring
 from srpo_jax.trees import prefix_tree
@@ -56,7 +57,8 @@ class Recorder:
 
     def __init__(self, shown, shape):
         self.shown, self.shape, self.contexts = shown, shape, []
-        self.rows = self.size = len(shown)
+        self.rows = self.size = self.enough = len(shown)
+        self.parts = 1
         self.ids = np.zeros((self.rows, sum(shape)), int)
 
     def answer(self, prompts, keys, into):
@@ -75,8 +77,8 @@ class Recorder:
         )
         assert list(begun.positions) == [len(context) for context in self.contexts[-1]]
 
-    def decode(self, done):
-        return self.shown
+    def decode(self, done, asked):
+        return {row: self.shown[row] for row in asked}
 
 
 def fed(batch, shown):
@@ -84,9 +86,9 @@ def fed(batch, shown):
 
     shown: the completions [y, …] in ids, as the decoding loop gives them.
     """
-    recorder = Recorder([list(y) for y in shown], Shape.needed(batch, max(map(len, shown))))
-    keys = jnp.zeros(len(batch))
-    deque(loop.Queue(recorder, batch, 2, keys, deque(range(len(batch)))).run())
+    recorder = Recorder([list(y) for y in shown], Shape.needed(batch, Need(max(map(len, shown)))))
+    waiting = deque(range(len(batch)))
+    deque(Queue(recorder, batch, 2, np.zeros(len(batch)), waiting).run(), maxlen=0)
     direct, improve, again = recorder.contexts
     assert improve == again, "the second revision shows the same completions"
     return direct, improve

@@ -9,9 +9,12 @@ import pytest
 from flax import nnx
 
 from srpo_jax import revision
+from srpo_jax.models.architecture import LayerKind
 from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
+from srpo_jax.planning import hlo_cost
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision import Sampling, pool
+from srpo_jax.revision import Sampling, Spent, plan, pool
+from srpo_jax.revision.engine import Engine
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
@@ -208,13 +211,49 @@ def test_settings_out_of_range_are_refused(bad):
 
 
 @pytest.mark.parametrize("layout", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
-def test_a_mesh_changes_nothing(model, layout):
+def test_a_mesh_changes_nothing_and_each_program_is_compiled_once(model, together, layout):
     graphdef, state = nnx.split(model)
     mesh = mesh_module.make(**layout, devices=jax.devices()[:4])
     sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
-    sampling = Sampling(max_new_tokens=4, temperature=1.0, batch_size=8)
-    got = revision.revise_ids(nnx.merge(graphdef, sharded), PROMPTS, 1, sampling, eos=EOS)
-    assert got == revision.revise_ids(model, PROMPTS, 1, sampling, eos=EOS)
+    sampling = Sampling(7, 1.0, batch_size=8, refill=0.5)
+    three = (pool.answer, pool.improve, pool.decode)
+    before = [program._cache_size() for program in three]
+    shape = (plan.Shape(40, 16),)
+    args = nnx.merge(graphdef, sharded), many(), 2, sampling
+    got = revision.revise_ids(*args, eos=EOS, seed=3, foreseen=shape)
+    assert got == together[1.0]
+    assert [program._cache_size() - n for program, n in zip(three, before, strict=True)] == [1] * 3
+
+
+def test_a_row_that_is_refilled_stays_on_its_devices(model):
+    """What is sent between devices is the layers' own; nothing of it has the slots of a cache."""
+    graphdef, state = nnx.split(model)
+    mesh = mesh_module.make(devices=jax.devices()[:4])
+    sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
+    engine = Engine.of(nnx.merge(graphdef, sharded), Sampling(7, batch_size=16), (EOS,), Spent())
+    shape = plan.Shape(40, 16)
+    rows = shape.improve(many()[:4], [(5, 6)] * 4)
+    begun = plan.start(rows, np.zeros((4, 2), np.uint32), [1] * 4)
+    given = engine._placed((rows, begun, np.zeros((4, 1), np.int32)))
+    whole = pool.empty(engine.model, 16, shape, engine.settings["sampling"])
+    text = pool.improve.lower(engine.model, whole, *given, **engine.settings).compile().as_text()
+    computations = hlo_cost.parse(text).computations.values()
+    sent = [at for one in computations for at in one.values() if at.collective]
+    assert sent
+    slots = sum(shape)
+    assert not [at.name for at in sent if any(slots in dims for _, dims in at.shapes)]
+
+
+def test_layers_with_a_window_know_the_positions_of_refilled_rows():
+    kinds = (LayerKind(window=6), LayerKind())
+    config = dataclasses.replace(CONFIG, layer_kinds=kinds)
+    graphdef, state = nnx.split(Decoder(config, nnx.Rngs(0)))
+    windowed = nnx.merge(graphdef, jax.tree.map(lambda x: 3 * x, state))
+    whole = Sampling(7, 1.0, batch_size=24, refill=1)
+    want = revision.revise_ids(windowed, many(), 2, whole, eos=EOS, seed=3)
+    few = Sampling(7, 1.0, batch_size=4, refill=0.5)
+    assert revision.revise_ids(windowed, many(), 2, few, eos=EOS, seed=3) == want
+    assert revision.revise_ids(windowed, many()[:1], 2, few, eos=EOS, seed=3) == want[:1]
 
 
 @pytest.mark.parametrize("unrolled", [False, True])

@@ -3,13 +3,12 @@
 from collections import deque
 from dataclasses import dataclass, field
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from srpo_jax.prompts import Prompt
-from srpo_jax.revision.loop import Queue
 from srpo_jax.revision.plan import Shape
+from srpo_jax.revision.queue import Queue
 
 
 @dataclass
@@ -21,12 +20,14 @@ class Counting:
 
     rows: int
     size: int
-    shape: Shape
     lengths: np.ndarray
+    parts: int = 1
+    shape: Shape = field(default_factory=lambda: Shape(8, 8))
     steps: int = 0
     groups: list[int] = field(default_factory=list)
 
     def __post_init__(self):
+        self.enough = self.size if self.parts == 1 else -(-3 * self.size // 4)
         self.left = np.zeros(self.rows, int)
         self.completions = [[] for _ in range(self.rows)]
 
@@ -40,36 +41,37 @@ class Counting:
 
     def put(self, prompts, revisions, into):
         assert 0 < len(into) <= self.size
+        of_part = np.bincount(np.array(into) * self.parts // self.rows)
+        assert of_part.max() <= self.size // self.parts, "no part gets more than its share"
         assert (self.left[into] == 0).all(), "a row that still decodes is not for others"
         self.groups.append(len(into))
         for prompt, k, row in zip(prompts, revisions, into, strict=True):
             i = prompt.direct[0]
             self.left[row], self.completions[row] = self.lengths[i, k], [i, k]
 
-    def decode(self, done):
+    def decode(self, done, asked):
+        assert done <= self.rows
         while (self.left == 0).sum() < done:
             self.left = np.maximum(self.left - 1, 0)
             self.steps += 1
-        return [
-            y if left == 0 else None for y, left in zip(self.completions, self.left, strict=True)
-        ]
+        return {row: self.completions[row] for row in asked if self.left[row] == 0}
 
 
-def written(lengths, rows, size):
+def written(lengths, rows, size, parts=1):
     count, revisions = lengths.shape
-    pool = Counting(rows, size, Shape(8, 8), lengths)
+    pool = Counting(rows, size, lengths, parts)
     prompts = [Prompt((i,), (i,), ()) for i in range(count)]
-    queue = Queue(pool, prompts, revisions - 1, jnp.zeros(count), deque(range(count)))
+    queue = Queue(pool, prompts, revisions - 1, np.zeros(count), deque(range(count)))
     return dict(queue.run()), pool
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(80))
 def test_every_prompt_is_answered_and_revised_once(seed):
     rng = np.random.default_rng(seed)
-    rows = int(rng.integers(1, 9))
+    parts, rows = (int(n) for n in rng.integers(1, 5, 2))
+    size = parts * int(rng.integers(1, rows + 1))
     lengths = rng.integers(0, 12, (rng.integers(1, 30), rng.integers(1, 5)))
-    size = int(rng.integers(1, rows + 1))
-    done, pool = written(lengths, rows, size)
+    done, pool = written(lengths, rows * parts, size, parts)
     assert done == {i: [[i, k] for k in range(lengths.shape[1])] for i in range(len(lengths))}
     assert sum(pool.groups) == lengths.size
 
