@@ -74,7 +74,10 @@ class FirstEpoch:
         self.files.flush()
 
     def _remember(self) -> None:
-        """Waits for the scores of the step placed last; what was known already stays."""
+        """Waits for the scores of the step placed last; what was known already stays.
+
+        The devices have its update still to do, so they do not wait.
+        """
         if self.running is None:
             return
         scores, pair = self.running
