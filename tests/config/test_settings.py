@@ -26,6 +26,8 @@ DEFAULTS = {
     "data.row_length": 0,
     "data.split": "train",
     "data.template": "chat",
+    "data.template_arguments": (),
+    "data.template_date": "2024-07-26",
     "data.workers": 0,
     "data.cache": "",
     "evaluate.against": ("gold",),
