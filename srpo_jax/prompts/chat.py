@@ -138,8 +138,8 @@ class Chat:
             wanted = "the end of another prompt" if lead is None else repr(lead + "…" + trail)
             raise UserError(
                 f"the tokenizer's chat template has the model write an answer as {wanted}, and a shown one "
-                "stands otherwise in the improve prompt: see config.data.template_arguments (many templates "
-                "read enable_thinking=false), or use config.data.template=plain"
+                "stands otherwise in the improve prompt: see config.data.template_arguments (many "
+                "templates read enable_thinking=false), or use config.data.template=plain"
             )
         return before.removesuffix(lead or ""), behind.removeprefix(trail)
 

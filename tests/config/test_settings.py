@@ -361,7 +361,7 @@ def test_what_cannot_be_used_is_named(key, value, wanted):
 
 def test_arguments_are_for_chat_templates():
     with pytest.raises(
-        UserError, match=r"template_arguments are for chat .* template='plain' is none"
+        UserError, match=r"template_arguments are for chat .*template='plain' is none"
     ):
         config_module.checked(
             changed(**{"data.template": "plain", "data.template_arguments": ("a=1",)})
