@@ -33,8 +33,13 @@ def commands():
     """(module, its arguments) of every command that is written out."""
     for place, text in texts():
         for module, rest in COMMAND.findall(text):
-            words = shlex.split(re.sub(r"\[(--[^\]]*)\]", r"\1", rest.replace("\\\n", " ")))
-            arguments = [word.rstrip(".,)") for word in words if word.startswith("--")]
+            rest = re.sub(r"\[(--[^\]]*)\]", r"\1", rest.replace("\\\n", " "))
+            try:
+                words = shlex.split(rest)
+            except ValueError:  # a sentence goes on behind it
+                words = rest.split()
+            arguments = [word.rstrip(".,") for word in words if word.startswith("--")]
+            arguments = [word if "(" in word else word.rstrip(")") for word in arguments]
             module = module.rstrip(".")
             yield pytest.param(
                 module, arguments, id=f"{place.stem}: {module} {' '.join(arguments)}"

@@ -183,9 +183,11 @@ def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
     if isinstance(prompt, str):
         said = prompt.strip()
         turns = [message.content.strip() for message in before if message.role == "user"]
+        if said and not turns:
+            return (*before, Message("user", prompt))
         if not said or said in turns or all(turn in said for turn in turns):
             return before
-    elif before[: len(prompt)] == prompt:
+    elif before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt:
         return before
     elif prompt[len(prompt) - len(before) :] == before:
         return prompt

@@ -71,13 +71,17 @@ class Chat:
             f"{_PLAIN[0]}({self._special.pattern}){_PLAIN[1]}|[{_PLAIN[0]}{_PLAIN[1]}]"
         )
         self.marks_answers = environment.marks_answers(self.template)
+        # What is written of a pair's prompt is asked for again and again.
+        self._written = functools.lru_cache(maxsize=16)(self._write)
         self._missing: dict[tuple[tuple[str, ...], bool], tuple[int, ...]] = {}
         # Templates of models that see pictures may take a message as a list of parts only.
         self._in_parts = False
         if (frame := self._framed()) is None:
             self._in_parts = True
+            self._written.cache_clear()
             frame = self._framed()
             self._in_parts = frame is not None
+            self._written.cache_clear()
         self.frame = frame or Frame("", "", "", "")
 
     @property
@@ -131,11 +135,11 @@ class Chat:
         lead, trail = self.frame.lead, self.frame.trail
         fits = lead is not None and (not lead.strip() or before.endswith(lead))
         if not fits or (trail.strip() and not behind.startswith(trail)):
-            wanted = "another prompt" if lead is None else repr(lead + "…" + trail)
+            wanted = "the end of another prompt" if lead is None else repr(lead + "…" + trail)
             raise UserError(
-                f"the tokenizer's chat template has the model write an answer as {wanted}, and writes it "
-                "otherwise once another turn follows: see config.data.template_arguments (many templates "
-                "read enable_thinking=false), or use config.data.template=plain"
+                f"the tokenizer's chat template has the model write an answer as {wanted}, and a shown one "
+                "stands otherwise in the improve prompt: see config.data.template_arguments (many "
+                "templates read enable_thinking=false), or use config.data.template=plain"
             )
         return before.removesuffix(lead or ""), behind.removeprefix(trail)
 
@@ -224,6 +228,9 @@ class Chat:
         return self._missing[roles, begin_answer]
 
     def _render(self, roles: Sequence[str], contents: Sequence[str], begin_answer: bool) -> str:
+        return self._written(tuple(roles), tuple(contents), begin_answer)
+
+    def _write(self, roles: Sequence[str], contents: Sequence[str], begin_answer: bool) -> str:
         variables = {
             **{"tools": None, "documents": None, "strftime_now": self.arguments.today},
             **self.tokenizer.special_tokens,

@@ -161,12 +161,12 @@ class Renderer:
         Learned is what the assistant generates, and the end of each of its turns; white space around its
         words is not part of them. For SFT. Raises UserError as `turns.conversation`.
         """
-        if self._chat is None or not self.template.improvement:
+        if self._chat is None:
             raise UserError(
                 f"this is a conversation, and config.data.template={self.name!r} is for texts: use "
                 "config.data.template=dialogue"
             )
-        messages = [*self._direct(x), {"role": "assistant", "content": y}]
+        messages = [*_messages(x), {"role": "assistant", "content": y}]
         for message in messages:
             if message["role"] == "assistant":
                 message["content"] = message["content"].strip()

@@ -32,7 +32,7 @@ def answer(chat: Chat, messages: Sequence[Message], y: str) -> str:
     begun = chat.render(messages).text
     turns = [*messages, {"role": "assistant", "content": y}]
     whole = chat.render(turns, begin_answer=False).text
-    written = _behind(begun, whole, _named(len(messages), turns))
+    written = _behind(begun, whole, _named(len(messages), turns), "use config.data.template=plain")
     stop = chat.stop(written)
     return written.removesuffix(chat.frame.rest) if stop is None else written[: stop[0]]
 
@@ -76,7 +76,7 @@ def _learned(chat: Chat, whole: Rendered, messages: Sequence[Message], turn: int
     """The span of a turn; None where the template marks none of it as generated."""
     begun = chat.render(messages[:turn]).text
     alone = chat.render(messages[: turn + 1], begin_answer=False).text
-    written = _behind(begun, alone, _named(turn, messages))
+    written = _behind(begun, alone, _named(turn, messages), _ALONE)
     stop = chat.stop(written)
     own = written[: stop[1]] if stop else written.removesuffix(chat.frame.rest)
     if not whole.text.startswith(begun + own):
@@ -125,7 +125,7 @@ def _end_at(chat: Chat, text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _behind(begun: str, whole: str, name: str) -> str:
+def _behind(begun: str, whole: str, name: str, advice: str) -> str:
     """What stands behind the prompt of generation of a turn."""
     if whole.startswith(begun):
         return whole[len(begun) :]
@@ -133,7 +133,7 @@ def _behind(begun: str, whole: str, name: str) -> str:
     same = next((i for i, (a, b) in both if a != b), len(whole))
     raise UserError(
         f"{name}: the chat template has it generated behind {_short(begun[same:])}, and writes "
-        f"{_short(whole[same:])} there once it is answered: see config.data.template_arguments, or {_ALONE}"
+        f"{_short(whole[same:])} there once it is answered: see config.data.template_arguments, or {advice}"
     )
 
 

@@ -26,6 +26,8 @@ DEFAULTS = {
     "data.row_length": 0,
     "data.split": "train",
     "data.template": "chat",
+    "data.template_arguments": (),
+    "data.template_date": "2024-07-26",
     "data.workers": 0,
     "data.cache": "",
     "evaluate.against": ("gold",),
@@ -250,6 +252,9 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("reference.when", "later", "'before' or 'first_epoch'"),
         ("data.format", "csv", "'pairs', 'summarize' or 'dialogue'"),
         ("data.template", "tldr2", "'plain', 'chat', 'chained', 'dialogue' or 'tldr'"),
+        ("data.template_arguments", ("a",), "each NAME=VALUE"),
+        ("data.template_arguments", ("messages=[]",), "each NAME=VALUE"),
+        ("data.template_date", "26 Jul 2024", "YYYY-MM-DD"),
         ("data.row_length", -1, "0 or more"),
         ("data.overlong", "cut", "'error' or 'drop'"),
         ("data.workers", -1, "0 or more"),
@@ -360,6 +365,15 @@ def test_what_cannot_be_used_is_named(key, value, wanted):
     with pytest.raises(UserError, match=rf"^config\.{key}=.* must be {wanted}$") as error:
         build(Settings, {section: values} if section else values, "config")
     assert f"={value!r} " in str(error.value)
+
+
+def test_arguments_are_for_chat_templates():
+    with pytest.raises(
+        UserError, match=r"template_arguments are for chat .*template='plain' is none"
+    ):
+        config_module.checked(
+            changed(**{"data.template": "plain", "data.template_arguments": ("a=1",)})
+        )
 
 
 def test_every_check_is_tried_above():

@@ -7,6 +7,7 @@ from srpo_jax.config import Settings
 from srpo_jax.config.workdir import claim
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.train import MAY_CHANGE
 
 
 def test_the_same_settings_go_on(tmp_path):
@@ -28,6 +29,16 @@ def test_other_settings_are_named_unless_they_may_change(tmp_path, key, value, s
     else:
         with pytest.raises(UserError, match=sentence):
             claim(tmp_path, config_module.checked(changed), {}, ("mesh.",))
+
+
+def test_pairs_that_moved_are_the_same_pairs(tmp_path):
+    claim(tmp_path, Settings(), {"data": "a" * 64}, MAY_CHANGE)
+    moved = config_module.default()
+    moved.data.pairs = "elsewhere/*.jsonl"
+    claim(tmp_path, config_module.checked(moved), {"data": "a" * 64}, MAY_CHANGE)
+    assert config_module.read(tmp_path / "config.json").data.pairs == "elsewhere/*.jsonl"
+    with pytest.raises(UserError, match="another data"):
+        claim(tmp_path, config_module.checked(moved), {"data": "b" * 64}, MAY_CHANGE)
 
 
 def test_another_fingerprint_is_named(tmp_path):

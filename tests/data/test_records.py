@@ -63,6 +63,8 @@ def read(tmp_path, *rows, **more):
         ({"prompt": [BE, HI], "chosen": [YES], "rejected": [NO]}, ASKED),
         ({"prompt": [BE, HI], "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
         ({"prompt": "Hi", "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
+        ({"prompt": "Hi", "chosen": [BE, YES], "rejected": [BE, NO]}, ASKED),
+        ({"prompt": [HI], "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
         ({"prompt": "Be brief.\nHi", "chosen": [BE, HI, YES], "rejected": [BE, HI, NO]}, ASKED),
         ({"system": "Be brief.", "prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, ASKED),
         ({"system": "Be brief.", "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED),

@@ -8,7 +8,7 @@ import sentencepiece
 import tokenizers
 
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.prompts import chat
+from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime.errors import UserError
 from tests.checkpoints import save_tokenizer
 
@@ -104,8 +104,7 @@ def test_ids_are_those_of_transformers(tmp_path):
         {"role": "user", "content": TEXTS[4]},
     ]
     expected = there.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    got = [i for ids, _ in chat.pieces(here, messages) for i in ids]
-    assert got == expected
+    assert list(Chat(here).ids(messages)) == expected
 
 
 def test_every_end_is_known(tmp_path):

@@ -12,7 +12,7 @@ from srpo_jax.runtime.errors import UserError
 @pytest.fixture
 def config(tmp_path):
     rows = [
-        {"prompt": "A kingfisher dives.", "chosen": "A bird.", "rejected": "A stone."},
+        {"prompt": "A kingfisher dives.", "chosen": "A bird.", "rejected": "A stone.\n"},
         {"prompt": "x" * 3000, "chosen": "Long.", "rejected": "Too long."},
     ]
     path = tmp_path / "pairs.jsonl"
@@ -30,6 +30,7 @@ def test_the_first_pair_is_shown_with_its_scores(config):
     assert "'A kingfisher dives.\\n\\nSummary of this text" in text
     assert "score w|l: 8 tokens 'A bird.<|im_end|>'" in text
     assert "pair at line 2" not in text
+    assert "1 completions have white space around them, which is not learned" in text
     assert "1 pairs longer than the model's 2048 positions (config.data.overlong='drop')" in text
     assert "% of the tokens of separate sequences" in text
 
