@@ -38,9 +38,8 @@ def score(
     mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
     hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
     states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
-    logp = log_probabilities(
-        states, model.head_kernel(), rows.target_token, chunk, model.config.logit_softcap
-    )
+    cap, scale = model.config.logit_softcap, model.config.logit_scale
+    logp = log_probabilities(states, model.head_kernel(), rows.target_token, chunk, cap, scale)
     # The number, depth first, of each named sequence in the tree that a target belongs to: [B, T, n].
     numbers = jnp.take_along_axis(rows.rank, rows.target_tree[..., None], axis=1)
     members = (rows.target_first[..., None] <= numbers) & (numbers < rows.target_last[..., None])
