@@ -59,6 +59,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("SmolLM3Config", {}),
     "olmo2": ("Olmo2Config", {}),
+    "olmo3": (
+        "Olmo3Config",
+        {
+            "sliding_window": 9,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "rope_theta": 900.0,
+                    "factor": 8.0,
+                    "original_max_position_embeddings": 32,
+                },
+            },
+        },
+    ),
+    "granite": (
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.2,
+            "logits_scaling": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "cohere": ("CohereConfig", {"logit_scale": 0.25, "attention_bias": True}),
+    "cohere2": ("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 9}),
+    "starcoder2": ("Starcoder2Config", {"sliding_window": 9}),
     "phi3": ("Phi3Config", {"sliding_window": 12}),
     "phi3, longrope": (
         "Phi3Config",

@@ -87,20 +87,28 @@ class DecoderConfig:
     layer_kinds: tuple[LayerKind, ...] = (LayerKind(),)  # repeated over the layers
     rotary_dim: int | None = None  # only the first so many entries of a head are rotated
 
-    norm: str = "rms"  # or "layer": the mean subtracted, and a bias
+    rope_interleaved: bool = (
+        False  # entry 2 i is rotated with 2 i + 1, not with that half a head on
+    )
+
+    norm: str = "rms"  # or "layer": the mean subtracted
+    norm_bias: bool = True  # of "layer"
     norm_eps: float = 1e-5
     norm_offset: float = 0.0  # added to every stored scale
     norms: str = "before"  # attention and MLP; or "after" them, or "both"
     query_key_norm: str = "none"  # or of each "head", or of the heads "together"
     parallel: bool = False  # attention and MLP read the same residual
+    one_norm: bool = False  # and, where parallel, they read it behind the same norm
 
     activation: str = "silu"  # of ACTIVATIONS in block.py
     gated: bool = True  # the MLP has a gate
     biases: tuple[str, ...] = ()  # projections with a bias
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0  # of what attention and MLP add
     attention_scale: float | None = None  # None: head_dim ** -0.5
     attention_softcap: float | None = None  # c: logits become c tanh(logits / c)
     logit_softcap: float | None = None
+    logit_scale: float = 1.0  # before the cap
 
     dtype: str = "bfloat16"
     remat: str = "full"
@@ -122,13 +130,6 @@ class DecoderConfig:
             raise ValueError(
                 f"{self.rotated} of {self.head_dim} entries of a head cannot be rotated in pairs"
             )
-        if any(kind.rope and kind.rope.amplitude != self.amplitude for kind in self.layer_kinds):
-            raise ValueError("rotated entries have another amplitude in some layers than in others")
-
-    @property
-    def amplitude(self) -> float:
-        """Of rotated entries."""
-        return next((kind.rope.amplitude for kind in self.layer_kinds if kind.rope), 1.0)
 
     @property
     def rotated(self) -> int:

@@ -26,15 +26,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class View(NamedTuple):
-    """Positions [B, S] of the tokens, their rotary frequencies and whom they see, in one layer."""
+    """Positions [B, S] of the tokens, how they are rotated and whom they see, in one layer.
+
+    frequencies, amplitude: as `rotary` takes them.
+    """
 
     positions: Array
     frequencies: Array
+    amplitude: Array | None
     mask: Array | TreeMask
 
 
 class Norm(nnx.Module):
-    """x / rms(x) * scale or, with "layer", (x - mean) / std * scale + bias; computed in float32.
+    """x / rms(x) * scale or, with "layer", (x - mean) / std * scale (+ bias); computed in float32.
 
     Over the last axes of x, as many as `shape` has.
     """
@@ -50,7 +54,8 @@ class Norm(nnx.Module):
         self.over = tuple(range(-len(shape), 0))
         self.centred = (kind or config.norm) == "layer"
         self.scale = nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32), axes=axes)
-        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if self.centred else None
+        biased = self.centred and config.norm_bias
+        self.bias = nnx.Param(jnp.zeros(shape, jnp.float32), axes=axes) if biased else None
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
@@ -64,19 +69,31 @@ class Norm(nnx.Module):
         return x32.astype(x.dtype)
 
 
-def rotary(x: Array, positions: Array, frequencies: Array, amplitude: float = 1.0) -> Array:
-    """Rotates [B, S, heads, Hd] by positions [B, S], times amplitude; the rest of Hd, if any, stays.
+def rotary(
+    x: Array,
+    positions: Array,
+    frequencies: Array,
+    amplitude: Array | None = None,
+    interleaved: bool = False,
+) -> Array:
+    """Rotates [B, S, heads, Hd] by positions [B, S], times amplitude []; the rest of Hd, if any, stays.
 
-    frequencies [n]: the first 2 n entries are rotated, the i-th with the (n + i)-th.
+    frequencies [n]: the first 2 n entries are rotated, the i-th with the (n + i)-th or, interleaved, the
+    2 i-th with the next.
     """
     half = frequencies.shape[0]
     angles = positions[..., None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
-    if amplitude != 1.0:
+    if amplitude is not None:
         cos, sin = amplitude * cos, amplitude * sin
-    rotated = [first * cos - second * sin, second * cos + first * sin, rest]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    first, second, rest = jnp.split(x.astype(jnp.float32), (half, 2 * half), axis=-1)
+    if interleaved:
+        pairs = jnp.concatenate([first, second], axis=-1)
+        first, second = pairs[..., ::2], pairs[..., 1::2]
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    if interleaved:
+        rotated = [jnp.stack(rotated, axis=-1).reshape(pairs.shape)]
+    return jnp.concatenate([*rotated, rest], axis=-1).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -122,7 +139,8 @@ class Attention(nnx.Module):
             rotary,
             positions=view.positions,
             frequencies=view.frequencies,
-            amplitude=self.config.amplitude,
+            amplitude=view.amplitude,
+            interleaved=self.config.rope_interleaved,
         )
         query, key = turn(query), turn(key)
         logits = {
@@ -164,21 +182,30 @@ class Block(nnx.Module):
         def norm(where: str) -> Norm | None:
             return Norm(config, (config.width,)) if config.norms in (where, "both") else None
 
-        self.parallel = config.parallel
+        self.config = config
         self.attention_norm, self.attention_post_norm = norm("before"), norm("after")
         self.attention = Attention(config, rngs)
-        self.mlp_norm, self.mlp_post_norm = norm("before"), norm("after")
+        self.mlp_norm = None if config.one_norm else norm("before")
+        self.mlp_post_norm = norm("after")
         self.mlp = MLP(config, rngs)
 
     def __call__(
         self, x: Array, view: View, adapter: bool | Array, cached: CacheView | None = None
     ) -> tuple[Array, Cache | None]:
         """See `Attention`. adapter: as `Projection` takes it."""
-        attended, cache = self.attention(_apply(self.attention_norm, x), view, adapter, cached)
-        attended = _apply(self.attention_post_norm, attended)
-        mlp_input = x if self.parallel else x + attended
-        mlp = _apply(self.mlp_post_norm, self.mlp(_apply(self.mlp_norm, mlp_input), adapter))
+        normed = _apply(self.attention_norm, x)
+        attended, cache = self.attention(normed, view, adapter, cached)
+        attended = self._scaled(_apply(self.attention_post_norm, attended))
+        if self.config.one_norm:
+            read = normed
+        else:
+            read = _apply(self.mlp_norm, x if self.config.parallel else x + attended)
+        mlp = self._scaled(_apply(self.mlp_post_norm, self.mlp(read, adapter)))
         return x + attended + mlp, cache
+
+    def _scaled(self, x: Array) -> Array:
+        scale = self.config.residual_scale
+        return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def _apply(norm: Norm | None, x: Array) -> Array:

@@ -30,13 +30,14 @@ UNLIMITED = 1 << 30  # a window that every position fits into
 
 
 class Kind(NamedTuple):
-    """`LayerKind` as arrays: frequencies float32 [rotated / 2, rounded up], zeros without
-    rotation; window int32.
+    """`LayerKind` as arrays: frequencies float32 [rotated / 2, rounded up], zeros without rotation;
+    amplitude float32 []; window int32.
 
-    For all layers with L in front. window: None where no layer has one.
+    For all layers with L in front. amplitude: None where all are 1. window: None where no layer has one.
     """
 
     frequencies: Array
+    amplitude: Array | None
     window: Array | None
 
 
@@ -191,6 +192,7 @@ class Decoder(nnx.Module):
         else:
             spec, kernel = f"{batch}d,dv->{batch}v", self.head.kernel
         logits = einsum(spec, hidden, kernel[...].astype(self.config.dtype), "float32")
+        logits = logits if self.config.logit_scale == 1.0 else logits * self.config.logit_scale
         cap = self.config.logit_softcap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
@@ -227,12 +229,16 @@ class Decoder(nnx.Module):
             else k.rope.frequencies(config.rotated)
             for k in kinds
         ]
-        windows = [k.window or UNLIMITED for k in kinds]
-        if len(set(kinds)) == 1:
-            window = jnp.int32(windows[0]) if config.windowed else None
-            return Kind(jnp.asarray(turned[0]), window), None
-        window = jnp.array(windows, jnp.int32) if config.windowed else None
-        return None, Kind(jnp.asarray(np.stack(turned)), window)
+        amplitudes = np.array([k.rope.amplitude if k.rope else 1.0 for k in kinds], np.float32)
+        windows = np.array([k.window or UNLIMITED for k in kinds], np.int32)
+        alike = len(set(kinds)) == 1
+        arrays: list[Any] = [
+            np.stack(turned),
+            amplitudes if (amplitudes != 1.0).any() else None,
+            windows if config.windowed else None,
+        ]
+        arrays = [None if a is None else jnp.asarray(a[0] if alike else a) for a in arrays]
+        return (Kind(*arrays), None) if alike else (None, Kind(*arrays))
 
 
 def _view(
@@ -246,4 +252,4 @@ def _view(
         else:
             assert key_positions is not None
             mask = mask & (positions[..., :, None] - key_positions[..., None, :] < kind.window)
-    return View(positions, kind.frequencies, mask)
+    return View(positions, kind.frequencies, kind.amplitude, mask)

@@ -54,9 +54,8 @@ def _score(graphdef: nnx.GraphDef[Decoder], state: nnx.State[Any, Any], rows: _R
     model = nnx.merge(graphdef, state)
     hidden = batches.hidden_states(model, rows.whole)
     states = jnp.take_along_axis(hidden, rows.sources[..., None], axis=1)
-    logp = log_probabilities(
-        states, model.head_kernel(), rows.targets, None, model.config.logit_softcap
-    )
+    cap, scale = model.config.logit_softcap, model.config.logit_scale
+    logp = log_probabilities(states, model.head_kernel(), rows.targets, None, cap, scale)
     return jnp.sum(jnp.where(rows.known, logp, 0.0), axis=1)
 
 

@@ -24,14 +24,17 @@ def log_probabilities(
     targets: Int[Array | np.ndarray, "B T"],
     chunk: int | None = None,
     softcap: float | None = None,
+    scale: float = 1.0,
 ) -> Float32[Array, "B T"]:
     """log p(targets [B, T] | hidden [B, T, D]), float32 [B, T]; kernel [V, D] in hidden's dtype.
 
     `chunk` entries of the vocabulary at a time (default: so many that LOGITS logits are alive), forward and
     backward: a log-sum-exp that is extended part by part, and a gradient that computes the logits again.
     On a mesh each device keeps to its own part of a vocabulary that lies along "tensor", and only the
-    part in use is gathered along "fsdp". softcap c: logits are c tanh(logits / c).
+    part in use is gathered along "fsdp". scale: of the logits. softcap c: they are then c tanh(logits / c).
     """
+    if scale != 1.0:
+        hidden = hidden * jnp.asarray(scale, hidden.dtype)
     shards = mesh_module.current_parts("vocab")
     if chunk is None:
         local = hidden.shape[0] * hidden.shape[1] // mesh_module.current_parts("batch")

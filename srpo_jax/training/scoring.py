@@ -66,12 +66,11 @@ def targets(
     mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
     hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
     states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
-    # l / t of logits l = c tanh(x / c) is (c / t) tanh((x / t) / (c / t)).
-    cap = model.config.logit_softcap
-    cooled, cap = (
-        (states, cap) if temperature == 1 else (states / temperature, cap and cap / temperature)
-    )
-    return states, log_probabilities(cooled, model.head_kernel(), rows.target_token, chunk, cap)
+    # l / t of logits l = c tanh(s x / c) is (c / t) tanh((s / t) x / (c / t)).
+    cap, scale = model.config.logit_softcap, model.config.logit_scale / temperature
+    cap = cap and cap / temperature
+    kernel = model.head_kernel()
+    return states, log_probabilities(states, kernel, rows.target_token, chunk, cap, scale)
 
 
 def scorer(

@@ -58,10 +58,9 @@ def old_style(content):
     """As it was written before transformers 5: rope_theta beside rope_scaling."""
     rope = content["rope_parameters"]
     if "full_attention" in rope:
-        base = {
-            "rope_theta": rope["full_attention"]["rope_theta"],
-            "rope_local_base_freq": rope["sliding_attention"]["rope_theta"],
-        }
+        base = {"rope_theta": rope["full_attention"]["rope_theta"]}
+        if content["model_type"] == "gemma3_text":
+            base["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     else:
         base = {"rope_theta": rope["rope_theta"]}

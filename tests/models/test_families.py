@@ -31,13 +31,19 @@ def load_here(directory, mesh=None, dtype="float32"):
     return nnx.merge(*creation.create(config, parameters, mesh, seed=0))
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+# What the cache and the trees do with them is what they do with another case.
+ALIKE = ("gpt-neox, odd", "granite", "cohere", "starcoder2")
+MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in CASES]
+
+
+@pytest.fixture(scope="module")
 def both(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp("family")
     there = save(request.param, directory)
     return directory, there, load_here(directory)
 
 
+@pytest.mark.parametrize("both", list(CASES), indirect=True)
 def test_logits_of_a_padded_batch_are_equal(both):
     _, there, here = both
     rng = np.random.default_rng(0)
@@ -59,6 +65,7 @@ def test_logits_of_a_padded_batch_are_equal(both):
     )
 
 
+@pytest.mark.parametrize("both", MARKED, indirect=True)
 def test_fifty_greedy_tokens_are_equal(both):
     """Through the cache, from prompts of different lengths in one batch."""
     _, there, here = both
@@ -74,6 +81,7 @@ def test_fifty_greedy_tokens_are_equal(both):
         assert written == expected[0, len(prompt) :].tolist()
 
 
+@pytest.mark.parametrize("both", MARKED, indirect=True)
 def test_a_tree_scores_as_separate_rows_do(both):
     """Windows, soft caps and rotation reach the packed rows, dense and blockwise, as plain ones."""
     _, there, here = both

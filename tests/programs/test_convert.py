@@ -44,8 +44,8 @@ def checkpoint(directory, name="llama", **options):
     return directory
 
 
-# One of each family; variants of the first differ in what is computed, not in what is stored.
-VARIANTS = ("3.1", "windows", "seq", "longrope", "yarn")
+# One of each kind; the others differ from one of them in what is computed, not in what is stored.
+VARIANTS = ("3.1", "windows", "seq", "longrope", "yarn", "odd", "granite", "olmo3", "cohere2")
 STORED = [name for name in CASES if not any(variant in name for variant in VARIANTS)]
 
 

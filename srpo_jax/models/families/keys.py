@@ -4,7 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.models.families.unsaid import GENERATION, NEUTRAL, OLDER, SILENT, UNSAID
+from srpo_jax.models.families.unsaid import (
+    GENERATION,
+    NEUTRAL,
+    OLDER,
+    OWN_NEUTRAL,
+    SILENT,
+    UNSAID,
+)
 from srpo_jax.runtime.errors import UserError
 
 
@@ -14,7 +21,10 @@ class Keys:
     def __init__(self, path: Path, content: Mapping[str, Any]):
         self.path = path
         self._content = content
-        self._unsaid = UNSAID.get(content.get("model_type", ""), {})
+        kind = content.get("model_type", "")
+        self._unsaid = UNSAID.get(kind, {})
+        self._neutral = NEUTRAL | OWN_NEUTRAL.get(kind, {})
+        self._own = OWN_NEUTRAL.get(kind, {})
         self._read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -36,9 +46,10 @@ class Keys:
         for key, value in self._content.items():
             if key in self._read or key in SILENT | GENERATION or key.startswith("_"):
                 continue
-            if key in OLDER and OLDER[key] in self._read and value is not None:
+            older = key in OLDER and OLDER[key] in self._read and key not in self._own
+            if older and value is not None:
                 self._check_same(key, OLDER[key])
-            elif value not in NEUTRAL[key] if key in NEUTRAL else value:
+            elif value not in self._neutral[key] if key in self._neutral else value:
                 raise UserError(
                     f"{self.path} asks for {key}={value!r}, which this decoder does not know: if it "
                     "changes nothing in what the model computes, remove the entry"

@@ -67,12 +67,20 @@ def _same_ropes(keys: Keys, theta: str, fraction: str) -> dict[str, dict[str, An
     return {kind: beside | given for kind in (FULL, SLIDING)}
 
 
-def _own_ropes(keys: Keys) -> dict[str, dict[str, Any]]:
+def _own_ropes(keys: Keys, local_theta: float) -> dict[str, dict[str, Any]]:
     """Layers with a window turn by a base of their own; a scaling is for those without."""
     given = keys.get("rope_parameters") or {}
     full = {"rope_theta": keys.need("rope_theta")} | (given.get(FULL) or {})
-    local = {"rope_theta": keys.need("rope_local_base_freq")} | (given.get(SLIDING) or {})
+    local = {"rope_theta": local_theta} | (given.get(SLIDING) or {})
     return {FULL: full | (keys.get("rope_scaling") or {}), SLIDING: local}
+
+
+def _ropes(
+    keys: Keys, local_theta: float | None, theta: str, fraction: str
+) -> dict[str, dict[str, Any]]:
+    if local_theta is None:
+        return _same_ropes(keys, theta, fraction)
+    return _own_ropes(keys, local_theta)
 
 
 def read_kinds(
@@ -83,20 +91,21 @@ def read_kinds(
     window: int | None = None,
     alike: bool = True,
     unrotated: Sequence[int] = (),
-    own_ropes: bool = False,
+    local_theta: float | None = None,
     theta: str = "rope_theta",
     fraction: str = "partial_rotary_factor",
 ) -> dict[str, Any]:
     """max_length, layer_kinds and rotary_dim.
 
     types: of attention, one a layer, where layer_types does not say. alike: layer_types must say the same.
-    window: of layers that have one. own_ropes: rotations may differ between the types. theta, fraction: the
-    names of the entries for all layers.
+    window: of layers that have one. local_theta: rotations may differ between the types; what those with a
+    window turn by where rope_parameters does not say. theta, fraction: the names of the entries for all
+    layers.
     """
     types = _layer_types(keys, fields["layers"], types, alike)
     if SLIDING in types and not window:
         raise UserError(f"{keys.path} has layers with a sliding window and no 'sliding_window'")
-    entries = _own_ropes(keys) if own_ropes else _same_ropes(keys, theta, fraction)
+    entries = _ropes(keys, local_theta, theta, fraction)
     ropes = {kind: _read_rope(keys, entries[kind]) for kind in set(types)}
     # What yarn reaches, and what longrope turns as it does short texts.
     reach = [int(r.factor * r.original_length) for r in ropes.values() if r.scaling == "yarn"]

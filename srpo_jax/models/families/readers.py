@@ -1,6 +1,6 @@
 """How each family's config.json is read: its fields of DecoderConfig, by the name of the family."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from srpo_jax.models.families.keys import Keys
@@ -18,9 +18,11 @@ ACTIVATIONS = {
 DROPOUTS = ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop")
 
 
-def _common(keys: Keys, activation: str = "hidden_act") -> dict[str, Any]:
-    """What all have. activation: the name of its entry."""
-    for dropout in DROPOUTS:
+def _common(
+    keys: Keys, activation: str = "hidden_act", dropouts: Sequence[str] = DROPOUTS
+) -> dict[str, Any]:
+    """What all have. activation: the name of its entry. dropouts: entries that must be 0."""
+    for dropout in dropouts:
         if keys.get(dropout, 0.0):
             raise keys.refuse(f"{dropout}={keys.get(dropout)} (0 is the only one)")
     if keys.get("quantization_config"):
@@ -123,8 +125,8 @@ def gemma2(keys: Keys) -> dict[str, Any]:
 def gemma3(keys: Keys) -> dict[str, Any]:
     period = keys.need("sliding_window_pattern")
     fields, types = _gemma(keys, lambda i: (i + 1) % period == 0)
-    window = keys.get("sliding_window")
-    kinds = read_kinds(keys, fields, types, window=window, alike=False, own_ropes=True)
+    window, local = keys.get("sliding_window"), keys.need("rope_local_base_freq")
+    kinds = read_kinds(keys, fields, types, window=window, alike=False, local_theta=local)
     return {**fields, "query_key_norm": "head", **kinds}
 
 
@@ -152,6 +154,81 @@ def olmo2(keys: Keys) -> dict[str, Any]:
         raise keys.refuse("attention_bias")
     extra = {"norms": "after", "query_key_norm": "together"}
     return {**fields, **extra, **read_kinds(keys, fields, _full(fields))}
+
+
+def olmo3(keys: Keys) -> dict[str, Any]:
+    """As OLMo 2, with windows in three of four layers and rotations of their own in the others."""
+    fields = _common(keys)
+    if keys.get("attention_bias"):
+        raise keys.refuse("attention_bias")
+    types = [FULL if (i + 1) % 4 == 0 else SLIDING for i in range(fields["layers"])]
+    window = keys.get("sliding_window")
+    extra = {"norms": "after", "query_key_norm": "together"}
+    # rope_theta is of layers that see all; transformers has another for the rest nowhere but in its code.
+    kinds = read_kinds(keys, fields, types, window=window, alike=False, local_theta=5e5)
+    return {**fields, **extra, **kinds}
+
+
+def granite(keys: Keys) -> dict[str, Any]:
+    return {
+        **llama(keys),
+        "embedding_scale": float(keys.get("embedding_multiplier", 1.0)),
+        "residual_scale": float(keys.get("residual_multiplier", 1.0)),
+        "attention_scale": float(keys.need("attention_multiplier")),
+        "logit_scale": 1.0 / keys.get("logits_scaling", 1.0),
+    }
+
+
+def _cohere(keys: Keys) -> dict[str, Any]:
+    fields = _common(keys)
+    if keys.get("use_qk_norm"):
+        raise keys.refuse("norms of queries and keys (use_qk_norm)")
+    return {
+        **fields,
+        "norm": "layer",
+        "norm_bias": False,
+        "norm_eps": keys.need("layer_norm_eps"),
+        "parallel": True,
+        "one_norm": True,
+        "biases": _biases(keys),
+        "rope_interleaved": True,
+        "logit_scale": float(keys.need("logit_scale")),
+    }
+
+
+def cohere(keys: Keys) -> dict[str, Any]:
+    fields = _cohere(keys)
+    return {**fields, **read_kinds(keys, fields, _full(fields))}
+
+
+def cohere2(keys: Keys) -> dict[str, Any]:
+    """Layers that see all are not rotated."""
+    fields = _cohere(keys)
+    fields["head_dim"] = fields["width"] // fields["heads"]
+    period = keys.need("sliding_window_pattern")
+    default = [FULL if (i + 1) % period == 0 else SLIDING for i in range(fields["layers"])]
+    unrotated = [i for i, kind in enumerate(keys.get("layer_types", default)) if kind == FULL]
+    window = keys.get("sliding_window")
+    kinds = read_kinds(keys, fields, default, window=window, alike=False, unrotated=unrotated)
+    return {**fields, **kinds}
+
+
+def starcoder2(keys: Keys) -> dict[str, Any]:
+    """Its published configs name the dropout that it was trained with; here there is none."""
+    fields = _common(keys, dropouts=())
+    for dropout in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+        keys.get(dropout)
+    window = keys.get("sliding_window")
+    types = [SLIDING if window else FULL] * fields["layers"]
+    biased = ("query", "key", "value", "output", "up", "down") if keys.get("use_bias") else ()
+    return {
+        **fields,
+        "norm": "layer",
+        "norm_eps": keys.need("norm_epsilon"),
+        "gated": False,
+        "biases": biased,
+        **read_kinds(keys, fields, types, window=window),
+    }
 
 
 def gpt_neox(keys: Keys) -> dict[str, Any]:

@@ -35,6 +35,11 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Family(readers.gemma3, tensors.like_llama(tensors.AROUND)),
     "smollm3": Family(readers.smollm3, tensors.like_llama(tensors.BEFORE)),
     "olmo2": Family(readers.olmo2, tensors.like_llama(tensors.AFTER)),
+    "olmo3": Family(readers.olmo3, tensors.like_llama(tensors.AFTER)),
+    "granite": Family(readers.granite, tensors.like_llama(tensors.BEFORE)),
+    "cohere": Family(readers.cohere, tensors.like_llama(tensors.PARALLEL)),
+    "cohere2": Family(readers.cohere2, tensors.like_llama(tensors.PARALLEL)),
+    "starcoder2": Family(readers.starcoder2, tensors.STARCODER2),
     "phi3": Family(readers.phi3, tensors.PHI3),
     "gpt_neox": Family(
         readers.gpt_neox,

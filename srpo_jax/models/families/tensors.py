@@ -41,6 +41,7 @@ AFTER = {
     "post_attention_layernorm.weight": "blocks.attention_post_norm.scale",
     "post_feedforward_layernorm.weight": "blocks.mlp_post_norm.scale",
 }
+PARALLEL = {"input_layernorm.weight": "blocks.attention_norm.scale"}
 AROUND = {
     "input_layernorm.weight": "blocks.attention_norm.scale",
     **AFTER,
@@ -64,6 +65,19 @@ PHI3 = {
             "mlp.gate_up_proj.weight": "blocks.mlp.gate.kernel blocks.mlp.up.kernel",
             "mlp.down_proj.weight": "blocks.mlp.down.kernel",
             **BEFORE,
+        },
+    ),
+}
+STARCODER2 = {
+    **_OUTSIDE,
+    "model.norm.bias": ("final_norm.bias",),
+    **_named(
+        _LAYER,
+        {
+            **_with_biases({**_ATTENTION, "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}),
+            **BEFORE,
+            "input_layernorm.bias": "blocks.attention_norm.bias",
+            "post_attention_layernorm.bias": "blocks.mlp_norm.bias",
         },
     ),
 }

@@ -41,6 +41,23 @@ UNSAID: dict[str, dict[str, Any]] = {
         "rope_theta": 2e6,
     },
     "olmo2": {"rms_norm_eps": 1e-5},
+    "olmo3": {
+        "rms_norm_eps": 1e-5,
+        "sliding_window": 4096,
+        "rope_theta": 5e5,
+    },
+    "granite": {"attention_multiplier": 1.0},
+    "cohere": {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}
+    | {"rope_theta": 5e5},
+    "cohere2": {"tie_word_embeddings": True, "layer_norm_eps": 1e-5, "logit_scale": 0.0625}
+    | {"sliding_window": 4096, "sliding_window_pattern": 4},
+    "starcoder2": {
+        "num_key_value_heads": 2,
+        "hidden_act": "gelu_pytorch_tanh",
+        "norm_epsilon": 1e-5,
+        "use_bias": True,
+        "tie_word_embeddings": True,
+    },
     "phi3": {"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096},
     "gpt_neox": {"hidden_act": "gelu", "attention_bias": True, "use_parallel_residual": True}
     | {"rotary_pct": 0.25, "rotary_emb_base": 1e4, "layer_norm_eps": 1e-5},
@@ -90,6 +107,24 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "embedding_multiplier": (1,),
     "residual_multiplier": (1,),
 }
+# The same of single families, by model_type.
+_COHERE: dict[str, tuple[Any, ...]] = {
+    "position_embedding_type": ("rope_gptj",),
+    "order_of_interleaved_layers": ("local_attn_first",),
+    "use_embedding_sharing": (True,),
+    "use_parallel_embedding": (True,),
+    "use_parallel_block": (True,),
+    "use_gated_activation": (True,),
+}
+OWN_NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
+    "cohere": _COHERE,
+    "cohere2": _COHERE,
+    "starcoder2": {
+        "mlp_type": ("default",),
+        "norm_type": ("layer_norm",),
+        "activation_function": ("gelu", "gelu_pytorch_tanh"),  # hidden_act is what is computed
+    },
+}
 # Older names of entries, which some checkpoints keep beside the present ones: {older: present}.
 OLDER = {
     "n_embd": "hidden_size",
@@ -109,5 +144,6 @@ OLDER = {
     "ffn_hidden_size": "intermediate_size",
     "activation_function": "hidden_act",
     "layer_norm_epsilon": "layer_norm_eps",
+    "layer_switch": "sliding_window_pattern",
     "norm_eps": "rms_norm_eps",
 }
