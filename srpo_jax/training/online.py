@@ -52,11 +52,12 @@ def with_value_head(trained: State, width: int, mesh: Mesh) -> State:
 class Scored(NamedTuple):
     """Of each token: its log-probability at the sampling temperature, and V of the state before it.
 
-    float32 [B, P, k, G]; values are 0 without a value head. Behind a completion they mean nothing.
+    float32 [B, P, k, G], or [N, k, G] of a round, numpy or jax; values are 0 without a value head. Behind a
+    completion they mean nothing.
     """
 
-    logp: Array
-    values: Array
+    logp: Any
+    values: Any
 
 
 class OnlinePrograms(NamedTuple):
@@ -112,7 +113,7 @@ class OnlineStep(Updates):
 
         if VALUE not in model:
             return Scored(of_tokens(logp), jnp.zeros(targets.shape))
-        head = model[VALUE]
+        head: Any = model[VALUE]
         # Elementwise: a product of matrices would round its inputs on a TPU.
         values = (states.astype(jnp.float32) * head["kernel"][...]).sum(-1) + head["bias"][...]
         return Scored(of_tokens(logp), of_tokens(values))
@@ -147,7 +148,8 @@ class OnlineStep(Updates):
 
 
 def _sequence_sums(scored: Scored, batch: Batch) -> Array:
-    return jnp.where(batch["mask"], scored.logp, 0.0).sum(-1)
+    sums: Array = jnp.where(batch["mask"], scored.logp, 0.0).sum(-1)
+    return sums
 
 
 def _rloo(scored: Scored, batch: Batch, own: OnlineSettings) -> tuple[Array, Metrics]:
