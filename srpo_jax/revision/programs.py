@@ -180,10 +180,6 @@ def write(
     new, eos = sampling.max_new_tokens, stops[0]
     streams = _streams(start, new)
 
-    def sample(logits: Array, keys: Array) -> tuple[Array, Array]:
-        token = sampling_module.sample(logits, keys, sampling=sampling)
-        return token, sampling_module.log_probability(logits, token, sampling=sampling)
-
     def is_end(token: Array) -> Array:
         return jnp.isin(token, jnp.array(stops))
 
@@ -199,7 +195,7 @@ def write(
         hidden, own_cache = decoder.extend(
             token, positions, mask, at.cache, last, before=cache, layers=model.layers
         )
-        token, logp = sample(decoder.logits(hidden[:, 0]), streams[at.decoded])
+        token, logp = _sample(decoder.logits(hidden[:, 0]), streams[at.decoded], sampling)
         token, logp = jnp.where(at.done, eos, token), jnp.where(at.done, 0.0, logp)
         put = jax.lax.dynamic_update_slice_in_dim
         return _Decoding(
@@ -212,7 +208,7 @@ def write(
         )
 
     with _on(model.mesh):
-        token, logp = sample(logits, streams[0])
+        token, logp = _sample(logits, streams[0], sampling)
         size = len(token)
         begun = _Decoding(
             jnp.int32(1),
@@ -224,6 +220,12 @@ def write(
         )
         end = jax.lax.while_loop(unfinished, step, begun)
     return Written(end.tokens, end.logps, end.lengths, end.cache)
+
+
+def _sample(logits: Array, keys: Array, sampling: Sampling) -> tuple[Array, Array]:
+    """A token a row of [B, V], and its log-probability."""
+    token = sampling_module.sample(logits, keys, sampling=sampling)
+    return token, sampling_module.log_probability(logits, token, sampling=sampling)
 
 
 @functools.partial(jax.jit, static_argnames="slot", donate_argnames="cache")

@@ -176,10 +176,11 @@ def _ppo(scored: Scored, batch: Batch, own: OnlineSettings) -> tuple[Array, Metr
         value_weight=own.value_weight,
     )
 
-    def summed(values: Array) -> Array:
-        return values.sum((-2, -1)) * batch["weight"]
+    def weighted(values: Array) -> Array:
+        summed: Array = values.sum((-2, -1)) * batch["weight"]
+        return summed
 
-    return summed(losses), jax.tree.map(summed, metrics)
+    return weighted(losses), jax.tree.map(weighted, metrics)
 
 
 LOSSES = {"rloo": _rloo, "copg": _copg, "ppo": _ppo}
