@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["ppo"])  # the other two do too: docs/online.md
+@pytest.mark.parametrize("objective", ["ppo"])
 def test_the_tiny_task_reaches_its_optimum(documents, tmp_path, objective):
     """To end at once, for a reward of 0; over 10 rounds, as these are drawn."""
     from configs import online_tiny
