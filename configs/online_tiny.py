@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.judge.name = "shorter"
     config.sampling.max_new_tokens = 8
     config.sampling.batch_size = 64
-    config.train.steps = 60
+    config.train.steps = 40
     config.train.batch_size = 8
     config.train.checkpoint_every = 20
     config.optimizer.learning_rate = 3e-3

