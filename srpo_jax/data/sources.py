@@ -32,6 +32,10 @@ def read(
         yield from _hub(name, split, setting)
     elif name.startswith("tfds:"):
         yield from _tfds(name, split)
+    elif name.endswith(PICKLES):
+        raise UserError(
+            f"{setting}.{what}={name} is a pickle, which may run any code when it is read: write JSON lines"
+        )
     elif storage.is_remote(name) and not name.endswith((".jsonl", ".json", ".jsonl.gz")):
         raise UserError(
             f"{setting}.{what}={name}: of a store JSON lines can be read; copy others here"
@@ -48,6 +52,9 @@ def read(
         yield from _array_record(Path(name))
     else:
         yield from _json_lines(storage.place(name))
+
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 
 
 def say(sentence: str) -> None:

@@ -13,7 +13,7 @@ from flax import nnx
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-from srpo_jax.models import creation, loading, lora
+from srpo_jax.models import creation, huggingface, loading, lora
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -241,3 +241,11 @@ def test_a_model_for_inference_holds_all_but_its_norms_in_the_compute_dtype():
     model = loading.load("tiny", "bfloat16", mesh_module.make(devices=jax.devices()[:1]))
     dtypes = {path[-1]: v.get_value().dtype for path, v in nnx.to_flat_state(nnx.state(model))}
     assert dtypes == {"embedding": jnp.bfloat16, "kernel": jnp.bfloat16, "scale": jnp.float32}
+
+
+def test_weights_that_are_a_pickle_are_refused_by_name(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(
+        UserError, match=r"as a pickle \(pytorch_model.bin\), which may run any code"
+    ):
+        huggingface._opened(tmp_path / huggingface.SINGLE)
