@@ -50,8 +50,8 @@ from srpo_jax.trees.packing import Packing
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
-    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_"),
-    "reference.",
+    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_", "train.writers"),
+    *("train.project", "reference."),
     *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
     *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
 )
@@ -232,7 +232,7 @@ def watched(
     """What happens behind each step: end where it was not finite, log, show, profile."""
     train = settings.train
     with (
-        Metrics(workdir, resume=start) as log,
+        Metrics(workdir, start, train.writers, train.project) as log,
         Progress("train", train.steps, unit="tokens", done=start) as progress,
         speed,
         Profiler(workdir, train.profile_at, train.profile_steps) as profile,

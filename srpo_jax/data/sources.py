@@ -35,6 +35,10 @@ def read(
         yield from _hub(name, split, setting)
     elif name.startswith("tfds:"):
         yield from _tfds(name, split)
+    elif name.endswith(PICKLES):
+        raise UserError(
+            f"{setting}.{what}={name} is a pickle, which may run any code when it is read: write JSON lines"
+        )
     elif storage.is_remote(name) and not name.endswith((".jsonl", ".json", ".jsonl.gz")):
         raise UserError(
             f"{setting}.{what}={name}: of a store JSON lines can be read; copy others here"
@@ -106,6 +110,9 @@ def _file(path: Path) -> Iterator[Located]:
         yield from _array_record(path)
     else:
         yield from _json_lines(path)
+
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib")
 
 
 def say(sentence: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from srpo_jax.judges import secrets
 from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime.settings import FRACTION, POSITIVE, Check, at_least, check, one_of, setting
 
@@ -119,3 +120,5 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         check(self, "config.judge")
+        secrets.check_url(self.base_url, "config.judge.base_url")
+        secrets.check_headers(self.headers)

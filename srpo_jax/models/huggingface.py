@@ -187,6 +187,12 @@ def _alone(name: str) -> str:
 
 def _opened(path: Path) -> Any:
     if not path.is_file():
+        pickled = sorted(found.name for found in path.parent.glob("*.bin"))
+        if pickled:
+            raise UserError(
+                f"{path.parent} has its weights as a pickle ({pickled[0]}), which may run any code when it "
+                "is read: convert it to safetensors"
+            )
         raise UserError(f"{path} is missing: the directory is no whole checkpoint in safetensors")
     try:
         return safetensors.safe_open(path, framework="numpy")

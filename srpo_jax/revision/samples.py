@@ -39,7 +39,7 @@ class Written:
 def slug(name: str) -> str:
     """A name as part of a file's."""
     plain = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
-    if plain == name:
+    if plain and plain == name:
         return name
     return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 

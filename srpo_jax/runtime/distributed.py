@@ -6,6 +6,8 @@ Environment variables (set by launch/local.sh, or by hand on machines nothing el
 - SRPO_PROCESSES: how many processes there are;
 - SRPO_PROCESS_ID: which one this is, from 0;
 - SRPO_DISTRIBUTED=cluster: what mode "auto" means here (set by launch/tpu_vm.sh).
+- SRPO_HEARTBEAT: seconds without a sign of life after which a process counts as dead, and all others end,
+  wherever they wait (default 100).
 """
 
 import json
@@ -207,6 +209,15 @@ def _settings() -> tuple[str, int, int]:
     return coordinator, int(processes), int(process)
 
 
+def _heartbeat() -> int:
+    given = os.environ.get("SRPO_HEARTBEAT", "100")
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(
+            f"SRPO_HEARTBEAT is {given!r}: it must be a whole number of seconds above 0"
+        )
+    return int(given)
+
+
 def _join(coordinator: str, processes: int, process: int, timeout: int) -> None:
     who = (
         f"process {process} of {processes} on host {socket.gethostname()}: cannot join the "
@@ -246,6 +257,7 @@ def _connect(arguments: dict[str, Any], timeout: int, who: str, waited: str) -> 
         except Exception as error:
             failures.append(error)
 
+    arguments = arguments | {"heartbeat_timeout_seconds": _heartbeat()}
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(timeout)

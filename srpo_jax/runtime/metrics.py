@@ -4,22 +4,20 @@ Only process 0 writes or prints.
 """
 
 import collections
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 import jax
 import rich.progress
-import tensorboardX
 from rich.console import Console
 
-from srpo_jax.runtime import files, storage
+from srpo_jax.runtime import files, storage, writers
 from srpo_jax.runtime.errors import UserError
 
 _console = Console()
@@ -37,7 +35,7 @@ def status(text: str) -> None:
 
 
 class Metrics:
-    """`metrics.jsonl` and `tensorboard/` of a workdir.
+    """`metrics.jsonl` of a workdir, and writers beside it.
 
     A line of the file: `{"step": 20, "time": 1700000000.1, "loss": 0.25, …}`, time in seconds
     since 1970. What is no finite number is the string "nan", "inf" or "-inf", which `float` reads.
@@ -46,11 +44,17 @@ class Metrics:
         workdir: made if it does not exist.
         resume: the step the run goes on from; 0 for a new one. Lines of later steps, which an
             earlier attempt wrote after its last checkpoint, are dropped (the file is rewritten
-            without them and put in place at once), and TensorBoard is told to hide them, so that
-            each step is there once.
+            without them and put in place at once), so that each step is there once.
+        names, project: see `writers.open_all`.
     """
 
-    def __init__(self, workdir: Path | str, resume: int = 0) -> None:
+    def __init__(
+        self,
+        workdir: Path | str,
+        resume: int = 0,
+        names: Sequence[str] = ("tensorboard",),
+        project: str = "srpo_jax",
+    ) -> None:
         self.last: dict[str, dict[int, float]] = {}  # name -> {its last step: value}
         self._writes = is_main()
         if not self._writes:
@@ -59,16 +63,11 @@ class Metrics:
         if path.exists():
             _drop_later(path, resume)
         self._file = storage.Lines(path)
-        self._stack = contextlib.ExitStack()
-        # tensorboardX writes to this machine; a store gets its files at `close`.
-        board = self._stack.enter_context(storage.staged(path.parent / "tensorboard"))
-        self._board = tensorboardX.SummaryWriter(
-            str(board), purge_step=resume + 1 if resume else 0, filename_suffix=f".{resume}"
-        )
+        self._writers = writers.open_all(names, storage.place(workdir), project, resume)
 
     def write(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
-        """Appends one line, which is on disk when this returns (in a store: see `storage.Lines`), and
-        TensorBoard scalars.
+        """Appends one line, which is on disk when this returns (in a store: see `storage.Lines`), and hands
+        the numbers to the writers.
 
         Args:
             values: metric name -> a number, or anything `float` takes (an array of one element).
@@ -81,8 +80,8 @@ class Metrics:
         for name, number in numbers.items():
             line[name] = number if math.isfinite(number) else str(number)
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        for name, number in numbers.items():
-            self._board.add_scalar(name, number, global_step=int(step))
+        for writer in self._writers:
+            writer.write(int(step), numbers)
 
     def flush(self) -> None:
         """Every line is on disk when this returns, in a store too."""
@@ -90,11 +89,11 @@ class Metrics:
             self._file.flush()
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the file and the writers."""
         if self._writes:
             self._file.close()
-            self._board.close()
-            self._stack.close()
+            for writer in self._writers:
+                writer.close()
 
     def __enter__(self) -> Self:
         return self

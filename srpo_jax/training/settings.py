@@ -20,6 +20,7 @@ from srpo_jax.runtime.settings import (
     one_of,
     setting,
 )
+from srpo_jax.runtime.writers import WRITERS
 
 OVERLONG = ("error", "drop")
 WHEN = ("before", "first_epoch")
@@ -113,6 +114,10 @@ class TrainSettings:
         (), "patterns of parameters that stay as they are, e.g. ('embedder.*',)"
     )
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
+    writers: tuple[str, ...] = setting(
+        ("tensorboard",), "where the lines of metrics.jsonl go too", each(one_of(*WRITERS))
+    )
+    project: str = setting("srpo_jax", "wandb's project, mlflow's experiment")
     checkpoint_every: int = setting(50, "steps between two checkpoints", at_least(1))
     keep_checkpoints: int = setting(2, "newest checkpoints that are kept", at_least(1))
     keep_every: int = setting(

@@ -258,3 +258,9 @@ def test_fields_that_are_not_there_are_named(tmp_path):
         records.read_pairs(tmp_path / "a.jsonl", fields=("prompt",))
     with pytest.raises(UserError, match=r"format='csv' is none of pairs, summarize, dialogue"):
         records.read_pairs(tmp_path / "a.jsonl", format="csv")
+
+
+@pytest.mark.parametrize("name", ["pairs.pkl", "pairs.pt", "gs://bucket/pairs.pickle"])
+def test_a_pickle_is_refused_by_name(name):
+    with pytest.raises(UserError, match=r"\.pairs=.* is a pickle, which may run any code"):
+        list(sources.read(name))

@@ -80,3 +80,13 @@ def test_what_is_missing_is_to_be_written_first(tmp_path):
     samples.resume(tmp_path / "a.jsonl", HEADER, anything)
     with pytest.raises(UserError, match="lacks 1 of 1 documents, '1': write it first"):
         samples.written(tmp_path / "a.jsonl", "m", "d", ["1"])
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", ".", "/etc/passwd", "a/b", "a\\b", "~", "x\0y", "", ".hidden", "C:x"]
+)
+def test_no_name_leaves_its_folder(name, tmp_path):
+    path = tmp_path / "samples" / f"{samples.slug(name)}-{samples.slug(name)}.jsonl"
+    assert path.resolve().parent == tmp_path / "samples"
+    folder = tmp_path / "verdicts" / samples.slug(name)
+    assert folder.resolve().parent == tmp_path / "verdicts"

@@ -1,8 +1,10 @@
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -171,3 +173,43 @@ def test_all_processes_stop_at_the_same_step_and_resume(tmp_path: Path) -> None:
         assert int(ended) > stopped + 3
         stopped = int(ended)
         assert (tmp_path / ended).is_dir()
+
+
+DIES = """
+import os, signal, sys, time
+import jax
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime.program import run_program
+
+def main(_):
+    distributed.initialize(timeout=200)
+    if jax.process_index() == 1:
+        time.sleep(3)  # the other is not in the middle of meeting
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("waiting", flush=True)
+    time.sleep(200)
+
+run_program(main)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_within_its_heartbeat() -> None:
+    """Without launch/local.sh, and whatever they wait for."""
+    coordinator = f"127.0.0.1:{free_port()}"
+    common = {"SRPO_COORDINATOR": coordinator, "SRPO_PROCESSES": "2", "SRPO_HEARTBEAT": "5"}
+    processes = [start(DIES, **common, SRPO_PROCESS_ID=str(i)) for i in range(2)]
+    processes[1].communicate(timeout=100)
+    began = time.monotonic()
+    out, said = processes[0].communicate(timeout=100)
+    assert time.monotonic() - began < 60
+    assert "waiting\n" in out
+    assert processes[0].returncode != 0
+    assert re.search(r"tasks are unhealthy \(stopped sending heartbeats\):\n1\n", said), said
+
+
+@pytest.mark.parametrize("value", ["0", "soon"])
+def test_a_heartbeat_that_is_no_time_is_refused(value, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SRPO_HEARTBEAT", value)
+    with pytest.raises(UserError, match=r"^SRPO_HEARTBEAT is "):
+        distributed._heartbeat()

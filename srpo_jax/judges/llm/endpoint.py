@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from srpo_jax.judges import secrets
 from srpo_jax.judges.llm.answer import (
     BROKEN,
     FAILED,
@@ -68,6 +69,7 @@ class Endpoint:
         self.url = (settings.base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL).rstrip(
             "/"
         )
+        secrets.check_url(self.url, "OPENAI_BASE_URL")
         self.parameters = parameters(settings)
         self._headers = _headers(settings.headers)
         self._client = _client(settings, self.url) if ask else None
@@ -173,7 +175,7 @@ class Endpoint:
     def _refused(self, error: Any, parameters: Mapping[str, Any]) -> NoReturn:
         """A status of 400 or above."""
         status: int = error.status_code
-        body = error.response.text or error.message
+        body = secrets.hidden(error.response.text or error.message, self._secrets())
         lower = body.lower()
         said = f"config.judge.base_url={self.url} answered with status {status}: {_short(body)}"
         if status in _PASSING and "insufficient_quota" not in lower:
@@ -191,6 +193,9 @@ class Endpoint:
                 raise Fault(FILTERED, _short(body)) from error
         parameter = _parameter(error, lower, parameters) if status in (400, 422) else None
         raise Rejected(status, body, parameter, f"config.judge.base_url={self.url}") from error
+
+    def _secrets(self) -> list[str]:
+        return [*self._headers.values(), os.environ.get(self._settings.api_key_env or "-", "")]
 
     def _bad_key(self, status: int) -> str:
         variable = self._settings.api_key_env
