@@ -14,11 +14,7 @@ from flax import nnx
 
 from srpo_jax import config as config_module
 from srpo_jax.data.tokenizer import ByteTokenizer
-<<<<<<< HEAD
-from srpo_jax.models import creation, export, loading, lora
-=======
-from srpo_jax.models import creation, huggingface, loading, lora
->>>>>>> launch20
+from srpo_jax.models import creation, export, huggingface, loading, lora
 from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -249,7 +245,6 @@ def test_a_model_for_inference_holds_all_but_its_norms_in_the_compute_dtype():
     assert dtypes == {"embedding": jnp.bfloat16, "kernel": jnp.bfloat16, "scale": jnp.float32}
 
 
-<<<<<<< HEAD
 def test_a_text_with_a_token_beyond_the_embedding_is_refused_and_not_the_model(tmp_path):
     """As one published model of 1B has it: a token was added, and the embedding stayed as it was."""
     described = export.describe(dataclasses.replace(SMALL, vocab_size=263))
@@ -271,11 +266,11 @@ def test_a_text_with_a_token_beyond_the_embedding_is_refused_and_not_the_model(t
     (tmp_path / "config.json").write_text(json.dumps(described | {"vocab_size": 2}))
     with pytest.raises(UserError, match="they do not belong together"):
         loading.open_source(str(tmp_path))
-=======
+
+
 def test_weights_that_are_a_pickle_are_refused_by_name(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(
         UserError, match=r"as a pickle \(pytorch_model.bin\), which may run any code"
     ):
         huggingface._opened(tmp_path / huggingface.SINGLE)
->>>>>>> launch20
