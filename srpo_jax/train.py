@@ -74,10 +74,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
 
     # The pairs, as prefix trees; some are held out
     data, held_out = prepare_data(settings, workdir, source, objective)
-    identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
-    own(settings, workdir, identity, extend)
-    if is_main():
-        loading.keep(source, workdir)
+    own(settings, workdir, source, data, extend)
     packing = pack(settings, data, mesh)
     hooks.report_data(data, packing)
 
@@ -119,14 +116,18 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     return last == total
 
 
-def own(settings: Settings, workdir: Path, identity: dict[str, str], extend: bool) -> None:
+def own(
+    settings: Settings, workdir: Path, source: Source, data: pipeline.PairTrees, extend: bool
+) -> None:
     """Makes the workdir this run's, or checks that it is; it may be asked to go on for longer."""
+    identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
     may_change = MAY_CHANGE
     if (before := kept(workdir)) is not None:
         begun, now = ((one.optimizer, one.train.steps) for one in (before, settings))
         may_change += longer(begun, now, workdir / "checkpoints", extend)
     if is_main():
         claim(workdir, settings, identity, may_change)
+        loading.keep(source, workdir)
 
 
 def prepare_data(

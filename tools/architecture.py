@@ -32,7 +32,7 @@ Edge = tuple[str, str]
 
 def rooms(package: Path = PACKAGE) -> dict[str, list[Path]]:
     """room -> its files. The modules beside the rooms are those of PROGRAMS."""
-    found = {PROGRAMS: sorted(p for p in package.glob("*.py") if p.name != "__init__.py")}
+    found = {PROGRAMS: sorted(p for p in package.glob("*.py") if not p.name.startswith("_"))}
     for folder in sorted(package.iterdir()):
         if (folder / "__init__.py").is_file():
             found[folder.name] = sorted(folder.rglob("*.py"))

@@ -23,9 +23,9 @@ from srpo_jax.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,
     TokenizersTokenizer,
-    WithinModel,
 )
 from srpo_jax.data.tokenizer_files import FILES, read_tokenizer
+from srpo_jax.data.within_model import WithinModel
 from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.creation import create, trainable
