@@ -46,6 +46,7 @@ PROMPTS = flags.DEFINE_integer("prompts", 512, "for --uneven")
 QUICK = flags.DEFINE_bool("quick", False, "two layers, short prompts: is everything in order?")
 OUTPUT = flags.DEFINE_string("output", None, "folder for revision.md, revision.json and plots")
 
+ANY_TOKEN = 1e6  # a temperature at which the model has no say
 NO_END = -1  # an end of sequence that no model writes
 OURS, CHAINED, AGAIN = "prefill once", "prefill once, chained", "prefill again"
 GENERATE = "transformers.generate"
@@ -162,7 +163,7 @@ def compare(steps: Mapping[str, Writer], repeats: int) -> list[dict[str, Any]]:
 
 
 def uneven(model: Model, decoder: Decoder, rows: int, revisions: int, repeats: int) -> list[Any]:
-    """Prompts of lognormal length, answers that end at each token with probability 1 / 24 or so."""
+    """Prompts of lognormal length; each token is drawn from all alike, and of 24 one ends the answer."""
     rng = np.random.default_rng(0)
     vocabulary, stops = model.config.vocab_size, range(0, model.config.vocab_size, 24)
     prompts = []
@@ -173,7 +174,7 @@ def uneven(model: Model, decoder: Decoder, rows: int, revisions: int, repeats: i
     programs = {}
 
     def writer(refill: float) -> Writer:
-        sampling = Sampling(2 * NEW.value, 1.0, batch_size=rows, refill=refill)
+        sampling = Sampling(2 * NEW.value, ANY_TOKEN, batch_size=rows, refill=refill)
 
         def write(revisions: int, spent: Spent) -> list[list[list[int]]]:
             before = sum(program._cache_size() for program in three)

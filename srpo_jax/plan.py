@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import objectives, train
 from srpo_jax.config import Settings, command
-from srpo_jax.models import DecoderConfig, loading
+from srpo_jax.models import DecoderConfig, attention, loading
 from srpo_jax.models.creation import abstract
 from srpo_jax.planning import compiling, lowering, machine, report, roofline
 from srpo_jax.planning.compiling import DoesNotFit
@@ -80,11 +80,14 @@ def plan(
 
     revise: compiles the programs of revision too. Raises UserError for a setting that makes no sense.
     """
+    with attention.lowered_for("gpu" if where.platform == "cuda" else where.platform):
+        return _plan(settings, where, lengths, price, revise)
+
+
+def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, revise: bool) -> Plan:
     mesh = mesh_module.make(**dataclasses.asdict(settings.mesh), devices=where.devices)
     train.check_batch(settings, mesh)
     architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
-    if architecture.attention == "auto" and where.platform == "tpu":
-        architecture = dataclasses.replace(architecture, attention="pallas")
     objective = objectives.get(settings.objective.name)
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)

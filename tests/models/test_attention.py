@@ -15,6 +15,7 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from srpo_jax.models import attention
+from srpo_jax.models.attention import blockwise
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.trees import prefix_tree
@@ -246,6 +247,7 @@ COMPILE = """
 import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from srpo_jax.models import attention
+from srpo_jax.models.attention import blockwise
 
 def compile(topology, length, heads, kv_heads, size, dtype, window=None, **settings):
     chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
@@ -341,3 +343,16 @@ def test_attention_over_a_cache_is_the_same_in_pieces(monkeypatch, limit):
     monkeypatch.setattr(module, "LOGITS", limit)
     found = jax.jit(lambda q: attention.attend_cached(q, parts, mask, softcap=2.0))(query)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_programs_are_traced_for_the_platform_that_is_named():
+    end, positions = jnp.full((1, 1024), 1024), jnp.arange(1024)[None]
+    with attention.lowered_for("tpu"):
+        assert attention.tree_mask(end, positions).kind == "pallas"
+    with attention.lowered_for("gpu"):
+        mask = attention.tree_mask(end, positions)
+        assert mask.kind == "blockwise"
+        together, _ = blockwise.in_parts(mask)
+        assert together.turns.shape[0] == blockwise.PARTS
+    together, _ = blockwise.in_parts(mask)
+    assert together.turns.shape[1] == blockwise.TOGETHER

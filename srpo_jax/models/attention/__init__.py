@@ -9,7 +9,14 @@ cost alone. May import: runtime, models.product. Imported by: models, training, 
 """
 
 from srpo_jax.models.attention.attend import attend, attend_cached, shared_heads
-from srpo_jax.models.attention.mask import DENSE_UP_TO, KINDS, TreeMask, dense_mask, tree_mask
+from srpo_jax.models.attention.mask import (
+    DENSE_UP_TO,
+    KINDS,
+    TreeMask,
+    dense_mask,
+    lowered_for,
+    tree_mask,
+)
 
 __all__ = [
     "DENSE_UP_TO",
@@ -18,6 +25,7 @@ __all__ = [
     "attend",
     "attend_cached",
     "dense_mask",
+    "lowered_for",
     "shared_heads",
     "tree_mask",
 ]

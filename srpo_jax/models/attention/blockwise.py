@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from srpo_jax.models.attention.logits import Logits
-from srpo_jax.models.attention.mask import Kept, TreeMask, from_blocks, to_blocks
+from srpo_jax.models.attention.mask import Kept, TreeMask, from_blocks, platform, to_blocks
 from srpo_jax.models.product import KEPT
 
 Array = jax.Array
@@ -137,7 +137,7 @@ def in_parts(mask: TreeMask) -> tuple[Part, Array]:
     """
     count = mask.lists.key_count.reshape(-1)
     order = jnp.argsort(-count)
-    parts = -(-count.size // TOGETHER) if jax.default_backend() == "cpu" else PARTS
+    parts = -(-count.size // TOGETHER) if platform() == "cpu" else PARTS
     fill = -count.size % parts
     part = Part(*(jnp.pad(x, (0, fill)).reshape(parts, -1) for x in (order, count[order])))
     return part, jnp.argsort(order)

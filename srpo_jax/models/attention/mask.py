@@ -9,8 +9,11 @@ A row holds its trees depth first, so the slots that descend from a slot stand d
 `end[k]` is the slot behind the last one that descends from k. Padding has end 0: no one sees it.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import typing
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import flax.struct
@@ -29,6 +32,24 @@ DENSE_UP_TO = 256
 # The smaller a block, the less of what no one sees is computed; below this, products become too small.
 BLOCK = {"blockwise": 96, "pallas": 256}  # at most
 TILE = 16  # blocks are multiples of this: the rows of a TPU's tile of bfloat16
+
+
+_LOWERED_FOR: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def lowered_for(name: str) -> Iterator[None]:
+    """Within it, programs are traced as on machines of this kind: cpu, gpu or tpu. For `planning`."""
+    token = _LOWERED_FOR.set(name)
+    try:
+        yield
+    finally:
+        _LOWERED_FOR.reset(token)
+
+
+def platform() -> str:
+    """What attention is computed for."""
+    return _LOWERED_FOR.get() or jax.default_backend()
 
 
 class BlockLists(NamedTuple):
@@ -106,7 +127,7 @@ def tree_mask(
     length = end.shape[-1]
     if kind == "auto":
         short = "dense" if length <= DENSE_UP_TO else "blockwise"
-        kind = "pallas" if jax.default_backend() == "tpu" else short
+        kind = "pallas" if platform() == "tpu" else short
     if kind == "dense":
         return dense_mask(end)
     if block is None:
