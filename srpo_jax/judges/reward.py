@@ -1,7 +1,7 @@
 """A reward model as the judge: P(a better than b | x) = sigmoid(r(x, a) - r(x, b)), by Bradley and Terry.
 
-What it is worth is what its training was; how it is asked must be how it was trained. See
-`models.reward` for the directories that can be read.
+What it is worth is what its training was; how it is asked must be how it was trained, which only a run of
+this project says. See `models.reward` for what can be read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models import reward
 from srpo_jax.models.reward import RewardModel
-from srpo_jax.prompts import Renderer
+from srpo_jax.prompts import Arguments, Renderer
 from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
@@ -44,12 +44,17 @@ class RewardScorer:
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
         self._settings = settings
-        own = "dialogue" if self._source.tokenizer.chat_template else PLAIN
-        self.template = settings.reward_template or own
-        if self.template == "dialogue":
-            self._chat = Chat(self._source.tokenizer)
+        tokenizer, run = self._source.tokenizer, self._source.data
+        own = "dialogue" if tokenizer.chat_template else PLAIN
+        self.template = settings.reward_template or (run["template"] if run else own)
+        self._renderer: Renderer | None = None
+        if run and self.template == run["template"]:
+            given = Arguments(tuple(run["template_arguments"]), run["template_date"])
+            self._renderer = Renderer(self.template, tokenizer, given)
+        elif self.template == "dialogue":
+            self._chat = Chat(tokenizer)
         elif self.template != PLAIN:
-            self._renderer = Renderer(self.template, self._source.tokenizer)
+            self._renderer = Renderer(self.template, tokenizer)
         self.unscored = f"longer than the reward model's {self._source.config.max_length} tokens"
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
@@ -64,11 +69,11 @@ class RewardScorer:
     def ids(self, x: Prompt, y: str) -> tuple[int, ...]:
         """x and y in token ids, as the model is asked."""
         tokenizer = self._source.tokenizer
-        if self.template == PLAIN:
-            return _plain(tokenizer, x, y)
-        if self.template != "dialogue":
+        if self._renderer is not None:
             prompt = self._renderer.prompt(x)
             return (*prompt.direct, *self._renderer.completion(y), self._renderer.eos)
+        if self.template == PLAIN:
+            return _plain(tokenizer, x, y)
         turns = [{"role": "user", "content": x.strip()}] if isinstance(x, str) else []
         turns += [{"role": t.role, "content": t.content} for t in x if not isinstance(t, str)]
         turns.append({"role": "assistant", "content": y.strip()})
