@@ -102,8 +102,8 @@ def export_model(
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
         if opened.config.rewards:
             raise UserError(
-                f"--source={source} is a reward model, whose head is no part of an adapter: export the whole "
-                "model instead (without --adapter)"
+                f"--source={source} is a reward model, whose head is no part of an adapter: export the "
+                "whole model instead (without --adapter)"
             )
         run = config_module.read(storage.place(source) / "config.json")
         config = loading.decoder_config(run.model, run.lora, run.train.frozen)

@@ -292,8 +292,8 @@ def decoder_config(
     """The architecture of model.source, computed, adapted and trained as the settings say.
 
     frozen: patterns of the parameters that are not trained (config.train.frozen). described: where the
-    architecture is read, if not from the source. rewards: whether it is a reward model. Raises UserError for
-    a source that cannot be opened and for patterns that make no sense.
+    architecture is read, if not from the source. rewards: whether it is a reward model. Raises UserError
+    for a source that cannot be opened and for patterns that make no sense.
     """
     architecture = read_architecture(described or model.source)
     if frozen:
