@@ -13,7 +13,7 @@ import numpy as np
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.judges.judge import Prompt, readable
-from srpo_jax.judges.scores import ScoreJudge
+from srpo_jax.judges.scores import ScoreJudge, require_readable
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models import reward
 from srpo_jax.models.reward import RewardModel
@@ -33,17 +33,19 @@ class RewardScorer:
     The model lies on this process's own devices: one process judges alone.
 
     Raises:
-        UserError: settings.source is empty, or no reward model's directory (see `models.reward`).
+        UserError: settings.source is empty, or no reward model's directory (see `models.reward`); or there
+            are several processes, and it is a run, whose checkpoint all of them would have to read.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
         if not settings.source:
             raise UserError("config.judge.source is empty: name the directory of a reward model")
+        require_readable(settings.source)
         try:
             self._source = reward.open_source(storage.here(settings.source, "the source"))
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
-        self._settings = settings
+        self._settings, self.source = settings, self._source.name
         tokenizer, run = self._source.tokenizer, self._source.data
         own = "dialogue" if tokenizer.chat_template else PLAIN
         self.template = settings.reward_template or (run["template"] if run else own)
@@ -81,7 +83,7 @@ class RewardScorer:
 
     @functools.cached_property
     def _model(self) -> RewardModel:
-        status(f"reading the reward model {self._source.directory}")
+        status(f"reading the reward model {self.source}")
         mesh = mesh_module.local(self._source.config.width)
         return reward.load(self._source, self._settings.dtype, mesh)
 
@@ -102,7 +104,7 @@ def judge(settings: JudgeSettings) -> ScoreJudge:
     """The reward model in settings.source as a judge; UserError as `RewardScorer`."""
     scorer = RewardScorer(settings)
     description = (
-        f"the reward model {settings.source}, prompts put as {scorer.template}, {settings.dtype}; it is "
+        f"the reward model {scorer.source}, prompts put as {scorer.template}, {settings.dtype}; it is "
         "worth what it was trained on, which nobody has checked here"
     )
     return ScoreJudge(settings.label or settings.name, description, scorer)

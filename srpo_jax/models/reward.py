@@ -39,10 +39,11 @@ class RewardSource:
     """What a directory says of its reward model, before any weight is read.
 
     config: without vocabulary projection, which such models do not have. pad: the id that fills texts up.
-    Of a run: the section "data" of its settings, which says how prompts were put, and how to read its
-    parameters.
+    name: the directory, of a run with the checkpoint that is read. Of a run: the section "data" of its
+    settings, which says how prompts were put, and how to read its parameters.
     """
 
+    name: str
     directory: Path
     config: DecoderConfig
     tokenizer: Tokenizer
@@ -125,19 +126,21 @@ def open_source(source: str | Path) -> RewardSource:
             f"{directory}: {WEIGHT} is of width {width}, not {config.width} as config.json says"
         )
     tokenizer = loading.within(read_tokenizer(directory), config, directory)
-    return RewardSource(directory, config, tokenizer, said.get("pad_token_id"))
+    return RewardSource(str(directory), directory, config, tokenizer, said.get("pad_token_id"))
 
 
 def _open_run(source: str, directory: Path) -> RewardSource:
-    opened = loading.open_source(source, rewards=True)
+    _, step = loading.split_step(source)
+    name = f"{directory}@{loading.checkpoint(directory, step)}"
+    opened = loading.open_source(name, rewards=True)
     if not opened.config.rewards:
         raise UserError(
             f"{directory} is the run of a language model: give one of config.objective.name=reward"
         )
     # The head stands beside the decoder, as in a directory; no token of a text is padding.
     config = dataclasses.replace(opened.config, tied=True, rewards=False)
-    data = huggingface.read_json(directory / "config.json")["data"]
-    return RewardSource(directory, config, opened.tokenizer, None, data, opened.read_parameters)
+    data, read = huggingface.read_json(directory / "config.json")["data"], opened.read_parameters
+    return RewardSource(name, directory, config, opened.tokenizer, None, data, read)
 
 
 def _head(directory: Path) -> tuple[int, int]:
