@@ -27,10 +27,11 @@ from jax.sharding import Mesh
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings, command
 from srpo_jax.data.tokenizer import TokenizersTokenizer
-from srpo_jax.models import export, families, huggingface, loading, weights
+from srpo_jax.models import export, families, huggingface, loading, reward, weights
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.loading import Source
 from srpo_jax.models.weights import CHECKPOINTS
+from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.checkpoints import Checkpoints
@@ -82,20 +83,28 @@ def export_model(
 ) -> None:
     """The newest checkpoint of a workdir, or any source, as Hugging Face keeps models.
 
+    A reward model becomes a sequence classifier with one output.
     dtype: by default that of the base model. file_bytes: the most that a file of tensors holds.
     Raises UserError for a source that cannot be read, a run without an adapter where one is wanted, and an
     output that is there already.
     """
     export.check_free(output)
-    opened = loading.open_source(source)
+    opened = loading.open_source(source, rewards=True)
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to export")
     described = _described(opened)
+    if opened.config.rewards:
+        described = _as_reward_model(described, storage.place(source))
     if said := _other_ids(opened):
         status(f"{output}: {said}")
     if adapter:
         if not _is_workdir(storage.place(source)):
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
+        if opened.config.rewards:
+            raise UserError(
+                f"--source={source} is a reward model, whose head is no part of an adapter: export the "
+                "whole model instead (without --adapter)"
+            )
         run = config_module.read(storage.place(source) / "config.json")
         config = loading.decoder_config(run.model, run.lora, run.train.frozen)
         kind, base = described["model_type"], _base_of(storage.place(source))
@@ -209,6 +218,29 @@ def _described(opened: Source) -> dict[str, Any]:
         "eos_token_id": opened.tokenizer.eos_id,
         "bos_token_id": opened.tokenizer.bos_id,
     }
+
+
+def _as_reward_model(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """config.json of the sequence classifier that a run has made of the model described."""
+    workdir, _ = loading.split_step(str(source))
+    kinds = [str(kind) for kind in described.get("architectures") or ()]
+    if not kinds or not kinds[0].endswith("ForCausalLM"):
+        raise UserError(
+            f"{workdir}: its model is of the kind {', '.join(kinds) or 'unknown'}, not …ForCausalLM: what "
+            "its sequence classifier is called is not known"
+        )
+    kind = kinds[0].removesuffix("ForCausalLM") + reward.KIND
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    described = {**described, "architectures": [kind]} | labels
+    data = config_module.read(workdir / "config.json").data
+    tokenizer = loading.open_source(str(source), rewards=True).tokenizer
+    if described.get("pad_token_id") in Renderer(data.template, tokenizer, data.arguments).stop_ids:
+        # `transformers` reads the last token that is no padding, and the number belongs to the end.
+        status(
+            f"{workdir}: the padding of its model ends texts, so transformers scores one at a time"
+        )
+        described["pad_token_id"] = None
+    return described
 
 
 def _other_ids(opened: Source) -> str | None:

@@ -87,8 +87,9 @@ def plan(
 def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, revise: bool) -> Plan:
     mesh = mesh_module.make(**dataclasses.asdict(settings.mesh), devices=where.devices)
     train.check_batch(settings, mesh)
-    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
     objective = objectives.get(settings.objective.name)
+    architecture = train.decoder_config(settings, objective)
+    revise = revise and not objective.rewards
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)
     programs = [step]

@@ -67,10 +67,10 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
-    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
     source = loading.open_source(settings.model.source)
-    asked = during.asked(settings, workdir, source)
+    asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held_out = prepare_data(settings, workdir, source, objective)
@@ -165,6 +165,12 @@ def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:
         parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
         packed=settings.data.pack,
     )
+
+
+def decoder_config(settings: Settings, objective: Objective) -> DecoderConfig:
+    """What is trained: a language model, or for the objective of rewards a reward model."""
+    given = settings.model, settings.lora, settings.train.frozen
+    return loading.decoder_config(*given, rewards=objective.rewards)
 
 
 def prepare_model(

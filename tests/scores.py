@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES
+from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, REWARD_SCORES
 
 ALL_SCORES = DIRECT_SCORES + IMPROVE_SCORES
 HYPER = {
@@ -18,18 +18,25 @@ HYPER = {
     "orpo": {"odds_weight": 0.4},
     "sft": {},
     "sft_improve": {"direct_weight": 0.6},
+    "reward": {},
 }
 B = 7
 
 
 def draw(seed=0):
-    """(scores, reference, label_prob, lengths) as float64 numpy, of the size of short summaries."""
+    """(scores, reference, label_prob, lengths) as float64 numpy, of the size of short summaries.
+
+    Among them a reward model's, whose reference nothing reads.
+    """
     rng = np.random.default_rng(seed)
     lengths = {name: rng.integers(3, 20, B).astype(float) for name in DIRECT_SCORES}
     lengths |= {name: lengths[name[0]] for name in IMPROVE_SCORES}
     scores = {name: -rng.uniform(0.5, 2.0, B) * lengths[name] for name in ALL_SCORES}
     reference = {name: scores[name] + rng.normal(0, 2, B) for name in ALL_SCORES}
-    return scores, reference, rng.uniform(0, 1, B), lengths
+    label_prob = rng.uniform(0, 1, B)
+    scores |= {name: rng.normal(0, 2, B) for name in REWARD_SCORES}
+    reference |= {name: np.zeros(B) for name in REWARD_SCORES}
+    return scores, reference, label_prob, lengths
 
 
 def as_jax(tree):

@@ -1,7 +1,7 @@
 """A reward model as the judge: P(a better than b | x) = sigmoid(r(x, a) - r(x, b)), by Bradley and Terry.
 
-What it is worth is what its training was; how it is asked must be how it was trained. See
-`models.reward` for the directories that can be read.
+What it is worth is what its training was; how it is asked must be how it was trained, which only a run of
+this project says. See `models.reward` for what can be read.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.judges.judge import Prompt, readable
-from srpo_jax.judges.scores import ScoreJudge
+from srpo_jax.judges.scores import ScoreJudge, require_readable
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models import reward
 from srpo_jax.models.reward import RewardModel
-from srpo_jax.prompts import Renderer
+from srpo_jax.prompts import Arguments, Renderer
 from srpo_jax.prompts.chat import Chat
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
@@ -33,23 +33,30 @@ class RewardScorer:
     The model lies on this process's own devices: one process judges alone.
 
     Raises:
-        UserError: settings.source is empty, or no reward model's directory (see `models.reward`).
+        UserError: settings.source is empty, or no reward model's directory (see `models.reward`); or there
+            are several processes, and it is a run, whose checkpoint all of them would have to read.
     """
 
     def __init__(self, settings: JudgeSettings) -> None:
         if not settings.source:
             raise UserError("config.judge.source is empty: name the directory of a reward model")
+        require_readable(settings.source)
         try:
             self._source = reward.open_source(storage.here(settings.source, "the source"))
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
-        self._settings = settings
-        own = "dialogue" if self._source.tokenizer.chat_template else PLAIN
-        self.template = settings.reward_template or own
-        if self.template == "dialogue":
-            self._chat = Chat(self._source.tokenizer)
+        self._settings, self.source = settings, self._source.name
+        tokenizer, run = self._source.tokenizer, self._source.data
+        own = "dialogue" if tokenizer.chat_template else PLAIN
+        self.template = settings.reward_template or (run["template"] if run else own)
+        self._renderer: Renderer | None = None
+        if run and self.template == run["template"]:
+            given = Arguments(tuple(run["template_arguments"]), run["template_date"])
+            self._renderer = Renderer(self.template, tokenizer, given)
+        elif self.template == "dialogue":
+            self._chat = Chat(tokenizer)
         elif self.template != PLAIN:
-            self._renderer = Renderer(self.template, self._source.tokenizer)
+            self._renderer = Renderer(self.template, tokenizer)
         self.unscored = f"longer than the reward model's {self._source.config.max_length} tokens"
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
@@ -64,11 +71,11 @@ class RewardScorer:
     def ids(self, x: Prompt, y: str) -> tuple[int, ...]:
         """x and y in token ids, as the model is asked."""
         tokenizer = self._source.tokenizer
-        if self.template == PLAIN:
-            return _plain(tokenizer, x, y)
-        if self.template != "dialogue":
+        if self._renderer is not None:
             prompt = self._renderer.prompt(x)
             return (*prompt.direct, *self._renderer.completion(y), self._renderer.eos)
+        if self.template == PLAIN:
+            return _plain(tokenizer, x, y)
         turns = [{"role": "user", "content": x.strip()}] if isinstance(x, str) else []
         turns += [{"role": t.role, "content": t.content} for t in x if not isinstance(t, str)]
         turns.append({"role": "assistant", "content": y.strip()})
@@ -76,7 +83,7 @@ class RewardScorer:
 
     @functools.cached_property
     def _model(self) -> RewardModel:
-        status(f"reading the reward model {self._source.directory}")
+        status(f"reading the reward model {self.source}")
         mesh = mesh_module.local(self._source.config.width)
         return reward.load(self._source, self._settings.dtype, mesh)
 
@@ -97,7 +104,7 @@ def judge(settings: JudgeSettings) -> ScoreJudge:
     """The reward model in settings.source as a judge; UserError as `RewardScorer`."""
     scorer = RewardScorer(settings)
     description = (
-        f"the reward model {settings.source}, prompts put as {scorer.template}, {settings.dtype}; it is "
+        f"the reward model {scorer.source}, prompts put as {scorer.template}, {settings.dtype}; it is "
         "worth what it was trained on, which nobody has checked here"
     )
     return ScoreJudge(settings.label or settings.name, description, scorer)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 
 from srpo_jax.judges.judge import Prompt, Verdicts, preference, require_equal
+from srpo_jax.models import loading
+from srpo_jax.models.weights import CHECKPOINTS
+from srpo_jax.runtime.errors import UserError
 
 
 class Scorer(Protocol):
@@ -69,3 +73,13 @@ class ScoreJudge:
             prompts, completions = zip(*new, strict=True)
             found = self._scorer.scores(prompts, completions)
             self._known |= dict(zip(new, map(float, found), strict=True))
+
+
+def require_readable(source: str) -> None:
+    """UserError where one process of several is to read a checkpoint, which takes all of them."""
+    folder, _ = loading.split_step(source)
+    if jax.process_count() > 1 and (folder / CHECKPOINTS).is_dir():
+        raise UserError(
+            f"config.judge.source={source} holds a checkpoint that only all processes together can read: "
+            "export it with python -m srpo_jax.convert export, or judge in one process with --stage=judge"
+        )

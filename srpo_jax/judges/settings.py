@@ -41,7 +41,8 @@ class JudgeSettings:
     # A model here.
     source: str = setting(
         "",
-        "reward: directory of a sequence classifier with one output; shannon: a model as "
+        "reward: directory of a sequence classifier with one output, or workdir of a run with "
+        "config.objective.name=reward; shannon: a model as "
         "config.model.source names it, none of those compared",
     )
     dtype: str = setting(
@@ -52,8 +53,8 @@ class JudgeSettings:
     batch_size: int = setting(8, "reward, shannon: texts computed at once", at_least(1))
     reward_template: str = setting(
         "",
-        "reward: how prompts are put, as config.data.template; empty: the tokenizer's chat template or, "
-        "without one, plain text",
+        "reward: how prompts are put, as config.data.template; empty: as a run put them, else the "
+        "tokenizer's chat template or, without one, plain text",
         one_of("", *TEMPLATES),
     )
     scale: float = setting(

@@ -15,16 +15,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.judges.judge import Prompt, readable
-from srpo_jax.judges.scores import ScoreJudge
+from srpo_jax.judges.scores import ScoreJudge, require_readable
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models import Decoder, loading
 from srpo_jax.models.likelihood import log_likelihood
-from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
@@ -55,13 +53,7 @@ class ShannonScorer:
             self._source = loading.open_source(settings.source)
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
-        folder, _ = loading.split_step(settings.source)
-        if jax.process_count() > 1 and (folder / CHECKPOINTS).is_dir():
-            raise UserError(
-                f"config.judge.source={settings.source} holds a checkpoint that only all processes "
-                "together can read: export it with python -m srpo_jax.convert export, or judge in one "
-                "process with --stage=judge"
-            )
+        require_readable(settings.source)
         self._settings = settings
         limit = self._source.config.max_length
         self.unscored = f"empty, or longer with its summary than the model's {limit} tokens"

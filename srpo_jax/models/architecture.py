@@ -7,6 +7,7 @@ import numpy as np
 
 # Last names of the parameters that are vectors (norms, biases): always float32, never decayed.
 VECTORS = ("scale", "bias")
+SCORE = "score.kernel"  # a reward model's head, which is always float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,9 @@ class DecoderConfig:
     attention_softcap: float | None = None  # c: logits become c tanh(logits / c)
     logit_softcap: float | None = None
     logit_scale: float = 1.0  # before the cap
+    # A number for each hidden state, in place of the vocabulary projection. Not in repr, which fingerprints
+    # of reference scores are made of: a reward model has no reference.
+    rewards: bool = dataclasses.field(default=False, repr=False)
 
     dtype: str = "bfloat16"
     remat: str = "full"

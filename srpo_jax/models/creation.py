@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax.models import weights
-from srpo_jax.models.architecture import VECTORS, DecoderConfig
+from srpo_jax.models.architecture import SCORE, VECTORS, DecoderConfig
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.lora import Adapter
 from srpo_jax.models.weights import Parameters, Weight
@@ -21,10 +21,10 @@ from srpo_jax.runtime.errors import UserError
 def trainable(config: DecoderConfig) -> Any:
     """An nnx filter: which variables an optimiser may change.
 
-    The adapters where there are any, else all that config.frozen does not name.
+    The adapters where there are any, with a reward model's head; else all that config.frozen does not name.
     """
     if config.lora_rank:
-        return Adapter
+        return nnx.Any(Adapter, nnx.PathContains("score")) if config.rewards else Adapter
     if not config.frozen:
         return nnx.Param
 
@@ -42,9 +42,9 @@ def create(
 ) -> tuple[nnx.GraphDef[Any], nnx.State[Any, Any], nnx.State[Any, Any]]:
     """(graphdef, trainable state, frozen state), every array made where it belongs on the mesh.
 
-    parameters: {dotted name: array} read from somewhere, or None to draw all at random. Adapters are
-    drawn from seed, and are the same on every mesh. Frozen matrices are kept in the compute dtype
-    they would be cast to at every use; norms and all that is trained are float32.
+    parameters: {dotted name: array} read from somewhere, or None to draw all at random. Adapters and a
+    reward model's head are drawn from seed, and are the same on every mesh. Frozen matrices are kept in the
+    compute dtype they would be cast to at every use; norms and all that is trained are float32.
     """
     platform = mesh.devices.flat[0].platform
     if config.attention == "pallas" and platform != "tpu":
@@ -61,6 +61,8 @@ def create(
         known = {
             ".".join(map(str, path)) for state in abstract for path, _ in nnx.to_flat_state(state)
         }
+        if config.rewards:  # which takes the place of the vocabulary projection
+            known.add("head.kernel")
         if unknown := sorted(set(parameters) - known):
             raise UserError(f"the weights have {unknown[0]}: not those of this architecture")
     states = []
@@ -73,7 +75,7 @@ def create(
             drawn = jax.jit(
                 lambda w=which: nnx.split(make(), kind, ...)[1 + w], out_shardings=shardings
             )
-            missing = [n for n in names if n not in given and "lora_" not in n]
+            missing = [n for n in names if n not in given and "lora_" not in n and n != SCORE]
             if parameters is not None and missing:
                 raise UserError(f"the weights lack {missing[0]}: not those of this architecture")
             state = drawn()
@@ -94,7 +96,8 @@ def create(
 def _stored(config: DecoderConfig, is_frozen: bool, name: str) -> Any:
     """The dtype that a parameter is kept in."""
     kept = config.dtype if is_frozen else config.parameters
-    return jnp.dtype(jnp.float32 if name.endswith(VECTORS) or "lora_" in name else kept)
+    wide = name.endswith(VECTORS) or "lora_" in name or name == SCORE
+    return jnp.dtype(jnp.float32 if wide else kept)
 
 
 def abstract(

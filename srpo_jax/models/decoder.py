@@ -53,6 +53,21 @@ class Head(nnx.Module):
         self.kernel = nnx.Param(init * config.width**-0.5, axes=("embed", "vocab"))
 
 
+class Score(nnx.Module):
+    """The number that a reward model gives to a hidden state: kernel float32 [D, 1], without a bias."""
+
+    def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
+        init = jax.random.normal(rngs.params(), (config.width, 1), jnp.float32)
+        # As Stiennon et al. (arXiv:2009.01325) begin: rewards of order 1, whatever the width.
+        self.kernel = nnx.Param(init * (config.width + 1) ** -0.5, axes=("embed", None))
+
+    def __call__(self, hidden: Array) -> Array:
+        """[..., D] -> float32 [...]."""
+        # Elementwise: a product of matrices would round its inputs on a TPU.
+        found: Array = (hidden.astype(jnp.float32) * self.kernel[...][:, 0]).sum(-1)
+        return found
+
+
 def _kept(remat: str) -> Any:
     """What of the forward pass stays for the backward pass: on the devices, or in their host's memory."""
     policies = jax.checkpoint_policies
@@ -80,7 +95,8 @@ class Decoder(nnx.Module):
 
         self.blocks = stack(rngs)
         self.final_norm = Norm(config, (config.width,))
-        self.head = None if config.tied else Head(config, rngs)
+        self.head = None if config.tied or config.rewards else Head(config, rngs)
+        self.score = Score(config, rngs) if config.rewards else None
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 
 from srpo_jax.models import families, weights
-from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.architecture import SCORE, DecoderConfig
 from srpo_jax.models.families import Family
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
@@ -121,7 +121,7 @@ def tensors(
 ) -> list[Tensor]:
     """All tensors of a checkpoint, layer after layer. shapes: of the model's parameters, layers first."""
     whole, layered = [], []
-    for name, parameters in family.tensors.items():
+    for name, parameters in {**family.tensors, "score.weight": (SCORE,)}.items():
         held = tuple(p for p in parameters if p in shapes)
         if not held:
             continue

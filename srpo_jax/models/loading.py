@@ -64,8 +64,11 @@ class Source:
     files: Path | None = None
 
 
-def open_source(name: str) -> Source:
-    """The source called name; UserError when there is no such name or workdir."""
+def open_source(name: str, *, rewards: bool = False) -> Source:
+    """The source called name; UserError when there is no such name or workdir.
+
+    rewards: whether the run of a reward model will do, too.
+    """
     if name == "tiny":
         return Source(TINY, ByteTokenizer(), None)
     if name == "smollm2-135m-instruct":
@@ -83,7 +86,13 @@ def open_source(name: str) -> Source:
             f"{directory}/config.json is missing: not the workdir of a run, nor a model's directory"
         )
     if is_run(directory):
-        return _open_workdir(directory, step)
+        source = _open_workdir(directory, step)
+        if source.config.rewards and not rewards:
+            raise UserError(
+                f"{directory} is the run of a reward model, which writes nothing: it is a judge, with "
+                f"--config.judge.name=reward --config.judge.source={name}"
+            )
+        return source
     if storage.is_remote(directory):
         raise UserError(
             f"the model source {name!r} is a model's directory in a store: copy it to this machine "
@@ -160,6 +169,7 @@ class Run:
     model: ModelSettings
     lora: LoraSettings
     frozen: tuple[str, ...]
+    rewards: bool  # a reward model
 
 
 def read_run(workdir: Path) -> Run:
@@ -175,6 +185,7 @@ def read_run(workdir: Path) -> Run:
             model=build(ModelSettings, model, "config.model"),
             lora=build(LoraSettings, lora, "config.lora"),
             frozen=tuple(train.get("frozen", ())),
+            rewards=said.get("objective", {}).get("name") == "reward",
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -184,7 +195,8 @@ def _open_workdir(workdir: Path, step: int | None) -> Source:
     run = read_run(workdir)
     base = open_source(_described(workdir, run.model.source))
     check_tokenizer(workdir, base.tokenizer)
-    return Source(base.config, base.tokenizer, lambda: _trained(workdir, run, step), base.files)
+    config = dataclasses.replace(base.config, rewards=run.rewards)
+    return Source(config, base.tokenizer, lambda: _trained(workdir, run, step), base.files)
 
 
 def keep(source: Source, workdir: Path) -> None:
@@ -213,7 +225,7 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     directory = workdir / CHECKPOINTS
     step = checkpoint(workdir, wanted)
     described = _described(workdir, run.model.source)
-    config = decoder_config(run.model, run.lora, run.frozen, described)
+    config = decoder_config(run.model, run.lora, run.frozen, described, rewards=run.rewards)
     model = nnx.eval_shape(lambda: Decoder(config, nnx.Rngs(0)))
     changed, rest = map(_shapes, nnx.state(model, trainable(config), ...))
     trained = weights.saved(directory, step, changed, "model.")
@@ -274,12 +286,14 @@ def decoder_config(
     lora: LoraSettings,
     frozen: Sequence[str] = (),
     described: str | None = None,
+    *,
+    rewards: bool = False,
 ) -> DecoderConfig:
     """The architecture of model.source, computed, adapted and trained as the settings say.
 
     frozen: patterns of the parameters that are not trained (config.train.frozen). described: where the
-    architecture is read, if not from the source. Raises UserError for a source that cannot be opened and
-    for patterns that make no sense.
+    architecture is read, if not from the source. rewards: whether it is a reward model. Raises UserError
+    for a source that cannot be opened and for patterns that make no sense.
     """
     architecture = read_architecture(described or model.source)
     if frozen:
@@ -287,6 +301,7 @@ def decoder_config(
     return dataclasses.replace(
         architecture,
         parameters=model.parameters,
+        rewards=rewards,
         frozen=tuple(frozen),
         dtype=model.dtype,
         remat=model.remat,

@@ -1,13 +1,14 @@
 """Reward models: a decoder whose hidden state at a text's last token becomes one number.
 
 A source is a directory as Hugging Face keeps sequence classifiers (LlamaForSequenceClassification …) with
-one output, its head `score.weight` [1, D] with or without `score.bias` [1].
+one output, its head `score.weight` [1, D] with or without `score.bias` [1]; or the workdir of a run
+with the objective "reward", WORKDIR@STEP for another checkpoint than the newest.
 Shapes: B rows, S tokens, D width.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from jax.sharding import Mesh
 
 from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.data.tokenizer_files import read_tokenizer
-from srpo_jax.models import batches, creation, huggingface, loading
-from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models import batches, creation, huggingface, loading, weights
+from srpo_jax.models.architecture import SCORE, DecoderConfig
 from srpo_jax.models.batches import Sequences, Tokens
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.huggingface import Files
+from srpo_jax.models.weights import Parameters
 from srpo_jax.runtime.errors import UserError
 
 Array = jax.Array
@@ -37,12 +39,17 @@ class RewardSource:
     """What a directory says of its reward model, before any weight is read.
 
     config: without vocabulary projection, which such models do not have. pad: the id that fills texts up.
+    name: the directory, of a run with the checkpoint that is read. Of a run: the section "data" of its
+    settings, which says how prompts were put, and how to read its parameters.
     """
 
+    name: str
     directory: Path
     config: DecoderConfig
     tokenizer: Tokenizer
     pad: int | None
+    data: Mapping[str, Any] | None = None
+    read: Callable[[], Parameters] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +101,11 @@ def _last(ids: Tokens, pad: int | None) -> int:
     return max((i for i, token in enumerate(ids) if token != pad), default=0)
 
 
-def open_source(directory: Path) -> RewardSource:
+def open_source(source: str | Path) -> RewardSource:
     """Raises UserError naming what is missing, or is no sequence classifier with one output."""
+    directory, _ = loading.split_step(str(source))
+    if directory.is_dir() and loading.is_run(directory):
+        return _open_run(str(source), directory)
     if not directory.is_dir():
         raise UserError(f"there is no directory {directory}: a reward model is one")
     said = huggingface.describe(directory)
@@ -116,7 +126,21 @@ def open_source(directory: Path) -> RewardSource:
             f"{directory}: {WEIGHT} is of width {width}, not {config.width} as config.json says"
         )
     tokenizer = loading.within(read_tokenizer(directory), config, directory)
-    return RewardSource(directory, config, tokenizer, said.get("pad_token_id"))
+    return RewardSource(str(directory), directory, config, tokenizer, said.get("pad_token_id"))
+
+
+def _open_run(source: str, directory: Path) -> RewardSource:
+    _, step = loading.split_step(source)
+    name = f"{directory}@{loading.checkpoint(directory, step)}"
+    opened = loading.open_source(name, rewards=True)
+    if not opened.config.rewards:
+        raise UserError(
+            f"{directory} is the run of a language model: give one of config.objective.name=reward"
+        )
+    # The head stands beside the decoder, as in a directory; no token of a text is padding.
+    config = dataclasses.replace(opened.config, tied=True, rewards=False)
+    data, read = huggingface.read_json(directory / "config.json")["data"], opened.read_parameters
+    return RewardSource(name, directory, config, opened.tokenizer, None, data, read)
 
 
 def _head(directory: Path) -> tuple[int, int]:
@@ -130,10 +154,16 @@ def _head(directory: Path) -> tuple[int, int]:
 def load(source: RewardSource, dtype: str, mesh: Mesh) -> RewardModel:
     """With its parameters on the mesh, in `dtype` but for norms and head; UserError as in `huggingface`."""
     config = dataclasses.replace(source.config, dtype=dtype, parameters=dtype, remat="none")
-    shapes = loading.parameter_shapes(config)
-    parameters = huggingface.parameters(source.directory, config, shapes, (WEIGHT, BIAS))
+    parameters: Parameters
+    if source.read is None:
+        shapes = loading.parameter_shapes(config)
+        parameters = huggingface.parameters(source.directory, config, shapes, (WEIGHT, BIAS))
+        files = Files(source.directory)
+        weight = files.read(WEIGHT)[0].astype(np.float32)
+        bias = float(files.read(BIAS)[0]) if BIAS in files.shapes else 0.0
+    else:
+        parameters = source.read()
+        weight, bias = weights.reader(parameters)(SCORE, None)[:, 0], 0.0
+        parameters = {name: held for name, held in parameters.items() if name != SCORE}
     decoder: Decoder = nnx.merge(*creation.create(config, parameters, mesh, seed=0))
-    files = Files(source.directory)
-    weight = files.read(WEIGHT)[0].astype(np.float32)
-    bias = float(files.read(BIAS)[0]) if BIAS in files.shapes else 0.0
     return RewardModel(decoder, weight, bias, source.pad)

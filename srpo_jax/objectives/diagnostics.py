@@ -1,4 +1,4 @@
-"""What pairs and their scores say of self-revision, beside the losses: can it help, and does it?
+"""What pairs and their scores say beside the losses: can self-revision help, are rewards calibrated?
 
 Arguments as in `losses.py`: scores and reference are {score name: [B]}, log-probabilities of completions.
 """
@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from srpo_jax.objectives.losses import IMPROVE_SCORES, Number
 
+BINS = 10  # of the predicted probability
 Values = Float[Array | np.ndarray, "*B"]
 Scores = Mapping[str, Values]
 
@@ -35,3 +36,27 @@ def copy_advantage(reference: Scores) -> Values:
     to the copy of l only where (p - 1/2) / beta exceeds this.
     """
     return reference["l|l"] - reference["w|l"]
+
+
+def calibration(
+    margin: Float[np.ndarray, " n"], label_prob: Float[np.ndarray, " n"]
+) -> dict[str, float]:
+    """Whether sigma(margin) is how often the label says so: predictions in BINS bins of equal width.
+
+    Every pair counts in both orders, so the table is symmetric, also where chosen always comes first. Of
+    bin i = 0, 1, … that is not empty: calibration_i_predicted and calibration_i_label, the two means, and
+    calibration_i_share of the predictions. calibration_error: the mean |predicted - label| over the bins,
+    weighted by share.
+    """
+    margin, label_prob = np.asarray(margin, np.float64), np.asarray(label_prob, np.float64)
+    predicted = 1 / (1 + np.exp(-np.clip(np.concatenate([margin, -margin]), -500, 500)))
+    label = np.concatenate([label_prob, 1 - label_prob])
+    number = np.minimum((predicted * BINS).astype(int), BINS - 1)
+    found, error = {}, 0.0
+    for i in np.unique(number):
+        these = number == i
+        said = predicted[these].mean(), label[these].mean(), these.mean()
+        error += said[2] * abs(said[0] - said[1])
+        for name, value in zip(("predicted", "label", "share"), said, strict=True):
+            found[f"calibration_{i}_{name}"] = float(value)
+    return found | {"calibration_error": float(error)}

@@ -2,7 +2,8 @@
 
 A score is the log-probability of one completion under one prompt, summed over its tokens; its
 name says which: "w", "l" (chosen, rejected, under the direct prompt) and "w|l", "l|l", "w|w",
-"l|w" (completion | completion shown in the improve prompt). Notation of the docstrings:
+"l|w" (completion | completion shown in the improve prompt). "w_end", "l_end" are no log-probabilities
+but rewards, which a reward model reads at the end of the completion. Notation of the docstrings:
 
     g(y)   = log pi(y|x) - log ref(y|x)                      log-ratio under the direct prompt
     h(a|b) = log pi_improve(a|b,x) - log ref_improve(a|b,x)  log-ratio under the improve prompt
@@ -40,6 +41,7 @@ Metrics = dict[str, Values]
 
 DIRECT_SCORES = ("w", "l")
 IMPROVE_SCORES = ("w|l", "l|l", "w|w", "l|w")
+REWARD_SCORES = ("w_end", "l_end")
 
 
 def srpo(
@@ -291,6 +293,20 @@ def sft_improve(
     if reduction == "mean":
         scores = _per_token(scores, lengths, "sft_improve")
     return -scores["w|l"] - direct_weight * scores["w"], {}
+
+
+def reward(scores: Scores, reference: Scores, label_prob: Values) -> tuple[Values, Metrics]:
+    """A reward model's likelihood of the labels, by Bradley and Terry (Ouyang et al., arXiv:2203.02155,
+    equation 1).
+
+        L = -p log sigma(m) - (1 - p) log sigma(-m),    m = r(w) - r(l)
+
+    Reads no reference. Extra metrics: reward_chosen r(w), reward_rejected r(l).
+    """
+    chosen, rejected = scores["w_end"], scores["l_end"]
+    margin = chosen - rejected
+    said = {"margin": margin, "reward_chosen": chosen, "reward_rejected": rejected}
+    return _label_mean(_logistic_loss, margin, label_prob), said
 
 
 # --- shared pieces --------------------------------------------------------------------------------

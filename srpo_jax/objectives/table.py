@@ -15,7 +15,14 @@ from jax import Array
 from jaxtyping import Real
 
 from srpo_jax.objectives import losses
-from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores, Values
+from srpo_jax.objectives.losses import (
+    DIRECT_SCORES,
+    IMPROVE_SCORES,
+    REWARD_SCORES,
+    Metrics,
+    Scores,
+    Values,
+)
 from srpo_jax.runtime.errors import UserError
 
 # What a user may give: of any precision, and in numpy too.
@@ -37,6 +44,11 @@ class Objective:
     needs: tuple[str, ...]
     loss: Callable[..., tuple[Values, Metrics]]
     needs_reference: bool = True
+
+    @property
+    def rewards(self) -> bool:
+        """Whether its scores are a reward model's, not log-probabilities."""
+        return self.needs == REWARD_SCORES
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -68,7 +80,7 @@ class Objective:
         """The loss of every pair, and what to log of it.
 
         Args:
-          scores: score name -> [B] summed log-probability under the policy (names: `needs`).
+          scores: score name -> [B] summed log-probability under the policy, or reward (names: `needs`).
           reference: the same under the reference; None or {} will do if not needs_reference.
           label_prob: [B] probability that chosen is better (range: `check_label_prob`).
           lengths: score name -> [B] number of scored tokens; read by objectives that need means,
@@ -131,6 +143,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("orpo", DIRECT_SCORES, losses.orpo, needs_reference=False),
         Objective("sft", ("w",), losses.sft, needs_reference=False),
         Objective("sft_improve", ("w", "w|l"), losses.sft_improve, needs_reference=False),
+        Objective("reward", REWARD_SCORES, losses.reward, needs_reference=False),
     )
 }
 

@@ -221,13 +221,17 @@ def sequences(
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """(prompt ids, completion ids with end of sequence) of each score name, as prefix_tree.build takes.
 
-    "w", "l" stand under the direct prompt; "a|b" is a under the improve prompt that shows b.
+    "w", "l" stand under the direct prompt; "a|b" is a under the improve prompt that shows b. "a_end" is for
+    the hidden state at the end of a: all is prompt, and what is predicted from it a mere stand-in.
     """
     completions = {"w": (*chosen, eos), "l": (*rejected, eos)}
     # One object for all that stand under a context: what is shared is found and turned into an array once.
     contexts = {"": prompt.direct}
-    found = []
+    found: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     for name in names:
+        if name.endswith("_end"):
+            found.append(((*prompt.direct, *completions[name.removesuffix("_end")]), (eos,)))
+            continue
         completion, _, shown = name.partition("|")
         if shown not in contexts:
             contexts[shown] = prompt.improve(completions[shown][:-1])

@@ -37,7 +37,9 @@ __all__ = [
     "total_variation",
 ]
 
-SMOOTH_OBJECTIVES = tuple(name for name in objectives.OBJECTIVES if name != "slic")
+SMOOTH_OBJECTIVES = tuple(
+    name for name, one in objectives.OBJECTIVES.items() if name != "slic" and not one.rewards
+)
 
 # Which of (chosen, rejected) each score scores, and which one its prompt shows.
 _SCORED_AND_SHOWN = {

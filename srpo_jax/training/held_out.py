@@ -104,7 +104,8 @@ def metrics(
     """The means over all pairs of the objective's loss and metrics, by name.
 
     scores: {name: float32 [n]} of the policy on the pairs of data, whose reference scores are there if the
-    objective needs them. Where it shows drafts, with the halves of margin_improve.
+    objective needs them. Where it shows drafts, with the halves of margin_improve; of rewards, with their
+    calibration.
     """
     lengths = {
         name: data.trees.lengths[:, i].astype(np.float32) for i, name in enumerate(data.names)
@@ -113,4 +114,7 @@ def metrics(
     values: dict[str, Array | np.ndarray] = dict(said)
     if "margin_improve" in values:
         values |= diagnostics.improve_margins(scores, data.reference, hyper["beta"])
-    return {name: float(np.mean(np.asarray(value, np.float64))) for name, value in values.items()}
+    means = {name: float(np.mean(np.asarray(value, np.float64))) for name, value in values.items()}
+    if objective.rewards:
+        means |= diagnostics.calibration(np.asarray(said["margin"]), data.label_prob)
+    return means

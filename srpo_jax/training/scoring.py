@@ -1,4 +1,4 @@
-"""Model + rows -> scores: the summed log-probability of each completion under its prompt.
+"""Model + rows -> scores: the summed log-probability of each completion under its prompt, or its reward.
 
 The vocabulary projection is computed only where a completion token is predicted, and for one part of the
 vocabulary at a time (`models.vocabulary`), so that logits [B, S, V] never exist.
@@ -34,8 +34,12 @@ def score(
     names in the order the trees were built with; an empty place scores 0. adapter=False scores under the
     base model, LoRA off; dropout: the key for LoRA's dropout, None for none. chunk: vocabulary entries
     whose logits are computed at a time. Equals scoring each sequence in a row of its own, up to rounding.
+    A reward model's score is its number for the state behind the end, the only target of such a sequence.
     """
-    _, logp = targets(model, rows, adapter=adapter, dropout=dropout, chunk=chunk)
+    if model.score is not None:
+        values = model.score(_sources(model, rows, adapter, dropout))
+    else:
+        _, values = targets(model, rows, adapter=adapter, dropout=dropout, chunk=chunk)
     # The number, depth first, of each named sequence in the tree that a target belongs to: [B, T, n].
     numbers = jnp.take_along_axis(rows.rank, rows.target_tree[..., None], axis=1)
     members = (rows.target_first[..., None] <= numbers) & (numbers < rows.target_last[..., None])
@@ -43,7 +47,7 @@ def score(
     # Sums over targets, in full float32: a product would round its inputs on a TPU.
     summed = jnp.einsum(
         "btp,bti->ibp",
-        jnp.where(places, logp[..., None], 0.0),
+        jnp.where(places, values[..., None], 0.0),
         members.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
@@ -63,14 +67,19 @@ def targets(
 
     temperature: of the softmax. Other arguments as of `score`.
     """
-    mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
-    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
-    states = jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
+    states = _sources(model, rows, adapter, dropout)
     # l / t of logits l = c tanh(s x / c) is (c / t) tanh((s / t) x / (c / t)).
     cap, scale = model.config.logit_softcap, model.config.logit_scale / temperature
     cap = cap and cap / temperature
     kernel = model.head_kernel()
     return states, log_probabilities(states, kernel, rows.target_token, chunk, cap, scale)
+
+
+def _sources(model: Decoder, rows: Rows, adapter: bool, dropout: Key[Array, ""] | None) -> Array:
+    """Hidden states [B, T, D] of the slots that the targets are predicted from."""
+    mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
+    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
+    return jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
 
 
 def scorer(

@@ -284,7 +284,7 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("data.overlong", "cut", "'error' or 'drop'"),
         ("data.workers", -1, "0 or more"),
         ("data.held_out_count", -1, "0 or more"),
-        ("objective.name", "ppo", "'srpo', 'dpo', .* or 'sft_improve'"),
+        ("objective.name", "ppo", "'srpo', 'dpo', .* or 'reward'"),
         ("objective.beta", 0.0, "a number > 0"),
         ("objective.beta", float("nan"), "a number > 0"),
         ("objective.alpha", 1.5, r"a number in \[0, 1\]"),

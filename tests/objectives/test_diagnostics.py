@@ -1,6 +1,7 @@
-"""What scores say of self-revision, against the loss and its optimum."""
+"""What scores say of self-revision, against the loss and its optimum; and the calibration of rewards."""
 
 import numpy as np
+import pytest
 
 from srpo_jax import objectives
 from srpo_jax.objectives import diagnostics
@@ -36,3 +37,34 @@ def test_at_the_optimum_the_copy_wins_where_its_advantage_exceeds_the_label():
         revises = scores["w|l"] > scores["l|l"]
         np.testing.assert_array_equal(diagnostics.copy_advantage(reference) < reach, revises)
         assert len(set(revises)) == 2 or beta == 1.0
+
+
+def test_calibration_by_hand():
+    # 3/4 and 3/4 are predicted of labels 1 and 0, 1/2 of a label 1: each pair in both orders.
+    margin = np.array([np.log(3), np.log(3), 0.0])
+    found = diagnostics.calibration(margin, np.array([1.0, 0.0, 1.0]))
+    third = pytest.approx(1 / 3)
+    assert found == {
+        "calibration_2_predicted": pytest.approx(0.25),
+        "calibration_2_label": 0.5,
+        "calibration_2_share": third,
+        "calibration_5_predicted": 0.5,
+        "calibration_5_label": 0.5,
+        "calibration_5_share": third,
+        "calibration_7_predicted": pytest.approx(0.75),
+        "calibration_7_label": 0.5,
+        "calibration_7_share": third,
+        "calibration_error": pytest.approx(2 / 3 * 0.25),
+    }
+
+
+def test_labels_drawn_from_the_predictions_are_calibrated_and_sure_ones_fill_the_last_bins():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0, 2, 20_000)
+    label = (rng.uniform(size=margin.size) < 1 / (1 + np.exp(-margin))).astype(float)
+    assert diagnostics.calibration(margin, label)["calibration_error"] < 0.02
+    assert diagnostics.calibration(2 * margin, label)["calibration_error"] > 0.05
+    sure = diagnostics.calibration(np.array([1e4]), np.ones(1))
+    assert sure["calibration_9_label"] == 1
+    assert sure["calibration_0_label"] == 0
+    assert sure["calibration_error"] == 0

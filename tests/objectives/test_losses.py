@@ -12,6 +12,7 @@ from srpo_jax.runtime.errors import UserError
 from tests.scores import ALL_SCORES, HYPER, B, as_jax, draw
 
 SWAPPED = {"w": "l", "l": "w", "w|l": "l|w", "l|w": "w|l", "l|l": "w|w", "w|w": "l|l"}
+SWAPPED |= {"w_end": "l_end", "l_end": "w_end"}
 # The named objectives, and SRPO with its likelihood anchor.
 CASES = HYPER | {"srpo, anchored": HYPER["srpo"] | {"nll_weight": 0.4}}
 PAIR_CASES = [case for case in CASES if case not in ("sft", "sft_improve")]
@@ -59,6 +60,8 @@ def expected_loss(name, s, r, n):
         p = {k: np.exp(s[k] / n[k]) for k in ("w", "l")}
         odds_ratio = (p["w"] / (1 - p["w"])) / (p["l"] / (1 - p["l"]))
         return -np.log(p["w"]) - 0.4 * np.log(1 / (1 + 1 / odds_ratio))
+    if name == "reward":
+        return -log_sigma(s["w_end"] - s["l_end"])
     if name == "sft_improve":
         return -s["w|l"] - 0.6 * s["w"]
     assert name == "sft"
@@ -94,6 +97,16 @@ def test_loss_before_the_first_step(name, hyper, value):
     np.testing.assert_allclose(loss, np.full(B, value), rtol=1e-6)
     np.testing.assert_array_equal(metrics["accuracy"], np.full(B, 0.5))
     np.testing.assert_array_equal(metrics["kl"], np.zeros(B))
+
+
+def test_reward_by_hand():
+    # sigma(log 3) = 3/4; the label says so for 9 of 10.
+    scores = {"w_end": jnp.array([math.log(3) + 5]), "l_end": jnp.array([5.0])}
+    loss, metrics = objectives.get("reward")(scores, None, jnp.array([0.9]))
+    np.testing.assert_allclose(loss, [-0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4)], rtol=1e-5)
+    expected = {"margin": math.log(3), "accuracy": 1, "reward_rejected": 5}
+    expected |= {"reward_chosen": 5 + math.log(3), "loss": float(loss[0])}
+    assert {k: float(v[0]) for k, v in metrics.items()} == pytest.approx(expected, rel=1e-5)
 
 
 def test_orpo_by_hand():

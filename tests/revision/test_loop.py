@@ -83,6 +83,10 @@ def test_greedy_equals_the_plain_loop_token_by_token(model, batch_size):
     assert len({tuple(y) for row in want for y in row}) > 5
 
 
+# One shape for all of `many`: three programs instead of twelve.
+SHAPE = (plan.Shape(40, 16),)
+
+
 def many(count=24):
     """Of several lengths; every other improve prompt begins with the whole direct one."""
     rng = np.random.default_rng(0)
@@ -98,7 +102,8 @@ def together(model):
     """What all of `many` write in one batch in which no row is refilled: greedily, and drawn."""
     return {
         temperature: revision.revise_ids(
-            model, many(), 2, Sampling(7, temperature, batch_size=24, refill=1), eos=EOS, seed=3
+            *(model, many(), 2, Sampling(7, temperature, batch_size=24, refill=1)),
+            **{"eos": EOS, "seed": 3, "foreseen": SHAPE},
         )
         for temperature in (0.0, 1.0)
     }
@@ -112,12 +117,13 @@ def test_many_prompts_equal_the_plain_loop(model, together):
 def test_rows_are_refilled_and_nothing_else_changes(model, together, rows, refill):
     for temperature, want in together.items():
         sampling = Sampling(7, temperature, batch_size=rows, refill=refill)
-        assert revision.revise_ids(model, many(), 2, sampling, eos=EOS, seed=3) == want
+        args = model, many(), 2, sampling
+        assert revision.revise_ids(*args, eos=EOS, seed=3, foreseen=SHAPE) == want
 
 
 def test_prompts_are_given_back_as_they_are_done(model, together):
     sampling = Sampling(7, batch_size=4)
-    order = list(revision.revising(model, many(), 2, sampling, eos=EOS))
+    order = list(revision.revising(model, many(), 2, sampling, eos=EOS, foreseen=SHAPE))
     assert sorted(i for i, _ in order) == list(range(24))
     assert [i for i, _ in order] != sorted(i for i, _ in order)
     assert all(ys == together[0.0][i] for i, ys in order)
@@ -218,9 +224,8 @@ def test_a_mesh_changes_nothing_and_each_program_is_compiled_once(model, togethe
     sampling = Sampling(7, 1.0, batch_size=8, refill=0.5)
     three = (pool.answer, pool.improve, pool.decode)
     before = [program._cache_size() for program in three]
-    shape = (plan.Shape(40, 16),)
     args = nnx.merge(graphdef, sharded), many(), 2, sampling
-    got = revision.revise_ids(*args, eos=EOS, seed=3, foreseen=shape)
+    got = revision.revise_ids(*args, eos=EOS, seed=3, foreseen=SHAPE)
     assert got == together[1.0]
     assert [program._cache_size() - n for program, n in zip(three, before, strict=True)] == [1] * 3
 
@@ -250,10 +255,11 @@ def test_layers_with_a_window_know_the_positions_of_refilled_rows():
     graphdef, state = nnx.split(Decoder(config, nnx.Rngs(0)))
     windowed = nnx.merge(graphdef, jax.tree.map(lambda x: 3 * x, state))
     whole = Sampling(7, 1.0, batch_size=24, refill=1)
-    want = revision.revise_ids(windowed, many(), 2, whole, eos=EOS, seed=3)
+    given = {"eos": EOS, "seed": 3, "foreseen": SHAPE}
+    want = revision.revise_ids(windowed, many(), 2, whole, **given)
     few = Sampling(7, 1.0, batch_size=4, refill=0.5)
-    assert revision.revise_ids(windowed, many(), 2, few, eos=EOS, seed=3) == want
-    assert revision.revise_ids(windowed, many()[:1], 2, few, eos=EOS, seed=3) == want[:1]
+    assert revision.revise_ids(windowed, many(), 2, few, **given) == want
+    assert revision.revise_ids(windowed, many()[:1], 2, few, **given) == want[:1]
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
