@@ -30,6 +30,9 @@ FILES = (
 SPECIAL = tuple(f"{key}_token" for key in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
+PIECES = "tokenizer.model"
+
+
 def read_tokenizer(directory: Path) -> Tokenizer:
     """From tokenizer.json or, without one, from tokenizer.model (SentencePiece).
 
@@ -41,22 +44,9 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     model = _optional(directory / "config.json")
     generation = _optional(directory / "generation_config.json")
     names = _optional(directory / "special_tokens_map.json") | config
-    definition, pieces = directory / "tokenizer.json", directory / "tokenizer.model"
     template, templates = _chat_templates(directory, config)
     begins = config.get("add_bos_token")
-    lookup: Callable[[str], int | None]
-    if definition.is_file():
-        try:
-            text = definition.read_text(encoding="utf-8")
-            specials = special_tokens(text)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read {definition}: {error}") from error
-        lookup = specials.get
-    elif pieces.is_file():
-        text = ""
-        lookup = SentencePieceTokenizer(pieces, eos_id=-1).piece_id
-    else:
-        raise UserError(f"{directory} has neither tokenizer.json nor tokenizer.model")
+    text, lookup = _definition(directory)
 
     def named(key: str) -> int | None:
         """The id of a special token: by its name, else the number in config.json."""
@@ -88,9 +78,23 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     try:
         if text:
             return TokenizersTokenizer(text, **given)
-        return SentencePieceTokenizer(pieces, **given)
+        return SentencePieceTokenizer(directory / PIECES, **given)
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
+
+
+def _definition(directory: Path) -> tuple[str, Callable[[str], int | None]]:
+    """The text of tokenizer.json, empty where there is none, and the id of a token by its name."""
+    definition, pieces = directory / "tokenizer.json", directory / PIECES
+    if definition.is_file():
+        try:
+            text = definition.read_text(encoding="utf-8")
+            return text, special_tokens(text).get
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read {definition}: {error}") from error
+    if pieces.is_file():
+        return "", SentencePieceTokenizer(pieces, eos_id=-1).piece_id
+    raise UserError(f"{directory} has neither tokenizer.json nor {PIECES}")
 
 
 def _optional(path: Path) -> dict[str, Any]:

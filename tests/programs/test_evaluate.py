@@ -158,6 +158,7 @@ def test_a_copy_of_the_workdir_keeps_its_samples(config, tmp_path, monkeypatch):
     assert run(config, tmp_path.relative_to(tmp_path) / "there").curves == whole.curves
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_judging_would_cost_and_asks_nothing(config, tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])

@@ -167,6 +167,7 @@ def test_a_run_that_is_killed_goes_on_from_its_checkpoint(config, tmp_path, whol
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
     config.mesh.update({"fsdp": 2, "tensor": 2})
     monkeypatch.setattr(
@@ -223,6 +224,7 @@ def test_more_steps_under_another_schedule_must_be_asked_for(config, whole, tmp_
     assert "is finished: step 12 of 12" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_longer_run_of_constant_rate_is_the_run_it_would_have_been(config, tmp_path):
     """To the bit without a reference, whose scores are rounded otherwise in rows of other pairs."""
     config.optimizer.schedule = "constant"

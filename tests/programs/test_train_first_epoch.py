@@ -107,6 +107,7 @@ def test_the_losses_are_those_of_a_run_that_scores_before(before, whole):
     assert not list(whole.glob("*.piece-*"))
 
 
+@pytest.mark.slow
 def test_on_eight_devices_too(pairs_file, tmp_path, before):
     mesh = {"mesh.replica": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
     assert attempt(pairs_file, tmp_path, devices=8, change=mesh)
@@ -121,6 +122,7 @@ def test_of_a_model_with_adapters_the_reference_is_the_base(pairs_file, tmp_path
     assert_same_run(tmp_path / "first_epoch", tmp_path / "before")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_in_the_first_epoch_goes_on_as_if_it_had_not_been(
     pairs_file, tmp_path, whole, monkeypatch, capsys
 ):

@@ -61,6 +61,7 @@ def weights(workdir) -> dict[str, np.ndarray]:
     return {".".join(map(str, path)): np.array(v.get_value()) for path, v in flat}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, tmp_path, monkeypatch, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert attempt(config, whole)

@@ -126,6 +126,7 @@ def test_advantages_of_ppo_are_whitened_over_the_round_and_end_with_the_completi
     assert np.all(values["advantages"][~valid] == 0)
 
 
+@pytest.mark.slow
 def test_every_mesh_and_every_cut_learns_the_same():
     own = dataclasses.replace(OWN, objective="ppo")
     found = []

@@ -88,6 +88,7 @@ def test_patterns_that_make_no_sense_are_named(frozen, rank, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_master_keeps_what_bfloat16_rounds_away(batches):
     """Steps of 1e-6 vanish in bfloat16 weights of order 0.2, and add up in their float32 copy."""
     config = dataclasses.replace(SMALL, parameters="bfloat16")
@@ -137,6 +138,7 @@ def test_a_step_that_is_not_finite_changes_nothing_nor_does_one_behind_it(batche
         np.testing.assert_array_equal(first, third)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_anew_each_step_and_the_same_on_a_mesh(batches):
     same = [batches[0]] * 3
     _, one, losses = run(LORA, same, rate=1e-2)
