@@ -112,6 +112,7 @@ def test_it_is_refused_as_a_model_that_writes_and_others_as_judges(adapted, tmp_
         convert.export_model(str(adapted), tmp_path / "adapter", adapter=True)
 
 
+@pytest.mark.slow
 def test_its_export_is_a_sequence_classifier_of_transformers(folder, tmp_path):
     torch = pytest.importorskip("torch", reason="install srpo_jax[dev] to run this test")
     transformers = pytest.importorskip("transformers")
