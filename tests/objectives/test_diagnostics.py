@@ -67,4 +67,4 @@ def test_labels_drawn_from_the_predictions_are_calibrated_and_sure_ones_fill_the
     sure = diagnostics.calibration(np.array([1e4]), np.ones(1))
     assert sure["calibration_9_label"] == 1
     assert sure["calibration_0_label"] == 0
-    assert sure["calibration_error"] == 0
+    assert sure["calibration_error"] < 1e-9
