@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from srpo_jax import judges
+from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import claim
 from srpo_jax.data import document_sets
@@ -190,6 +190,11 @@ def check(settings: Settings) -> None:
         raise UserError(
             f"config.train.batch_size={size} prompts cannot be cut into "
             f"config.online.minibatches={own.minibatches} equal parts"
+        )
+    if objectives.get(settings.objective.name).rewards:
+        raise UserError(
+            f"config.objective.name={settings.objective.name}: train_online trains a policy; a reward "
+            "model is trained by `train`, and is the judge here (judge.name=reward)"
         )
     if settings.lora.rank and settings.lora.dropout:
         raise UserError(
