@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -103,11 +104,12 @@ def test_it_learns_with_adapters_and_is_the_judge_it_was_when_it_was_trained(ada
 def test_it_is_refused_as_a_model_that_writes_and_others_as_judges(adapted, tmp_path):
     with pytest.raises(UserError, match="is the run of a reward model, which writes nothing"):
         loading.load(str(adapted))
+    other = shutil.copytree(adapted, tmp_path / "other")
     content = json.loads((adapted / "config.json").read_text())
     content["objective"]["name"] = "dpo"
-    (tmp_path / "config.json").write_text(json.dumps(content))
+    (other / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=r"judge\.source: .* is the run of a language model: give"):
-        judge(tmp_path)
+        judge(other)
     with pytest.raises(UserError, match="is a reward model, whose head is no part of an adapter"):
         convert.export_model(str(adapted), tmp_path / "adapter", adapter=True)
 
