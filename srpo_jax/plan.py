@@ -332,7 +332,7 @@ if __name__ == "__main__":
     flags.DEFINE_float("price", 0.0, "of a chip for an hour")
     flags.DEFINE_integer("prompt", 400, "tokens of a prompt, where there are no pairs", 1)
     flags.DEFINE_integer("completion", 40, "tokens of a completion, where there are no pairs", 2)
-    flags.DEFINE_bool("search", False, "tries meshes, remat and batch sizes")
+    flags.DEFINE_bool("search", False, "tries meshes, remat and batch sizes of the train step")
     flags.DEFINE_bool("revision", True, "plans revision too")
     command.define_config(SECTIONS, "file with the settings")
     command.show_in_help(

@@ -110,12 +110,15 @@ def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):
         evaluate.evaluate(
             config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
         )
+    (begun,) = (tmp_path / "parts" / "samples").glob("*.jsonl")
+    kept = [json.loads(line)["row"] for line in begun.read_text().splitlines()[1:]]
     parts = evaluate.evaluate(
         config_module.checked(config), tmp_path / "parts", {"start": "tiny"}, title="test"
     )
     first, rest, other = asked
     assert first == other == [0, 1, 2, 3, 4]
-    assert len(rest) == 3, "of three that were done a batch of two is on disk"
+    assert len(kept) == 2, "of three that were done a batch of two is on disk"
+    assert sorted(kept + rest) == first, "the others are written, and no document twice"
     assert parts.curves == whole.curves
 
 
