@@ -14,7 +14,7 @@ import importlib.metadata
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import objectives, train
 from srpo_jax.config import Settings, command
-from srpo_jax.models import DecoderConfig, attention, loading
+from srpo_jax.models import DecoderConfig, attention, decoding_mesh, loading
 from srpo_jax.models.creation import abstract
 from srpo_jax.planning import compiling, lowering, machine, report, roofline
 from srpo_jax.planning.compiling import DoesNotFit
@@ -85,20 +85,24 @@ def plan(
 
 
 def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, revise: bool) -> Plan:
-    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh), devices=where.devices)
+    mesh = mesh_module.of_settings(settings.mesh, where.devices)
     train.check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
     architecture = train.decoder_config(settings, objective)
     revise = revise and not objective.rewards
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)
-    programs = [step]
+    programs, chosen = [(step, mesh)], _said(settings, architecture)
     if revise:
-        programs += revision(settings, architecture, mesh, lengths)
+        decoder = loading.for_inference(architecture, settings.model.dtype)
+        decoder = dataclasses.replace(decoder, lora_rank=0, lora_targets=(), lora_dropout=0.0)
+        copies = decoding_mesh.choose(settings.mesh, decoder, where.devices, where.chip.memory)
+        chosen["decoding"] = _in_words(copies.shape)
+        programs += ((one, copies) for one in revision(settings, decoder, copies, lengths))
     parts, excess = [], {}
-    for program in programs:
+    for program, on in programs:
         try:
-            parts.append(compiled(program, architecture, where, mesh))
+            parts.append(compiled(program, architecture, where, on))
         except DoesNotFit as error:
             given = sum(dataclasses.astuple(held)) if error.beside and program is step else 0
             excess[program.name] = error.needed + given - error.available
@@ -112,14 +116,14 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
     if revise and not excess:
         spent = [part.seconds.times(part.executions) for part in parts[1:]]
         whole = Range(sum(one.best for one in spent), sum(one.worst for one in spent))
-        answers = _answers(settings, mesh) * (settings.evaluate.revisions + 1)
+        answers = _answers(settings, copies) * (settings.evaluate.revisions + 1)
         known["answers_per_second"] = whole.of(answers)
     return Plan(
         machine=where.name,
         chip=where.chip.name,
         chips=mesh.size,
         mesh=dict(mesh.shape),
-        settings=_said(settings, architecture),
+        settings=chosen,
         batch=said,
         memory=where.chip.memory,
         held=held,
@@ -225,7 +229,7 @@ def _answers(settings: Settings, mesh: Mesh) -> int:
 def revision(
     settings: Settings, architecture: DecoderConfig, mesh: Mesh, lengths: Lengths
 ) -> Iterator[Program]:
-    """What `evaluate` runs for a batch of answers and their revisions."""
+    """What `evaluate` runs for a batch of answers and their revisions. architecture: for inference."""
     work = Workload(1, lengths.prompt, lengths.completion, vocabulary=architecture.vocab_size)
     prompts = [work.prompts()[0][0]] * _answers(settings, mesh)
     return lowering.revision(
@@ -235,7 +239,6 @@ def revision(
         settings.sampling,
         (EOS,),
         settings.evaluate.revisions,
-        settings.model.dtype,
     )
 
 
@@ -277,8 +280,13 @@ def _in_short(one: Plan) -> str:
         if one.pairs_per_second
         else f"{sum(one.excess.values()) / 1e9:.1f} GB a chip too much"
     )
-    sizes = ", ".join(f"{axis} {size}" for axis, size in one.mesh.items())
-    return f"{speed}: {sizes}; remat {one.settings['remat']}, {one.batch['pairs']} pairs"
+    return (
+        f"{speed}: {_in_words(one.mesh)}; remat {one.settings['remat']}, {one.batch['pairs']} pairs"
+    )
+
+
+def _in_words(mesh: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:

@@ -9,7 +9,6 @@ on the way.
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,7 +62,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     extend: an earlier run may go on for more steps at other learning rates. Raises UserError for every
     setting, file or pair at fault, and when the loss stops being finite.
     """
-    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+    mesh = mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)

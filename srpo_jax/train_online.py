@@ -105,7 +105,7 @@ def train(settings: Settings, workdir: Path) -> bool:
 
     Raises UserError for every setting, file or document at fault, and when the loss stops being finite.
     """
-    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+    mesh = mesh_module.of_settings(settings.mesh)
     check(settings)
     source = loading.open_source(settings.model.source)
     task = prepare_task(settings, workdir, source)

@@ -20,7 +20,7 @@ from srpo_jax.data.documents import Document
 from srpo_jax.evaluation import store
 from srpo_jax.evaluation.contestants import Contestants
 from srpo_jax.evaluation.store import Chosen
-from srpo_jax.models import Decoder, loading
+from srpo_jax.models import Decoder, decoding_mesh, loading
 from srpo_jax.models.digest import Digests
 from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.prompts import Prompt, Renderer
@@ -28,7 +28,6 @@ from srpo_jax.prompts.selection import select
 from srpo_jax.revision import Shape, samples
 from srpo_jax.revision.samples import Record
 from srpo_jax.runtime import distributed
-from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.metrics import Progress, status
 
 # (number of a document, what was made of it), one after the other.
@@ -111,8 +110,8 @@ def _write_model(
 
     def model() -> Decoder:
         if not loaded:
-            mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
-            loaded.append(loading.load(jobs[0].source, settings.model.dtype, mesh, settings.seed))
+            given = jobs[0].source, settings.model.dtype, settings.mesh, settings.seed
+            loaded.append(decoding_mesh.load(*given))
         return loaded[0]
 
     asked, new = [job.prompts for job in jobs], settings.sampling.max_new_tokens

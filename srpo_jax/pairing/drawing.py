@@ -20,12 +20,11 @@ import numpy as np
 
 from srpo_jax.config import Settings
 from srpo_jax.data.documents import Document
-from srpo_jax.models import loading
+from srpo_jax.models import decoding_mesh
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.revision import Branch, Sampling, Trunks, samples
 from srpo_jax.runtime import distributed, metrics
-from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress
 
@@ -64,8 +63,9 @@ def draw(
     header = _header(settings)
     done = distributed.from_main(lambda: _begin(path, header, ids))
     if done < len(ids):
-        mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
-        model = loading.load(settings.model.source, settings.model.dtype, mesh, settings.seed)
+        own_model = settings.model
+        given = own_model.source, own_model.dtype, settings.mesh, settings.seed
+        model = decoding_mesh.load(*given)
         _check_lengths(ids, prompts, settings.sampling.max_new_tokens, model.config.max_length)
         sampler = _Sampler(model, renderer, _sampling(settings), settings.seed, own.samples)
         size = max(1, settings.sampling.batch_size // own.samples)

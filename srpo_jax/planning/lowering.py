@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from srpo_jax.models import DecoderConfig
 from srpo_jax.models.creation import abstract
-from srpo_jax.models.loading import for_inference
 from srpo_jax.planning.compiling import Trees
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision import pool, programs
@@ -74,12 +73,12 @@ def revision(
     sampling: Sampling,
     stops: tuple[int, ...],
     revisions: int,
-    dtype: str,
 ) -> Iterator[Program]:
-    """The programs that answer a batch of prompts and revise the answers: answer, decode, improve."""
-    config = for_inference(architecture, dtype)
-    config = dataclasses.replace(config, lora_rank=0, lora_targets=(), lora_dropout=0.0)
-    graphdef, state = nnx.split(nnx.merge(*abstract(config, mesh)))
+    """The programs that answer a batch of prompts and revise the answers: answer, decode, improve.
+
+    architecture: for inference, adapters merged.
+    """
+    graphdef, state = nnx.split(nnx.merge(*abstract(architecture, mesh)))
     model = programs.Model(graphdef, state, None, mesh)
     new = sampling.max_new_tokens
     shape = Shape.needed(prompts, Need(new, revisions > 0))

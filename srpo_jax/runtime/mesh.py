@@ -34,6 +34,12 @@ class MeshSettings:
     replica: int = setting(1, "copies of the model, the only axis that crosses slices", _SIZE)
     fsdp: int = setting(-1, "parameters and batch are split over these devices", _SIZE)
     tensor: int = setting(1, "heads, MLP and vocabulary are split over these", _SIZE)
+    decode: int = setting(
+        0,
+        "evaluate and pairs: devices that share a copy of the weights; the fewest that hold it in half of "
+        "their memory (0), or all as set above (-1)",
+        Check(lambda value: value >= -1, "at least -1"),
+    )
     rules: tuple[str, ...] = setting(
         (),
         "what else is split over which of these axes than in srpo_jax/runtime/rules.py, e.g. "
@@ -43,6 +49,12 @@ class MeshSettings:
     def __post_init__(self) -> None:
         check(self, "config.mesh")
         rule_table.changed(self.rules)
+
+
+def of_settings(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of training; see `make`."""
+    sizes = {axis: getattr(settings, axis) for axis in AXES}
+    return make(**sizes, devices=devices, rules=settings.rules)
 
 
 def make(
