@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,17 @@ FILE = "results.json"
 _IDENTITY = ("description", "prompt", "facts")  # of a judge
 
 
-def read(folder: str | Path) -> Report:
-    """The report in a folder. Raises UserError where there is none."""
-    path = storage.place(folder) / FILE
+def read(place: str | Path) -> Report:
+    """The report in a folder, or in a results file, gzipped or not. Raises UserError where none is."""
+    given = storage.place(place)
+    path = given if given.name.endswith((".json", ".json.gz")) else given / FILE
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        if path.name.endswith(".gz"):
+            content = gzip.decompress(content)
+        return from_json(content.decode())
+    except gzip.BadGzipFile as error:
+        raise UserError(f"{path} is not gzipped: name the results of a report") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): name the folder of a report"
@@ -32,7 +39,7 @@ def read(folder: str | Path) -> Report:
 
 
 def compare(folders: Sequence[str | Path], *, title: str) -> Report:
-    """One report of all models of the reports in `folders`.
+    """One report of all models of the reports in `folders`, see `read`.
 
     A set of documents that several have must have the same documents; models written alike in several
     (the start policy) are shown once, models of one name that wrote different texts are told apart by
@@ -82,7 +89,10 @@ def _rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
 def _names(folders: Sequence[str | Path]) -> list[str]:
     """Short and distinct: the workdir's name where the folder is its `report`, else the whole path."""
     paths = [storage.absolute(storage.place(folder)) for folder in folders]
-    short = [path.parent.name if path.name == "report" else path.name for path in paths]
+    short = [
+        path.parent.name if path.name == "report" else path.name.partition(".json")[0]
+        for path in paths
+    ]
     return [
         name if short.count(name) == 1 else str(folder)
         for name, folder in zip(short, folders, strict=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import gzip
 
 import pytest
 
@@ -50,6 +51,18 @@ def test_other_texts_under_one_name_are_told_apart(folders):
         folders(a=of("srpo"), b=of("srpo", texts=(texts("start"), other))), title="seeds"
     )
     assert made.evidence.models == ("start", "srpo (a)", "srpo (b)")
+
+
+def test_results_are_read_from_a_file_of_any_name(folders, tmp_path):
+    a, b = folders(a=of("srpo"), b=of("dpo"))
+    kept = tmp_path / "kept.json.gz"
+    kept.write_bytes(gzip.compress((b / "results.json").read_bytes()))
+    made = compare([a, kept], title="both")
+    assert made.evidence.models == ("start", "srpo", "dpo")
+    assert ("kept: machine", "2 cores") in made.evidence.facts
+    kept.write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"kept.json.gz is not gzipped"):
+        compare([a, kept], title="both")
 
 
 def test_sets_of_one_report_only_are_kept(folders):

@@ -1,0 +1,38 @@
+"""Results are kept whole, but for the documents."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.codec import to_json
+from srpo_jax.reporting.compare import read
+from tests.reports import report
+
+TOOL = Path(__file__).parents[2] / "tools" / "keep_results.py"
+
+
+def ran(*arguments):
+    command = [sys.executable, TOOL, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOOL.parents[1])
+
+
+def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):
+    whole = report()
+    folder = tmp_path / "run" / "report"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(to_json(whole), encoding="utf-8")
+    done = ran(tmp_path / "kept", f"run={tmp_path / 'run'}")
+    assert done.stdout.startswith("run: "), done.stderr
+    kept = read(tmp_path / "kept" / "run.json.gz")
+    again = assemble(kept.evidence, whole.rules)
+    assert to_json(again).partition('"curves"')[2] == to_json(whole).partition('"curves"')[2]
+    for documents in kept.evidence.sets:
+        assert not "".join((*documents.prompts, *filter(None, documents.golds))).strip("· \n")
+    assert kept.evidence.texts == whole.evidence.texts
+
+
+def test_a_folder_without_a_report_is_named(tmp_path):
+    done = ran(tmp_path / "kept", f"run={tmp_path}")
+    assert done.returncode
+    assert "results.json cannot be read" in done.stderr

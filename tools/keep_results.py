@@ -1,0 +1,47 @@
+"""Keeps the results of evaluations in small files, without the documents.
+
+    python tools/keep_results.py DIR NAME=WORKDIR …
+
+DIR/NAME.json.gz has what WORKDIR/report/results.json has: the models' texts, all verdicts, ids and facts.
+Prompts are left out, and of golds no letter is left but their number, which lengths are compared by.
+`python -m srpo_jax.evaluate --compare DIR/A.json.gz DIR/B.json.gz` makes tables of them.
+"""
+
+import dataclasses
+import gzip
+import re
+import sys
+from pathlib import Path
+
+from srpo_jax.reporting.codec import to_json
+from srpo_jax.reporting.compare import read
+from srpo_jax.reporting.evidence import Documents
+from srpo_jax.runtime.errors import UserError
+
+
+def keep(workdir: Path, path: Path) -> int:
+    """Writes the file, and returns its size in bytes. Raises UserError where there is no report."""
+    report = read(workdir / "report")
+    sets = tuple(_silent(documents) for documents in report.evidence.sets)
+    evidence = dataclasses.replace(report.evidence, sets=sets)
+    kept = to_json(dataclasses.replace(report, evidence=evidence)).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(kept, mtime=0))
+    return path.stat().st_size
+
+
+def _silent(documents: Documents) -> Documents:
+    golds = tuple(gold and re.sub(r"\S", "·", gold) for gold in documents.golds)
+    return dataclasses.replace(documents, prompts=("",) * len(documents.ids), golds=golds)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3 or any("=" not in given for given in sys.argv[2:]):
+        sys.exit(__doc__)
+    for given in sys.argv[2:]:
+        name, _, workdir = given.partition("=")
+        try:
+            size = keep(Path(workdir), Path(sys.argv[1]) / f"{name}.json.gz")
+        except UserError as error:
+            sys.exit(f"error: {error}")
+        print(f"{name}: {size:,} bytes")
