@@ -224,6 +224,27 @@ def test_more_steps_under_another_schedule_must_be_asked_for(config, whole, tmp_
     assert "is finished: step 12 of 12" in capsys.readouterr().out
 
 
+def test_another_batch_size_must_be_asked_for_and_stays_with_the_run(
+    config, stopped, tmp_path_factory, capsys
+):
+    """From step 5 on, also where it is killed and goes on without being asked again."""
+    config.train.batch_size = 6
+    with pytest.raises(UserError, match=r"batch_size was 4 and is 6: --change_batch .* step 5;"):
+        attempt(config, stopped)
+    other = shutil.copytree(stopped, tmp_path_factory.mktemp("other") / "run")
+    assert train.train(config_module.checked(config), stopped, change_batch=True)
+    assert "6 pairs in place of 4 behind step 5" in capsys.readouterr().out
+    config.train.checkpoint_every = 7
+    with at_step(9, die), pytest.raises(Killed):
+        train.train(config_module.checked(config), other, change_batch=True)
+    assert attempt(config, other)
+    assert "resuming at step 7 of 10" in capsys.readouterr().out
+    same_losses(stopped, other)
+    expected = weights(stopped)
+    for name, value in weights(other).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
 @pytest.mark.slow
 def test_a_longer_run_of_constant_rate_is_the_run_it_would_have_been(config, tmp_path):
     """To the bit without a reference, whose scores are rounded otherwise in rows of other pairs."""
