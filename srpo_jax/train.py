@@ -11,6 +11,7 @@ on the way.
 import contextlib
 import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def train(
     batch size. Raises UserError for every
     setting, file or pair at fault, and when the loss stops being finite.
     """
-    mesh = mesh_module.make(**dataclasses.asdict(settings.mesh))
+    began, mesh = time.perf_counter(), mesh_module.make(**dataclasses.asdict(settings.mesh))
     check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
@@ -103,16 +104,11 @@ def train(
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
-        start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
+        start, state = restored(checkpoints, state, packing.start)
         total = settings.train.steps
-        if start < packing.start:
-            raise UserError(
-                f"{workdir}: an older checkpoint is used, and the batch size changed behind it: the same "
-                "command goes on from there"
-            )
         if is_finished(workdir, start, total):
             return True
-        speed = measured(settings, architecture, objective, mesh)
+        speed = measured(settings, architecture, objective, mesh, began)
         with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
             evaluate = during.begin(evaluation, log, start, state.model)
             last = loop(
@@ -123,7 +119,7 @@ def train(
                 place=given.place,
                 hooks=(*watch, *evaluate),
                 stop=stop.requested,
-                save=hooks.save(checkpoints, log, settings.train.keep_best_by, given.write),
+                save=hooks.save(checkpoints, log, speed, settings.train.keep_best_by, given.write),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -265,6 +261,22 @@ def step_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def restored(
+    checkpoints: Checkpoints, state: step.TrainState, first: int
+) -> tuple[int, step.TrainState]:
+    """The newest checkpoint that can be read and its step, else the state given, and 0.
+
+    first: the step behind which the batch size has changed.
+    """
+    start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
+    if start < first:
+        raise UserError(
+            f"{checkpoints.directory}: the checkpoint of step {start} is used instead, and the batch size "
+            f"was changed behind step {first}: the same command goes on from step {start}"
+        )
+    return start, state
+
+
 def is_finished(workdir: Path, start: int, total: int) -> bool:
     """Whether nothing is left to do; says from where the run goes on, or that it does not."""
     if start >= total:
@@ -297,15 +309,19 @@ def watched(
 
 
 def measured(
-    settings: Settings, architecture: DecoderConfig, objective: Objective, mesh: Mesh
+    settings: Settings,
+    architecture: DecoderConfig,
+    objective: Objective,
+    mesh: Mesh,
+    began: float,
 ) -> Speed:
-    """How fast the run is; with MFU where the peak of its devices is known or given."""
+    """How fast the run is; with MFU where the peak of its devices is known or given. began: see `Speed`."""
     chip = chips.of(mesh.devices.flat[0])
     peak = 1e12 * settings.train.peak_tflops or (chip.flops if chip else 0.0)
     if not peak:
-        return Speed(settings.train.batch_size)
+        return Speed(settings.train.batch_size, began)
     work = functools.partial(model_flops, architecture, objective.needs)
-    return Speed(settings.train.batch_size, work, peak * mesh.size)
+    return Speed(settings.train.batch_size, began, work, peak * mesh.size)
 
 
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:

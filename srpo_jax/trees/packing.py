@@ -107,6 +107,7 @@ class Packing:
         self._dealt: tuple[int, np.ndarray] | None = None  # the window used last
         # Window 0 is what is left of one that was begun in batches of another size. A window's number is
         # what its random numbers come from.
+        self._before: Packing | None
         self._before, self.start = after or (None, 0)
         if self._before is None:
             order: Any = grain.MapDataset.range(len(self.slots)).shuffle(seed=seed).repeat()
@@ -172,7 +173,8 @@ class Packing:
 
     def _pairs(self, step: int) -> np.ndarray:
         window, place = self._place(step)
-        return self._batches(window)[place]
+        pairs: np.ndarray = self._batches(window)[place]
+        return pairs
 
     def _batches(self, window: int) -> Int[np.ndarray, "batches b"]:
         # Threads that prepare batches of two windows share this, so it is read once.
