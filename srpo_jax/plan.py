@@ -207,7 +207,7 @@ def _largest(
     data.reference = data.reference or {
         name: np.zeros(len(data), np.float32) for name in data.names
     }
-    packing = train.pack(settings, data, mesh)
+    packing = train.pack(settings, data, mesh, [(0, settings.train.batch_size)])
     layouts = (packing.batch(step) for step in range(SURVEYED))
     layout = max(layouts, key=lambda one: one.shape)
     batch = pipeline.collate([data.row(row, layout.shape) for row in layout.rows])

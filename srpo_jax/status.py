@@ -21,6 +21,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
 
 SILENT = 10  # times the time of a step, and at least a minute: then a run seems to have stopped
+LOST = ("starts and restarts", "compiling", "saving", "evaluating", "waiting for data")
 Line = dict[str, Any]
 
 
@@ -38,7 +39,7 @@ def standing(workdir: Path, now: float) -> Iterator[str]:
         yield f"step: none yet of {total}"
     yield from _checkpoints(workdir / "checkpoints")
     if len(steps) > 1:
-        yield from _time(steps)
+        yield from _time(lines, steps)
     yield from (f"problem: {problem}" for problem in _problems(workdir, lines, steps, total, now))
 
 
@@ -67,22 +68,31 @@ def _checkpoints(directory: Path) -> Iterator[str]:
     yield f"checkpoints: {', '.join(map(str, held)) or 'none yet'}"
 
 
-def _time(steps: Sequence[Line]) -> Iterator[str]:
-    """Goodput: the share of the time since the first line in which steps were taken that count.
+def _time(lines: Sequence[Line], steps: Sequence[Line]) -> Iterator[str]:
+    """Goodput: the share of the time since the run began in which steps were taken that count.
 
-    Steps that a kill has undone are no longer among the lines, so their time is lost, too.
+    lines: all; steps: those of steps. Those that a kill has undone are no longer among them: their time is
+    a restart's, as is that of the machine's absence.
     """
-    whole = steps[-1]["time"] - steps[0]["time"]
-    pairs = list(itertools.pairwise(steps))
-    spent = sum((b["step"] - a["step"]) * b["step_seconds"] for a, b in pairs)
-    waited = sum((b["step"] - a["step"]) * b["step_seconds"] * b["data_wait"] for a, b in pairs)
-    compiled = sum(line["compile_seconds"] for line in steps[1:])
+    before = steps[0]["time"] - steps[0].get("start_seconds", 0.0)
+    whole = steps[-1]["time"] - before
+    spent, lost = 0.0, dict.fromkeys(LOST, 0.0)
+    for line in lines:
+        for name in ("held_out/seconds", "revision/seconds"):
+            lost["evaluating"] += line.get(name, 0.0)
+    first = {"step": 0, "time": before}
+    for a, b in itertools.pairwise([first, *steps] if before < steps[0]["time"] else steps):
+        taken = (b["step"] - a["step"]) * b["step_seconds"]
+        spent += taken * (1 - b["data_wait"])
+        lost["waiting for data"] += taken * b["data_wait"]
+        lost["compiling"] += b["compile_seconds"]
+        lost["saving"] += b.get("save_seconds", 0.0)
+        if "start_seconds" in b:
+            known = taken + b["compile_seconds"]
+            lost["starts and restarts"] += max(0.0, b["time"] - a["time"] - known)
     if whole > 0:
-        yield (
-            f"goodput: {min(spent - waited, whole) / whole:.0%} of {_duration(whole)} (waiting for data "
-            f"{_duration(waited)}, compiling {_duration(compiled)}, the rest starts, saves, evaluations "
-            "and steps taken twice)"
-        )
+        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in lost.items())
+        yield f"goodput: {min(spent, whole) / whole:.0%} of {_duration(whole)} (lost: {parts})"
 
 
 def _problems(

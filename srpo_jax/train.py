@@ -10,6 +10,7 @@ on the way.
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,18 @@ from srpo_jax.runtime import chips, distributed, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+from srpo_jax.runtime.metrics import Metrics, Progress, status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
-from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
-from srpo_jax.training.extending import longer
+from srpo_jax.training import (
+    batch_sizes,
+    diagnosis,
+    extending,
+    hooks,
+    pipeline,
+    reference,
+    step,
+    tree_files,
+)
 from srpo_jax.training.first_epoch import FirstEpoch
 from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
@@ -56,13 +65,15 @@ MAY_CHANGE: tuple[str, ...] = (
 )
 
 
-def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
+def train(
+    settings: Settings, workdir: Path, *, extend: bool = False, change_batch: bool = False
+) -> bool:
     """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
 
-    extend: an earlier run may go on for more steps at other learning rates. Raises UserError for every
-    setting, file or pair at fault, and when the loss stops being finite.
+    extend: an earlier run may go on for more steps at other learning rates; change_batch: with another
+    batch size. Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
     """
-    mesh = mesh_module.of_settings(settings.mesh)
+    began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
@@ -73,8 +84,8 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
 
     # The pairs, as prefix trees; some are held out
     data, held_out = prepare_data(settings, workdir, source, objective)
-    own(settings, workdir, source, data, extend)
-    packing = pack(settings, data, mesh)
+    sizes = own(settings, workdir, source, data, extend, change_batch)
+    packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
     # The policy and its reference, which is the policy as it starts
@@ -91,11 +102,11 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
-        start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
+        start, state = restored(checkpoints, state, packing.start)
         total = settings.train.steps
         if is_finished(workdir, start, total):
             return True
-        speed = measured(settings, architecture, objective, mesh)
+        speed = measured(settings, architecture, objective, mesh, began)
         with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
             evaluate = during.begin(evaluation, log, start, state.model)
             last = loop(
@@ -106,7 +117,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 place=given.place,
                 hooks=(*watch, *evaluate),
                 stop=stop.requested,
-                save=hooks.save(checkpoints, log, settings.train.keep_best_by, given.write),
+                save=hooks.save(checkpoints, log, speed, settings.train.keep_best_by, given.write),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -116,17 +127,41 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
 
 
 def own(
-    settings: Settings, workdir: Path, source: Source, data: pipeline.PairTrees, extend: bool
-) -> None:
-    """Makes the workdir this run's, or checks that it is; it may be asked to go on for longer."""
-    identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
-    may_change = MAY_CHANGE
-    if (before := kept(workdir)) is not None:
-        begun, now = ((one.optimizer, one.train.steps) for one in (before, settings))
-        may_change += longer(begun, now, workdir / "checkpoints", extend)
-    if is_main():
+    settings: Settings,
+    workdir: Path,
+    source: Source,
+    data: pipeline.PairTrees,
+    extend: bool,
+    change_batch: bool,
+) -> batch_sizes.Sizes:
+    """Makes the workdir this run's, or checks that it is; it may be asked to go on otherwise.
+
+    Returns the sizes of its batches.
+    """
+    directory, now = workdir / "checkpoints", (settings.optimizer, settings.train.steps)
+    size = settings.train.batch_size
+
+    def changes() -> bool:
+        before = (kept(workdir) or settings).train
+        same = (before.steps, before.batch_size) == (now[1], size)
+        return not same or (workdir / batch_sizes.FILE).is_file()
+
+    # Checkpoints are opened by all processes, and seldom for this.
+    done = extending.taken(directory) if distributed.from_main(changes) else 0
+
+    def agreed() -> batch_sizes.Sizes:
+        before = kept(workdir) or settings
+        begun = (before.optimizer, before.train.steps)
+        may_change = (*MAY_CHANGE, *extending.longer(begun, now, done, extend))
+        sizes = batch_sizes.of_run(workdir, before.train.batch_size, size, done, change_batch)
+        if change_batch:
+            may_change += batch_sizes.SETTINGS
+        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
         claim(workdir, settings, identity, may_change)
         loading.keep(source, workdir)
+        return sizes
+
+    return distributed.from_main(agreed)
 
 
 def prepare_data(
@@ -156,14 +191,21 @@ def prepare_data(
     return trees(False, data.pairs), held_out
 
 
-def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:
-    """Which pairs form the batch of a step, and which of them share a row."""
-    return data.packing(
-        settings.train.batch_size,
-        settings.seed,
-        parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
-        packed=settings.data.pack,
-    )
+def pack(
+    settings: Settings, data: pipeline.PairTrees, mesh: Mesh, sizes: batch_sizes.Sizes
+) -> Packing:
+    """Which pairs form the batch of a step yet to come, and which of them share a row."""
+    made: Packing | None = None
+    for begin, size in sizes:
+        made = data.packing(
+            size,
+            settings.seed,
+            parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
+            packed=settings.data.pack,
+            after=(made, begin) if made else None,
+        )
+    assert made is not None
+    return made
 
 
 def decoder_config(settings: Settings, objective: Objective) -> DecoderConfig:
@@ -217,6 +259,22 @@ def step_options(settings: Settings) -> dict[str, Any]:
     }
 
 
+def restored(
+    checkpoints: Checkpoints, state: step.TrainState, first: int
+) -> tuple[int, step.TrainState]:
+    """The newest checkpoint that can be read and its step, else the state given, and 0.
+
+    first: the step behind which the batch size has changed.
+    """
+    start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
+    if start < first:
+        raise UserError(
+            f"{checkpoints.directory}: the checkpoint of step {start} is used instead, and the batch size "
+            f"was changed behind step {first}: the same command goes on from step {start}"
+        )
+    return start, state
+
+
 def is_finished(workdir: Path, start: int, total: int) -> bool:
     """Whether nothing is left to do; says from where the run goes on, or that it does not."""
     if start >= total:
@@ -249,15 +307,19 @@ def watched(
 
 
 def measured(
-    settings: Settings, architecture: DecoderConfig, objective: Objective, mesh: Mesh
+    settings: Settings,
+    architecture: DecoderConfig,
+    objective: Objective,
+    mesh: Mesh,
+    began: float,
 ) -> Speed:
-    """How fast the run is; with MFU where the peak of its devices is known or given."""
+    """How fast the run is; with MFU where the peak of its devices is known or given. began: see `Speed`."""
     chip = chips.of(mesh.devices.flat[0])
     peak = 1e12 * settings.train.peak_tflops or (chip.flops if chip else 0.0)
     if not peak:
-        return Speed(settings.train.batch_size)
+        return Speed(settings.train.batch_size, began)
     work = functools.partial(model_flops, architecture, objective.needs)
-    return Speed(settings.train.batch_size, work, peak * mesh.size)
+    return Speed(settings.train.batch_size, began, work, peak * mesh.size)
 
 
 def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
@@ -317,15 +379,17 @@ def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:
     return hyper
 
 
-def main(settings: Settings, workdir: Path, extend: bool) -> int:
+def main(settings: Settings, workdir: Path, extend: bool, change_batch: bool) -> int:
     distributed.initialize()
     keep_compiled(workdir)
-    return 0 if train(settings, workdir, extend=extend) else INTERRUPTED
+    done = train(settings, workdir, extend=extend, change_batch=change_batch)
+    return 0 if done else INTERRUPTED
 
 
 if __name__ == "__main__":
     sections = ("model", "lora", "mesh", "data", "objective", "reference", "train", "optimizer")
     switches = {
-        "extend": "go on for more steps than the run was begun with, at other learning rates"
+        "extend": "go on for more steps than the run was begun with, at other learning rates",
+        "change_batch": "go on with another config.train.batch_size",
     }
     command.run(main, (*sections, "sampling", "evaluate"), switches=switches)

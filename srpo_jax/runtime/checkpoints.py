@@ -7,7 +7,6 @@ checkpoint and a configuration can be named.
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
@@ -17,7 +16,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from srpo_jax.runtime import damage, digest
+from srpo_jax.runtime import damage, digest, storage
 from srpo_jax.runtime.damage import Damaged
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
@@ -103,6 +102,13 @@ class Checkpoints:
             return False
         if not (force or self._manager.should_save(step)):
             return False
+        # Orbax would make it anew, without the rest of the run.
+        is_local = not storage.is_remote(self.directory)
+        if is_local and jax.process_index() == 0 and not self.directory.is_dir():
+            raise UserError(
+                f"{self.directory}: this folder is gone, so step {step} is not saved: bring it back, and "
+                "the same command goes on from the newest checkpoint in it"
+            )
         # Orbax refuses NumPy scalars but takes arrays without dimensions.
         flat = {
             name: np.asarray(leaf) if isinstance(leaf, np.generic) else leaf
@@ -236,12 +242,7 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _read(self, step: int, abstract: Any, partial: bool) -> Any:

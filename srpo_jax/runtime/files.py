@@ -39,8 +39,12 @@ def whole(path: Path) -> Iterator[Path]:
         _sync(part)
         part.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the part's name says nothing to anyone
+        raise
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written, it says so once more
+            part.unlink(missing_ok=True)
 
 
 def _sync(place: Path) -> None:

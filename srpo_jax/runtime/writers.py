@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import tensorboardX
-
 from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
@@ -32,11 +30,13 @@ class TensorBoard:
     """WORKDIR/tensorboard. Of a resumed run the later steps of the attempt before are hidden."""
 
     def __init__(self, workdir: Path, project: str, resume: int) -> None:
+        # Not before it is asked for: where torch is installed it imports that, which takes seconds.
+        tensorboard = importlib.import_module("tensorboardX")
         self._stack = contextlib.ExitStack()
         # tensorboardX writes to this machine; a store gets its files at `close`.
         folder = self._stack.enter_context(storage.staged(workdir / "tensorboard"))
         later = resume + 1 if resume else 0
-        self._board = tensorboardX.SummaryWriter(
+        self._board = tensorboard.SummaryWriter(
             str(folder), purge_step=later, filename_suffix=f".{resume}"
         )
 

@@ -16,19 +16,18 @@ SCHEDULE = ("optimizer.schedule", "optimizer.decay_steps")
 def longer(
     before: tuple[OptimizerSettings, int],
     now: tuple[OptimizerSettings, int],
-    directory: Path,
+    done: int,
     asked: bool,
 ) -> tuple[str, ...]:
     """The settings that an attempt may change because it goes on for longer; none where it does not.
 
     before, now: the optimiser's settings and the steps of the run, as it was begun and as it is to go on.
-    directory: of its checkpoints. Without being asked a run may grow if the learning rates of the steps
+    done: steps taken, see `taken`. Without being asked a run may grow if the learning rates of the steps
     that it has taken stay the same: always under a constant schedule, and under wsd up to its decay.
     UserError says what to ask for where they would not. Called by all processes.
     """
     if now[1] <= before[1]:
         return ()
-    done = _taken(directory)
     rates, others = (
         np.array([float(make_optimizer(*one)[1](step)) for step in range(done + 1)])
         for one in (before, now)
@@ -50,8 +49,8 @@ def longer(
     )
 
 
-def _taken(directory: Path) -> int:
-    """Steps up to the newest checkpoint."""
+def taken(directory: Path) -> int:
+    """Steps up to the newest checkpoint in a folder of them. Called by all processes."""
     if not directory.is_dir():
         return 0
     with Checkpoints(directory, read_only=True) as checkpoints:

@@ -59,7 +59,11 @@ def show(progress: Progress) -> Callable[[Done], None]:
 
 
 def save(
-    checkpoints: Checkpoints, log: Metrics, best_by: str, before: Callable[[], None]
+    checkpoints: Checkpoints,
+    log: Metrics,
+    speed: Speed,
+    best_by: str,
+    before: Callable[[], None],
 ) -> Callable[[Done], None]:
     """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
 
@@ -69,10 +73,11 @@ def save(
     """
 
     def act(done: Done) -> None:
-        before()
-        log.flush()
-        best = log.last.get(best_by, {}).get(done.number)
-        checkpoints.save(done.number, done.state, force=True, best=best)
+        with speed.saving():
+            before()
+            log.flush()
+            best = log.last.get(best_by, {}).get(done.number)
+            checkpoints.save(done.number, done.state, force=True, best=best)
 
     return act
 

@@ -44,7 +44,13 @@ class PairTrees:
         return len(self.trees)
 
     def packing(
-        self, batch_size: int, seed: int, *, parts: int = 1, packed: bool = True
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        parts: int = 1,
+        packed: bool = True,
+        after: tuple[Packing, int] | None = None,
     ) -> Packing:
         """How these trees are packed; see `packing.Packing`."""
         return Packing(
@@ -55,6 +61,7 @@ class PairTrees:
             parts=parts,
             packed=packed,
             row_length=self.row_length,
+            after=after,
         )
 
     def row(self, pairs: Sequence[int], shape: RowShape) -> dict[str, Any]:

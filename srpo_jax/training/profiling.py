@@ -3,7 +3,7 @@
 import contextlib
 import signal
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 import jax
@@ -31,12 +31,7 @@ class Profiler:
         self._handler = signal.signal(signal.SIGUSR1, self._receive)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGUSR1, self._handler)
         if self._until is not None:
             self._stop()

@@ -1,9 +1,10 @@
 """How fast a run is, and what it waits for: the figures of an interval of steps."""
 
 import collections
+import contextlib
 import dataclasses
-from collections.abc import Callable
-from types import TracebackType
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -23,14 +24,21 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 class Speed:
     """Adds up steps until `take` is asked for their figures.
 
-    pairs: of a batch, over all devices. work: operations of a step on rows of this process, see
+    pairs: of a batch, over all devices. began: when this start of the run did, of time.perf_counter. work:
+    operations of a step on rows of this process, see
     `model_flops`; None leaves out MFU. peak: operations per second of all devices together.
     """
 
     def __init__(
-        self, pairs: int, work: Callable[[Rows], float] | None = None, peak: float = 0.0
+        self,
+        pairs: int,
+        began: float,
+        work: Callable[[Rows], float] | None = None,
+        peak: float = 0.0,
     ) -> None:
         self._pairs, self._work, self._peak = pairs, work, peak
+        self._began: float | None = began
+        self._saving = 0.0
         self._known: dict[Any, float] = {}
         self._sums: dict[str, float] = collections.defaultdict(float)
         self._seconds: list[float] = []
@@ -40,12 +48,7 @@ class Speed:
         jax.monitoring.register_event_duration_secs_listener(self._listen)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         jax.monitoring.unregister_event_duration_listener(self._listen)
 
     def add(self, done: Done) -> None:
@@ -64,7 +67,9 @@ class Speed:
 
         tokens_per_second, pairs_per_second: over all devices. row_fill: share of slots that hold a token.
         step_seconds, step_seconds_90: median and 90th percentile. data_wait: share of the time, at most,
-        in which the devices had no batch. compile_seconds: this process's. mfu: model FLOPs utilisation.
+        in which the devices had no batch. compile_seconds: this process's. save_seconds: in which the steps
+        waited for checkpoints. start_seconds: since it began, in the first call. mfu: model FLOPs
+        utilisation.
         memory_gb: the most that the first local device has held since the program began, where it says so.
         """
         seconds, sums = sum(self._seconds), self._sums
@@ -76,15 +81,25 @@ class Speed:
             "step_seconds_90": float(np.quantile(self._seconds, 0.9)),
             "data_wait": sums["waited"] / seconds,
             "compile_seconds": self._compiling,
+            "save_seconds": self._saving,
         }
+        if self._began is not None:
+            values["start_seconds"] = time.perf_counter() - self._began
         if self._work is not None:
             values["mfu"] = sums["flops"] / seconds / self._peak
         held = jax.local_devices()[0].memory_stats() or {}
         if "peak_bytes_in_use" in held:
             values["memory_gb"] = held["peak_bytes_in_use"] / 1e9
         self._sums.clear()
-        self._seconds, self._compiling = [], 0.0
+        self._seconds, self._compiling, self._saving, self._began = [], 0.0, 0.0, None
         return values
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """While this lasts the steps wait for a checkpoint."""
+        began = time.perf_counter()
+        yield
+        self._saving += time.perf_counter() - began
 
     def _listen(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILED:

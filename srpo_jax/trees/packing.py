@@ -4,9 +4,11 @@ A batch is always `batch_size` pairs: packing changes how they are laid out, not
 that few shapes are compiled and little of a row is padding, pairs are first dealt to the batches of a
 *window* (an epoch, or as much of it as WINDOW allows) such that every batch has its share of long and of
 short trees; then the trees of a batch are put into rows as evenly as two classical rules manage (see
-`balanced`). Everything is a function of (seed, step).
+`balanced`). Everything is a function of (seed, step), and of the steps at which the batch size has changed.
 """
 
+import dataclasses
+import functools
 import heapq
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ ROUND_LENGTH, ROUND_TARGETS, ROUND_PLACES = 32, 32, 4
 SURVEYED = 1 << 17  # pairs in the batches that the row shapes are chosen from
 SHAPES = 3  # at most, unless a later batch fits none
 CLOSE = 0.97  # a shape whose length differs by less is not worth another compilation
+_NONE = np.zeros(0, int)
 
 
 class RowShape(NamedTuple):
@@ -41,12 +44,32 @@ class Layout(NamedTuple):
     shape: RowShape
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+    """Pairs as they are drawn: those of head, then `order` (an epoch after the other) from `begin` on."""
+
+    order: Any
+    head: np.ndarray
+    begin: int = 0
+
+    def take(self, first: int, last: int) -> np.ndarray:
+        """Those of the places first, …, last - 1."""
+        ahead = self.head[first:last]
+        behind = range(max(first - len(self.head), 0), max(last - len(self.head), 0))
+        return np.concatenate([ahead, [self.order[self.begin + i] for i in behind]]).astype(int)
+
+    def behind(self, places: int) -> "_Stream":
+        """What is left without the first so many."""
+        drawn = max(places - len(self.head), 0)
+        return dataclasses.replace(self, head=self.head[places:], begin=self.begin + drawn)
+
+
 class Packing:
     """The batches of a run, from the sizes of its pairs' trees alone.
 
     Attributes:
       rows: how many rows a batch has.
-      shapes: the row shapes foreseen, ascending; a batch that none of them holds gets a larger one.
+      start: its first step.
     """
 
     def __init__(
@@ -59,12 +82,15 @@ class Packing:
         parts: int = 1,
         packed: bool = True,
         row_length: int = 0,
+        after: "tuple[Packing, int] | None" = None,
     ):
         """slots, targets: int [n], what the tree of each pair needs.
 
         parts: the rows of a batch are a multiple of this (devices times accumulated parts).
         packed=False: a row for every tree, and the shuffled order as it is. row_length: slots of a row, 0
         for as few as hold the batch in one row a part (or in several, of at most MAX_ROW).
+        after: another packing of the same pairs and seed, and the step from which this one takes its place:
+        first come the pairs that are left of the window then, dealt anew, and then what would have come.
         """
         self.slots, self.targets = np.asarray(slots), np.asarray(targets)
         self.batch_size, self.seed = batch_size, seed
@@ -78,12 +104,28 @@ class Packing:
             most = max(batch_size // parts, 1)
             self.rows = parts * min(-(-tokens // (parts * longest)), most)
             self._window_batches = max(1, min(len(self.slots), WINDOW) // batch_size)
-        self._order: Any = grain.MapDataset.range(len(self.slots)).shuffle(seed=seed).repeat()
         self._dealt: tuple[int, np.ndarray] | None = None  # the window used last
-        self.shapes = self._choose_shapes()
+        # Window 0 is what is left of one that was begun in batches of another size. A window's number is
+        # what its random numbers come from.
+        self._before: Packing | None
+        self._before, self.start = after or (None, 0)
+        if self._before is None:
+            order: Any = grain.MapDataset.range(len(self.slots)).shuffle(seed=seed).repeat()
+            self._stream, left, self._number = _Stream(order, _NONE), _NONE, -1
+        else:
+            self._stream, left, self._number = self._before._left(self.start)
+        whole = len(left) // batch_size * batch_size
+        self._rest = left[:whole]
+        head = np.concatenate([left[whole:], self._stream.head])
+        self._stream = dataclasses.replace(self._stream, head=head)
+
+    @functools.cached_property
+    def shapes(self) -> list[RowShape]:
+        """The row shapes foreseen, ascending; a batch that none of them holds gets a larger one."""
+        return self._choose_shapes()
 
     def batch(self, step: int) -> Layout:
-        """The batch of step 0, 1, …."""
+        """The batch of step 0, 1, …; of no step before `start`."""
         return self._laid_out(self._pairs(step))
 
     def once(self, chosen: Int[np.ndarray, " m"] | None = None) -> Iterator[Layout]:
@@ -99,11 +141,16 @@ class Packing:
     def used(self, steps: int) -> Bool[np.ndarray, " n"]:
         """Which pairs are in the batches of the first so many steps."""
         found = np.zeros(len(self.slots), bool)
-        size = self._window_batches * self.batch_size
-        windows, rest = divmod(steps, self._window_batches)
+        if self._before is not None:
+            found = self._before.used(min(steps, self.start))
+        if steps <= self.start:
+            return found
+        windows, rest = self._place(steps)
         # Where the windows that the first epoch lies in are complete, so is the epoch.
-        if windows * size >= len(found):
-            return np.ones(len(found), bool)
+        if windows:
+            ahead = self._behind(windows - 1)
+            if ahead.begin >= len(found) and not len(ahead.head):
+                return np.ones(len(found), bool)
         for window in range(windows):
             found[self._drawn(window)] = True
         for step in range(steps - rest, steps):
@@ -115,19 +162,45 @@ class Packing:
         used = sum(int(self.slots[row].sum()) for row in layout.rows)
         return used / (len(layout.rows) * layout.shape.length)
 
+    def _place(self, step: int) -> tuple[int, int]:
+        """(window, which of its batches) of a step."""
+        step -= self.start
+        left = len(self._rest) // self.batch_size
+        if step < left:
+            return 0, step
+        window, place = divmod(step - left, self._window_batches)
+        return window + 1, place
+
     def _pairs(self, step: int) -> np.ndarray:
-        window, place = divmod(step, self._window_batches)
+        window, place = self._place(step)
+        pairs: np.ndarray = self._batches(window)[place]
+        return pairs
+
+    def _batches(self, window: int) -> Int[np.ndarray, "batches b"]:
         # Threads that prepare batches of two windows share this, so it is read once.
         dealt = self._dealt
         if dealt is None or dealt[0] != window:
-            dealt = self._dealt = window, self._deal(self._drawn(window), window)
-        pairs: np.ndarray = dealt[1][place]
-        return pairs
+            pairs = self._deal(self._drawn(window), self._number + window)
+            dealt = self._dealt = window, pairs
+        return dealt[1]
 
     def _drawn(self, window: int) -> Int[np.ndarray, " k"]:
         """The pairs of a window, as they are shuffled."""
+        if not window:
+            return self._rest
         size = self._window_batches * self.batch_size
-        return np.array([self._order[i] for i in range(window * size, (window + 1) * size)])
+        return self._stream.take((window - 1) * size, window * size)
+
+    def _behind(self, window: int) -> _Stream:
+        """What is drawn from behind a window."""
+        return self._stream.behind(window * self._window_batches * self.batch_size)
+
+    def _left(self, step: int) -> tuple[_Stream, np.ndarray, int]:
+        """Of what comes from this step on: (behind its window, in its window, the number of that)."""
+        window, place = self._place(step)
+        if window and not place:
+            return self._behind(window - 1), _NONE, self._number + window - 1
+        return self._behind(window), self._batches(window)[place:].ravel(), self._number + window
 
     def _deal(self, pairs: Int[np.ndarray, " n"], window: int) -> Int[np.ndarray, "batches b"]:
         """Pairs [k * batch_size] -> [k, batch_size]; packed: one of every length class in each batch."""
@@ -166,7 +239,7 @@ class Packing:
             return [self._at_least(_rounded(largest))]
         surveyed = max(1, min(SURVEYED // self.batch_size, 8 * self._window_batches))
         needs = np.array(
-            [self._needs(self._assigned(self._pairs(step))) for step in range(surveyed)]
+            [self._needs(self._assigned(self._pairs(self.start + i))) for i in range(surveyed)]
         )
         needs = needs[needs[:, 0].argsort()]
         shapes: list[RowShape] = []

@@ -167,6 +167,21 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice():
     assert pod["serviceAccountName"] == "me"
 
 
+def test_the_jobs_of_a_jobset_are_what_kubernetes_knows():
+    """By Kubernetes' own schemas, unknown fields refused; they have none of the JobSet around them."""
+    schemas = pytest.importorskip("kubernetes_validate")
+    for more in ((), ("--spot", "--service-account=me", "--slices=2")):
+        (job,) = jobset(*more)["spec"]["replicatedJobs"]
+        whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "srpo"}}
+        whole["spec"] = job["template"]["spec"]
+        # Before 1.29 the schema wants what Kubernetes itself does not, conditions beside exit codes.
+        for version in ("1.29", schemas.latest_version()):
+            schemas.validate(whole, version, strict=True)
+    whole["spec"]["template"]["spec"]["hostNetworks"] = True
+    with pytest.raises(schemas.ValidationError, match="hostNetworks"):
+        schemas.validate(whole, version, strict=True)
+
+
 def test_gke_starts_preempted_pods_again(cloud):
     what = ("--name=srpo", "--image=i", "--chip=v6e", "--topology=2x2")
     done = call("gke.sh", "submit", *what, "--", "bash", "-c", PROGRAM)

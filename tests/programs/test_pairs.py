@@ -1,6 +1,11 @@
 """Making pairs: what is written, and that an interrupted attempt goes on where it stopped."""
 
+import json
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -92,6 +97,41 @@ def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "parts.jsonl")
     assert calls == [[0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7], [8, 9, 10, 11]]
     assert (tmp_path / "parts.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+DRAWN = """
+import sys
+from pathlib import Path
+from srpo_jax import config, pairs
+
+pairs.make_pairs(config.read(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3]))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    texts = [json.dumps({"prompt": f"document number {i}"}) for i in range(40)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    config.pairs.update({"documents": str(tmp_path / "texts.jsonl"), "count": 40})
+    config.judge.name, config.sampling.batch_size = "shorter", 8
+    config_module.save(config_module.checked(config), tmp_path / "settings.json")
+    killed, kept = tmp_path / "killed.jsonl", tmp_path / "killed.jsonl.samples"
+
+    def start(output):
+        command = [sys.executable, "-c", DRAWN, tmp_path / "settings.json", tmp_path, output]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    with start(killed) as drawing:
+        while drawing.poll() is None and not (kept.exists() and kept.read_text().count("\n") > 5):
+            time.sleep(0.002)
+        drawing.kill()
+    assert drawing.returncode == -signal.SIGKILL
+    assert 5 < kept.read_text().count("\n") < 41
+    assert not killed.exists()
+    for output in (killed, tmp_path / "whole.jsonl"):
+        assert start(output).wait(300) == 0
+    assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):

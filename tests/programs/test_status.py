@@ -36,8 +36,14 @@ def test_a_run_that_has_not_begun(workdir):
 
 
 def test_where_a_run_stands_and_where_its_time_went(workdir):
-    lines = [line(10, 0), line(20, 20), line(40, 100, compile_seconds=15.0)]
-    # 30 steps of 2 s in 100 s, a tenth of them waiting for data
+    lines = [
+        line(10, 0, start_seconds=30.0),
+        line(20, 23, save_seconds=3.0),
+        json.dumps({"step": 20, "time": BEGUN + 26, "held_out/seconds": 3.0}) + "\n",
+        line(40, 100, compile_seconds=15.0, start_seconds=25.0),
+    ]
+    # 40 steps of 2 s, a tenth of it waiting for data, in 130 s. Of 30 s before the first line 20 were
+    # steps; behind step 20 it was killed, and of 77 s 40 were steps and 15 compiling.
     (workdir / "metrics.jsonl").write_text("".join(lines))
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         for step in (20, 40):
@@ -47,8 +53,8 @@ def test_where_a_run_stands_and_where_its_time_went(workdir):
         "step: 40 of 100 (40%), loss 0.0250, 0:00:30 ago",
         "speed: 2 s a step, 1,234 tokens/s, 0:02:00 left at this speed",
         "checkpoints: 40, 20",
-        "goodput: 54% of 0:01:40 (waiting for data 0:00:06, compiling 0:00:15, the rest starts, saves, "
-        "evaluations and steps taken twice)",
+        "goodput: 55% of 0:02:10 (lost: starts and restarts 0:00:32, compiling 0:00:15, saving 0:00:03, "
+        "evaluating 0:00:03, waiting for data 0:00:08)",
     ]
 
 

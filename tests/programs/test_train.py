@@ -6,6 +6,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -19,10 +22,11 @@ from srpo_jax import objectives, train
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
 from srpo_jax.models import loading
-from srpo_jax.runtime import distributed, metrics
+from srpo_jax.runtime import distributed, metrics, program
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.training.score_files import ScoreFiles
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ANSWERS = ["yes", "sure", "fine"]
@@ -167,6 +171,91 @@ def test_a_run_that_is_killed_goes_on_from_its_checkpoint(config, tmp_path, whol
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+def test_a_workdir_that_is_moved_away_is_not_made_anew_and_loses_nothing(config, tmp_path, whole):
+    workdir, aside = tmp_path / "run", tmp_path / "aside"
+
+    def move_away():
+        while not (workdir / "checkpoints" / "5").is_dir():
+            time.sleep(0.01)
+        workdir.rename(aside)
+
+    said = r"run/checkpoints: this folder is gone, so step 10 is not saved: bring it back"
+    with at_step(8, move_away), pytest.raises(UserError, match=said):
+        attempt(config, workdir)
+    assert not (workdir / "checkpoints").exists()
+    shutil.rmtree(workdir, ignore_errors=True)
+    aside.rename(workdir)
+    assert attempt(config, workdir)
+    same_losses(workdir, whole[0])
+
+
+def test_a_workdir_that_cannot_be_written_is_a_sentence_and_loses_nothing(
+    config, stopped, whole, capsys
+):
+    mount = lambda *how: subprocess.run(["mount", *how, stopped], check=False).returncode
+    if mount("--bind", stopped):
+        pytest.skip("only root may mount")
+    try:
+        assert not mount("-o", "remount,bind,ro")
+        assert program._guarded(lambda _: attempt(config, stopped), []) == program.USER_ERROR
+    finally:
+        subprocess.run(["umount", "--lazy", stopped], check=True)  # trees are mapped
+    assert capsys.readouterr().err == (
+        f"error: {stopped}/config.json: Read-only file system: put that right, and the same command goes "
+        "on\n"
+    )
+    assert attempt(config, stopped)
+    same_losses(stopped, whole[0])
+
+
+SCORED = """
+import sys
+from pathlib import Path
+import jax
+from srpo_jax import config, train
+from srpo_jax.runtime import mesh
+from srpo_jax.training import score_files
+
+make = mesh.make
+mesh.make = lambda **sizes: make(**sizes, devices=jax.devices()[:1])
+score_files.PIECE_SECONDS = 0.0  # what there is is written behind every batch
+train.train(config.read(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_while_the_reference_is_scored_leaves_scores_to_go_on_with(
+    config, tmp_path, monkeypatch
+):
+    """Rows of one pair each: in rows of others a score is rounded otherwise."""
+    pairs = [Pair(f"{i}?", ANSWERS[i % 3], "no way") for i in range(400)]
+    records.write_pairs(tmp_path / "pairs.jsonl", pairs)
+    config.data.update({"pairs": str(tmp_path / "pairs.jsonl"), "pack": False})
+    config.train.steps = 100
+    config_module.save(config_module.checked(config), tmp_path / "settings.json")
+    workdir = tmp_path / "killed"
+    command = [sys.executable, "-c", SCORED, tmp_path / "settings.json", workdir]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as scoring:
+        while scoring.poll() is None and len(list(workdir.glob("*.piece-*.npz"))) < 3:
+            time.sleep(0.005)
+        scoring.kill()
+    assert scoring.returncode == -signal.SIGKILL
+    assert not (workdir / "reference_scores.npz").exists()
+    scores, added, add = [], [], ScoreFiles.add
+    monkeypatch.setattr(
+        ScoreFiles, "add", lambda self, n, values: (added.append(len(n)), add(self, n, values))
+    )
+    for path in (workdir, tmp_path / "whole"):
+        with at_step(1, terminate):
+            assert not attempt(config, path)
+        with np.load(path / "reference_scores.npz") as file:
+            scores.append({name: file[name] for name in file})
+    assert sum(added) <= 2 * 400 - 3 * 4, "those of three batches were there already"
+    assert scores[0].keys() == scores[1].keys()
+    for name, values in scores[0].items():
+        np.testing.assert_array_equal(values, scores[1][name], err_msg=name)
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
     config.mesh.update({"fsdp": 2, "tensor": 2})
@@ -222,6 +311,27 @@ def test_more_steps_under_another_schedule_must_be_asked_for(config, whole, tmp_
     assert lines(workdir)[:10] == lines(whole[0])
     assert attempt(config, workdir)
     assert "is finished: step 12 of 12" in capsys.readouterr().out
+
+
+def test_another_batch_size_must_be_asked_for_and_stays_with_the_run(
+    config, stopped, tmp_path_factory, capsys
+):
+    """From step 5 on, also where it is killed and goes on without being asked again."""
+    config.train.batch_size = 6
+    with pytest.raises(UserError, match=r"batch_size was 4 and is 6: --change_batch .* step 5;"):
+        attempt(config, stopped)
+    other = shutil.copytree(stopped, tmp_path_factory.mktemp("other") / "run")
+    assert train.train(config_module.checked(config), stopped, change_batch=True)
+    assert "6 pairs in place of 4 behind step 5" in capsys.readouterr().out
+    config.train.checkpoint_every = 7
+    with at_step(9, die), pytest.raises(Killed):
+        train.train(config_module.checked(config), other, change_batch=True)
+    assert attempt(config, other)
+    assert "resuming at step 7 of 10" in capsys.readouterr().out
+    same_losses(stopped, other)
+    expected = weights(stopped)
+    for name, value in weights(other).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
 @pytest.mark.slow

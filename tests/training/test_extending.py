@@ -28,25 +28,24 @@ def settings(schedule, decay=0):
     ],
 )
 def test_a_run_grows_if_the_steps_it_has_taken_stay_what_they_were(
-    tmp_path, monkeypatch, capsys, before, now, taken, same
+    capsys, before, now, taken, same
 ):
-    monkeypatch.setattr(extending, "_taken", lambda directory: taken)
     begun, goes_on = ((settings(*one[:2]), one[2]) for one in (before, now))
     if same:
-        assert extending.longer(begun, goes_on, tmp_path, asked=False) == ALLOWED
+        assert extending.longer(begun, goes_on, taken, asked=False) == ALLOWED
         assert f"nothing changes for the {taken} taken" in capsys.readouterr().out
     else:
         said = rf"was 10 and is 20: .*schedule={now[0]} the {taken} steps taken .* --extend goes on"
         with pytest.raises(UserError, match=said):
-            extending.longer(begun, goes_on, tmp_path, asked=False)
-        assert extending.longer(begun, goes_on, tmp_path, asked=True) == ALLOWED
+            extending.longer(begun, goes_on, taken, asked=False)
+        assert extending.longer(begun, goes_on, taken, asked=True) == ALLOWED
         assert f"step {taken + 1} has the learning rate" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("steps", [10, 5])
-def test_a_run_that_does_not_grow_may_change_nothing(tmp_path, steps):
+def test_a_run_that_does_not_grow_may_change_nothing(steps):
     one, other = settings("constant"), settings("cosine")
-    assert extending.longer((one, 10), (other, steps), tmp_path, asked=True) == ()
+    assert extending.longer((one, 10), (other, steps), 5, asked=True) == ()
 
 
 def test_wsd_is_constant_and_falls_at_the_end():

@@ -1,6 +1,7 @@
 """The figures of an interval of steps, and the operations behind MFU."""
 
 import dataclasses
+import time
 import types
 
 import jax
@@ -69,12 +70,13 @@ def test_an_interval_is_summed_and_begun_anew():
     rows = Rows(**dict.fromkeys(Rows._fields, np.ones((1, 4))))
     rows = rows._replace(end=np.array([[1, 1, 1, 0]]))
     work = lambda given: 10.0 * given.tokens.size
-    with Speed(6, work, peak=100.0) as speed:
+    with Speed(6, time.perf_counter(), work, peak=100.0) as speed:
         for seconds, waited in ((1.0, 0.0), (1.0, 0.5), (2.0, 0.5)):
             speed.add(Done(1, False, None, {}, True, rows, 8, seconds, waited))
         jax.jit(lambda x: x * 1.2345)(np.ones(3)).block_until_ready()
         values = speed.take()
         assert values.pop("compile_seconds") > 0
+        assert 0 < values.pop("start_seconds") < 100
         assert values == pytest.approx(
             {
                 "tokens_per_second": 18 / 4,
@@ -84,15 +86,20 @@ def test_an_interval_is_summed_and_begun_anew():
                 "step_seconds_90": 1.8,
                 "data_wait": 1 / 4,
                 "mfu": 240 / 4 / 100,
+                "save_seconds": 0.0,
             }
         )
         speed.add(Done(4, False, None, {}, True, rows, 8, 2.0, 0.0))
+        with speed.saving():
+            time.sleep(0.02)
         values = speed.take()
         assert (values["tokens_per_second"], values["compile_seconds"]) == (3.0, 0.0)
+        assert values["save_seconds"] >= 0.02
+        assert "start_seconds" not in values
 
 
 def test_without_a_peak_there_is_no_mfu():
     rows = types.SimpleNamespace(end=np.ones(3), tokens=np.ones(4))
-    speed = Speed(1)
+    speed = Speed(1, time.perf_counter())
     speed.add(Done(1, False, None, {}, True, rows, 4, 1.0, 0.0))
     assert "mfu" not in speed.take()

@@ -116,6 +116,62 @@ def test_the_pairs_of_the_first_steps_and_only_those_can_be_had_once(packed):
         assert sorted(again) == sorted(drawn)
 
 
+def resized(pairs, sizes, packed=True):
+    """The packings of a run whose batch size changes. sizes: (first step, batch size) of each."""
+    found = []
+    for step, size in sizes:
+        after = (found[-1], step) if found else None
+        found.append(Packing(*tldr_like(pairs), size, seed=0, packed=packed, after=after))
+    return found
+
+
+def pairs_of(layout):
+    return [pair for row in layout.rows for pair in row]
+
+
+def taken(packings, first, end):
+    """The pairs of these steps, each from the packing that it belongs to."""
+    found = []
+    for step in range(first, end):
+        *_, one = (packing for packing in packings if packing.start <= step)
+        found += pairs_of(one.batch(step))
+    return found
+
+
+def test_after_a_change_of_size_come_the_pairs_that_the_epoch_has_left_and_then_the_next_epoch():
+    packings = resized(48, [(0, 4), (5, 7)])
+    assert taken(packings, 0, 5) == taken(resized(48, [(0, 4)]), 0, 5)
+    assert len(pairs_of(packings[1].batch(5))) == 7
+    # 28 pairs are left: 4 batches of 7. An epoch in batches of 7 is 6 of them, and 6 pairs come later.
+    assert sorted(taken(packings, 0, 9)) == list(range(48))
+    assert len(set(taken(packings, 9, 15))) == 42
+    assert set(range(48)) - set(taken(packings, 9, 15)) <= set(taken(packings, 15, 21))
+    again = resized(48, [(0, 4), (5, 7)])[-1]
+    assert [again.batch(step) for step in (20, 6)] == [packings[1].batch(step) for step in (20, 6)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [(0, 4), (3, 6), (5, 16), (6, 5), (20, 8)],
+        [(0, 8), (0, 3), (10, 4), (11, 4), (12, 60)],
+        [(0, 6), (8, 3), (16, 64)],  # at the end of a window; more than there are
+    ],
+)
+def test_however_often_the_size_changes_pairs_come_as_often_as_if_it_had_not(sizes, packed):
+    """What was taken and what is put off for the next window is the beginning of the shuffled epochs."""
+    pairs, steps = 50, 30
+    packings = resized(pairs, sizes, packed)
+    ahead, left, _ = packings[-1]._left(steps)
+    order = packing_module._Stream(ahead.order, packing_module._NONE).take(0, ahead.begin)
+    assert sorted([*taken(packings, 0, steps), *left, *ahead.head]) == sorted(order)
+    assert len(left) + len(ahead.head) < 2 * pairs + packings[-1].batch_size
+    for end in (1, 2, 7, 13, steps):
+        *_, last = (one for one in packings if one.start < end)
+        assert set(np.flatnonzero(last.used(end))) == set(taken(packings, 0, end))
+
+
 @pytest.mark.parametrize("per_row", [3, 4, 8])
 def test_rows_are_balanced(per_row):
     """The largest row stays within 8 % of the mean, and every index is used once."""
