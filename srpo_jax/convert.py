@@ -147,7 +147,8 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
         loading.decoder_config(adapter_of.model, adapter_of.lora, adapter_of.train.frozen)
         rank = adapter_of.lora.rank
         found.append(f"a LoRA adapter of rank {rank}" if rank else "no LoRA adapter: all weights")
-    found.append(_check_transformers(described, {t.name: t.shape for t in tensors}))
+    in_memory = huggingface.tensors(family, opened.config, shapes, stacked=bool(family.stacked))
+    found.append(_check_transformers(described, {t.name: t.shape for t in in_memory}))
     if output is not None:
         export.check_free(output)
         size = 4 * sum(int(np.prod(t.shape)) for t in tensors)

@@ -30,6 +30,7 @@ from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.creation import create, trainable
 from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.experts import Grouped
 from srpo_jax.models.lora import Projection
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters
@@ -240,10 +241,12 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
     whole = {name: given[name] for name in rest}
     for path, part in nnx.iter_modules(model):
-        if isinstance(part, Projection) and part.lora_a is not None:
+        if isinstance(part, Projection | Grouped) and part.lora_a is not None:
             name = ".".join(map(str, path))
             a, b = trained.pop(f"{name}.lora_a"), trained.pop(f"{name}.lora_b")
-            whole[f"{name}.kernel"] = weights.Adapted(given[f"{name}.kernel"], a, b, part.scale)
+            experts = isinstance(part, Grouped)
+            kernel = given[f"{name}.kernel"]
+            whole[f"{name}.kernel"] = weights.Adapted(kernel, a, b, part.scale, experts)
     return trained | whole
 
 
