@@ -170,7 +170,13 @@ def pack(settings: Settings, data: pipeline.PairTrees, mesh: Mesh) -> Packing:
 def decoder_config(settings: Settings, objective: Objective) -> DecoderConfig:
     """What is trained: a language model, or for the objective of rewards a reward model."""
     given = settings.model, settings.lora, settings.train.frozen
-    return loading.decoder_config(*given, rewards=objective.rewards)
+    config = loading.decoder_config(*given, rewards=objective.rewards)
+    if settings.train.router_loss and config.routing is None:
+        raise UserError(
+            f"config.train.router_loss={settings.train.router_loss} is for models with routed experts, and "
+            f"{settings.model.source} has none: set it to 0"
+        )
+    return config
 
 
 def prepare_model(
@@ -215,6 +221,7 @@ def step_options(settings: Settings) -> dict[str, Any]:
         "accumulate": settings.train.accumulate,
         "master": settings.optimizer.master,
         "seed": settings.seed,
+        "router_loss": settings.train.router_loss,
     }
 
 

@@ -76,7 +76,7 @@ class LayerKind:
 class Routing:
     """Each MLP is so many `experts`, and a token goes through the `each` of them that its router chooses.
 
-    The router's softmax is over all experts; normed: the weights of the chosen ones are made to add up to 1.
+    The router's softmax is over all experts; normed: the weights of those chosen are made to add up to 1.
     """
 
     experts: int

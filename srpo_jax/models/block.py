@@ -205,7 +205,7 @@ class Block(nnx.Module):
         cached: CacheView | None = None,
         counted: Array | None = None,
     ) -> tuple[Array, Cache | None, Load | None]:
-        """See `Attention`. adapter: as `Projection` takes it. counted: as `Experts` does, which there are."""
+        """See `Attention`. adapter: as `Projection` takes it. counted: as `Experts`, where there are some."""
         normed = _apply(self.attention_norm, x)
         attended, cache = self.attention(normed, view, adapter, cached)
         attended = self._scaled(_apply(self.attention_post_norm, attended))

@@ -1,8 +1,9 @@
 """One decoder-only transformer, described by its config.
 
 Grouped-query attention under an explicit mask with rotary positions given as *input*, an MLP or routed
-experts, norms before or after them; see DecoderConfig for what model families vary. Nothing here knows of prefix trees,
-meshes or losses: whoever calls says which position each token has and which earlier tokens it sees.
+experts, norms before or after them; see DecoderConfig for what model families vary. Nothing here knows of
+prefix trees, meshes or losses: whoever calls says which position each token has and which earlier tokens
+it sees.
 
 Shapes: B batch, S query tokens, C cache slots, L layers, D width, H query heads, K key/value heads,
 Hd head size, F MLP width, V vocabulary.

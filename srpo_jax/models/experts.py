@@ -23,24 +23,21 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from srpo_jax.models.architecture import DecoderConfig, Routing
 from srpo_jax.models.lora import Adapter
 from srpo_jax.models.product import KEPT, einsum, grouped
-from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import rules
 
 Array = jax.Array
 
 
 class Load(NamedTuple):
-    """Means over tokens, float32 [E], or [L, E] of layers: how many chose an expert, and its probability."""
+    """Means over tokens, float32 [E], or [L, E] of layers: who chose an expert, and its probability."""
 
     chosen: Array
     probability: Array
 
 
 class Factors(NamedTuple):
-    """Kernels [E, inputs, outputs] of the compute dtype; with an adapter a [E, inputs, r], b [E, r, outputs].
-
-    The same of their logical axes.
-    """
+    """Kernels [E, inputs, outputs] of the compute dtype, with an adapter's a [E, inputs, r] and b [E, r,
+    outputs] or without."""
 
     kernel: Array
     a: Array | None
@@ -130,9 +127,9 @@ class Experts(nnx.Module):
 def balance(load: Load) -> Array:
     """The load-balancing loss of a model's layers, from their loads [L, E]; float32 [].
 
-    E sum_e f_e p_e (Fedus et al., arXiv:2101.03961), where f_e is the share of tokens that chose expert e and
-    p_e its mean probability, over all layers: k where all experts have the same, E where k = 1 and one has
-    all. As `transformers` computes it.
+    E sum_e f_e p_e (Fedus et al., arXiv:2101.03961), where f_e is the share of tokens that chose expert e
+    and p_e its mean probability, over all layers: k where all experts have the same, E where k = 1 and one
+    has all. As `transformers` computes it.
     """
     chosen, probability = load.chosen.mean(0), load.probability.mean(0)
     return chosen.shape[0] * jnp.sum(chosen * probability)

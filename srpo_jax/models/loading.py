@@ -31,7 +31,7 @@ from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.creation import create, trainable
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.experts import Grouped
-from srpo_jax.models.lora import Projection
+from srpo_jax.models.lora import Projection, check_dropout
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters
 from srpo_jax.runtime import files, storage
@@ -299,6 +299,8 @@ def decoder_config(
     for a source that cannot be opened and for patterns that make no sense.
     """
     architecture = read_architecture(described or model.source)
+    if architecture.routing and lora.rank and lora.dropout:
+        check_dropout(lora.targets, lora.dropout)
     if frozen:
         _check_frozen(frozen, parameter_shapes(architecture), lora.rank)
     return dataclasses.replace(

@@ -86,7 +86,7 @@ class Saved:
 class Adapted:
     """W + scale A B, added up in float32: a stack of kernels W with its adapter merged.
 
-    base [L, *inputs, *outputs], a [L, *inputs, r], b [L, r, *outputs]; of experts, with their number behind L.
+    base [L, *inputs, *outputs], a [L, *inputs, r], b [L, r, *outputs]; of experts, their number behind L.
     """
 
     base: np.ndarray | Weight
