@@ -90,6 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "cohere": ("CohereConfig", {"logit_scale": 0.25, "attention_bias": True}),
+    "cohere, normed": ("CohereConfig", {"logit_scale": 0.25, "use_qk_norm": True}),
     "cohere2": ("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 9}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": 9}),
     "phi3": ("Phi3Config", {"sliding_window": 12}),

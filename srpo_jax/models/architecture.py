@@ -113,7 +113,8 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     norm_offset: float = 0.0  # added to every stored scale
     norms: str = "before"  # attention and MLP; or "after" them, or "both"
-    query_key_norm: str = "none"  # or of each "head", or of the heads "together"
+    query_key_norm: str = "none"  # or of each "head", or of the heads "together", or as
+    # `norm` says of each of the "heads", which have scales of their own
     parallel: bool = False  # attention and MLP read the same residual
     one_norm: bool = False  # and, where parallel, they read it behind the same norm
 

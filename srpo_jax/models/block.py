@@ -41,7 +41,7 @@ class View(NamedTuple):
 class Norm(nnx.Module):
     """x / rms(x) * scale or, with "layer", (x - mean) / std * scale (+ bias); computed in float32.
 
-    Over the last axes of x, as many as `shape` has.
+    Over the last axes of x, as many as `shape` has or, if it is given, `over`.
     """
 
     def __init__(
@@ -50,9 +50,10 @@ class Norm(nnx.Module):
         shape: tuple[int, ...],
         axes: tuple[str | None, ...] = (None,),
         kind: str | None = None,
+        over: int | None = None,
     ):
         self.config = config
-        self.over = tuple(range(-len(shape), 0))
+        self.over = tuple(range(-(over or len(shape)), 0))
         self.centred = (kind or config.norm) == "layer"
         self.scale = nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32), axes=axes)
         biased = self.centred and config.norm_bias
@@ -120,6 +121,8 @@ class Attention(nnx.Module):
                 return None
             if config.query_key_norm == "head":
                 return Norm(config, (head_dim,), kind="rms")
+            if config.query_key_norm == "heads":
+                return Norm(config, (heads, head_dim), (axis, "head"), over=1)
             return Norm(config, (heads, head_dim), (axis, "head"), "rms")
 
         self.query_norm = norm(config.heads, "heads")
@@ -205,7 +208,7 @@ class Block(nnx.Module):
         cached: CacheView | None = None,
         counted: Array | None = None,
     ) -> tuple[Array, Cache | None, Load | None]:
-        """See `Attention`. adapter: as `Projection` takes it. counted: as `Experts`, where there are some."""
+        """See `Attention`. adapter: as `Projection` takes it. counted: as `Experts`, where there are."""
         normed = _apply(self.attention_norm, x)
         attended, cache = self.attention(normed, view, adapter, cached)
         attended = self._scaled(_apply(self.attention_post_norm, attended))

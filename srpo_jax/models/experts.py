@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,11 @@ class Load(NamedTuple):
 
 class Factors(NamedTuple):
     """Kernels [E, inputs, outputs] of the compute dtype, with an adapter's a [E, inputs, r] and b [E, r,
-    outputs] or without."""
+    outputs] or without; or how each of them is cut."""
 
-    kernel: Array
-    a: Array | None
-    b: Array | None
+    kernel: Any
+    a: Any
+    b: Any
 
 
 class Grouped(nnx.Module):
@@ -60,7 +60,8 @@ class Grouped(nnx.Module):
         (size, axis), (out, out_axis), many = inputs, outputs, routing.experts
 
         def drawn(*shape: int) -> Array:
-            return jax.random.normal(rngs.params(), shape, jnp.float32) * size**-0.5
+            normal: Array = jax.random.normal(rngs.params(), shape, jnp.float32)
+            return normal * size**-0.5
 
         self.dtype = config.dtype
         self.kernel = nnx.Param(drawn(many, size, out), axes=("experts", axis, out_axis))
@@ -213,7 +214,7 @@ def _on_mesh(
         tokens = (x, chosen, weights)
         if shown:
             tokens = jax.lax.all_gather(tokens, shown, tiled=True)
-        first = 0
+        first: Array | int = 0
         if along["experts"]:
             first = jax.lax.axis_index(along["experts"]) * factors[0].kernel.shape[0]
         y = program(*tokens, factors, first)

@@ -65,7 +65,7 @@ class Tensor:
     layer: its number, None outside the blocks. heads: the rows of all parameters stand together for each
     of so many heads; 0: one parameter stands after the other. expert: the number of the one whose part of
     the parameters it holds, and shapes are of; None where it holds all of them. stacked: so many experts
-    stand one after the other, and shapes are of all.
+    stand one after the other, and shapes are of all. whole: it has the shape of its one parameter.
     """
 
     name: str
@@ -75,10 +75,13 @@ class Tensor:
     heads: int = 0
     expert: int | None = None
     stacked: int = 0
+    whole: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """[out, in] of a matrix, as torch keeps it, or [out]; experts in front."""
+        if self.whole:
+            return self.shapes[0]
         if self.stacked:
             return self.stacked, *self._of_one.shape
         parts = [_as_rows(*part) for part in zip(self.parameters, self.shapes, strict=True)]
@@ -110,6 +113,8 @@ class Tensor:
         """`unpack` undone, of whole parameters; a view where there is nothing to join."""
         if self.stacked:
             raise NotImplementedError("experts are written one by one")
+        if self.whole:
+            return parameters[self.parameters[0]]
         if self.expert is not None:
             parameters = {name: parameters[name][self.expert] for name in self.parameters}
         parts = []
@@ -150,13 +155,15 @@ def tensors(
     if stacked:
         elsewhere = {p for held in family.stacked.values() for p in held}
         names = {k: held for k, held in names.items() if not elsewhere & {*held}}
-    for name, parameters in (names | family.stacked if stacked else names).items():
+        names |= family.stacked
+    for name, parameters in names.items():
         held = tuple(p for p in parameters if p in shapes)
         if not held:
             continue
         heads = config.heads if name in family.by_head else 0
         if "{}" in name:
-            tensor = Tensor(name, 0, held, tuple(shapes[p][1:] for p in held), heads)
+            inner = tuple(shapes[p][1:] for p in held)
+            tensor = Tensor(name, 0, held, inner, heads, whole=name in family.whole)
             layered.extend(_of_experts(tensor, config))
         else:
             whole.append(Tensor(name, None, held, tuple(shapes[p] for p in held), heads))

@@ -54,7 +54,8 @@ def _grouped(equation: core.JaxprEqn) -> float:
     """Each row by the matrix of its group, or each group's rows by one another; not all rows by all."""
     dimensions = equation.params["ragged_dot_dimension_numbers"]
     (_, contracted), (_, batch) = dimensions.dot_dimension_numbers
-    left, right = (var.aval.shape for var in equation.invars[:2])
+    given: list[Any] = [variable.aval for variable in equation.invars[:2]]
+    left, right = (array.shape for array in given)
     once = {*contracted, *batch, *dimensions.rhs_group_dimensions}
     columns = [size for axis, size in enumerate(right) if axis not in once]
     return float(2 * math.prod(left) * math.prod(columns))

@@ -219,10 +219,9 @@ def granite(keys: Keys) -> dict[str, Any]:
 
 def _cohere(keys: Keys) -> dict[str, Any]:
     fields = _common(keys)
-    if keys.get("use_qk_norm"):
-        raise keys.refuse("norms of queries and keys (use_qk_norm)")
     return {
         **fields,
+        "query_key_norm": "heads" if keys.get("use_qk_norm") else "none",
         "norm": "layer",
         "norm_bias": False,
         "norm_eps": keys.need("layer_norm_eps"),

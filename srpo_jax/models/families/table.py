@@ -18,6 +18,7 @@ class Family:
     {} in a name stands for the number of the layer, {expert} for that of one of its experts; a name whose
     parameters the model does not have is not used. Several parameters stand one after the other in the
     rows of their tensor, or, if its name is in `by_head`, in turn for each head.
+    whole: names of tensors that have the shape of their parameter, which is otherwise flat if no matrix.
     stacked: of a model with experts, what some directories have in place of those tensors: all experts of
     a layer in one, [experts, rows, columns].
     """
@@ -25,6 +26,7 @@ class Family:
     read: Callable[[Keys], dict[str, Any]]
     tensors: Mapping[str, tuple[str, ...]]
     by_head: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
     stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
@@ -50,7 +52,11 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(readers.olmo2, tensors.like_llama(tensors.AFTER)),
     "olmo3": Family(readers.olmo3, tensors.like_llama(tensors.AFTER)),
     "granite": Family(readers.granite, tensors.like_llama(tensors.BEFORE)),
-    "cohere": Family(readers.cohere, tensors.like_llama(tensors.PARALLEL)),
+    "cohere": Family(
+        readers.cohere,
+        tensors.like_llama(tensors.PARALLEL),
+        whole=frozenset(f"model.layers.{{}}.self_attn.{part}_norm.weight" for part in "qk"),
+    ),
     "cohere2": Family(readers.cohere2, tensors.like_llama(tensors.PARALLEL)),
     "starcoder2": Family(readers.starcoder2, tensors.STARCODER2),
     "phi3": Family(readers.phi3, tensors.PHI3),
