@@ -1,6 +1,7 @@
 """Models in and out: Hugging Face directories and GGUF files -> checkpoints -> Hugging Face directories.
 
-    python -m srpo_jax.convert import --source=DIRECTORY --output=DIRECTORY [--fsdp=-1] [--tensor=1]
+    python -m srpo_jax.convert import --source=DIRECTORY --output=DIRECTORY [--fsdp=-1] [--tensor=1] \
+        [--expert=1]
     python -m srpo_jax.convert export --source=WORKDIR --output=DIRECTORY [--dtype=bfloat16] [--adapter]
     python -m srpo_jax.convert export --check --config=configs/NAME.py [--output=DIRECTORY]
 
@@ -40,7 +41,9 @@ from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import run_program
 
 
-def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> None:
+def import_model(
+    source: str, output: Path, fsdp: int = -1, tensor: int = 1, expert: int = 1
+) -> None:
     """Weights into a sharded checkpoint in their stored dtype, beside config.json and tokenizer files.
 
     Raises UserError for a source that cannot be read, and an output that is there already.
@@ -49,7 +52,7 @@ def import_model(source: str, output: Path, fsdp: int = -1, tensor: int = 1) -> 
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
     with export.all_or_nothing(output) as part:
-        placed = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor))
+        placed = place(opened, mesh_module.make(fsdp=fsdp, tensor=tensor, expert=expert))
         largest = max(array.nbytes for array in placed.values())
         with Checkpoints(part / CHECKPOINTS, in_flight=largest) as checkpoints:
             checkpoints.save(0, placed, force=True)
@@ -147,7 +150,8 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
         loading.decoder_config(adapter_of.model, adapter_of.lora, adapter_of.train.frozen)
         rank = adapter_of.lora.rank
         found.append(f"a LoRA adapter of rank {rank}" if rank else "no LoRA adapter: all weights")
-    found.append(_check_transformers(described, {t.name: t.shape for t in tensors}))
+    in_memory = huggingface.tensors(family, opened.config, shapes, stacked=bool(family.stacked))
+    found.append(_check_transformers(described, {t.name: t.shape for t in in_memory}))
     if output is not None:
         export.check_free(output)
         size = 4 * sum(int(np.prod(t.shape)) for t in tensors)
@@ -291,6 +295,7 @@ def _define_flags() -> None:
     flags.DEFINE_bool("check", False, "only prove that the export will work")
     flags.DEFINE_integer("fsdp", -1, "import: config.mesh.fsdp")
     flags.DEFINE_integer("tensor", 1, "import: config.mesh.tensor")
+    flags.DEFINE_integer("expert", 1, "import: config.mesh.expert")
     command.define_config(("model", "lora"), "--check: the training to come")
 
 
@@ -311,7 +316,7 @@ def _main(arguments: list[str]) -> None:
     elif output is None:
         raise UserError("--output is missing: give the directory to write")
     elif arguments[1] == "import":
-        import_model(source, output, given.fsdp, given.tensor)
+        import_model(source, output, given.fsdp, given.tensor, given.expert)
     else:
         file_bytes = given.shard_mb * 10**6
         export_model(source, output, given.dtype, adapter=given.adapter, file_bytes=file_bytes)

@@ -71,7 +71,8 @@ def train(
     """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
 
     extend: an earlier run may go on for more steps at other learning rates; change_batch: with another
-    batch size. Raises UserError for every setting, file or pair at fault, and when the loss stops being finite.
+    batch size. Raises UserError for every setting, file or pair at fault, and when the loss stops being
+    finite.
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
@@ -211,7 +212,13 @@ def pack(
 def decoder_config(settings: Settings, objective: Objective) -> DecoderConfig:
     """What is trained: a language model, or for the objective of rewards a reward model."""
     given = settings.model, settings.lora, settings.train.frozen
-    return loading.decoder_config(*given, rewards=objective.rewards)
+    config = loading.decoder_config(*given, rewards=objective.rewards)
+    if settings.train.router_loss and config.routing is None:
+        raise UserError(
+            f"config.train.router_loss={settings.train.router_loss} is for models with routed experts, and "
+            f"{settings.model.source} has none: set it to 0"
+        )
+    return config
 
 
 def prepare_model(
@@ -256,6 +263,7 @@ def step_options(settings: Settings) -> dict[str, Any]:
         "accumulate": settings.train.accumulate,
         "master": settings.optimizer.master,
         "seed": settings.seed,
+        "router_loss": settings.train.router_loss,
     }
 
 

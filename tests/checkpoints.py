@@ -34,12 +34,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 3.1": ("LlamaConfig", {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True}),
     "llama, biased": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
     "mistral": ("MistralConfig", {"sliding_window": 9, "head_dim": 16}),
+    "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen2": ("Qwen2Config", {}),
     "qwen2, windows": (
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     ),
     "qwen3": ("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 16, "num_experts": 6, "num_experts_per_tok": 3, "moe_intermediate_size": 20},
+    ),
     "gemma2": (
         "Gemma2Config",
         {"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 20},
@@ -85,6 +90,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "cohere": ("CohereConfig", {"logit_scale": 0.25, "attention_bias": True}),
+    "cohere, normed": ("CohereConfig", {"logit_scale": 0.25, "use_qk_norm": True}),
     "cohere2": ("Cohere2Config", {"logit_scale": 0.25, "sliding_window": 9}),
     "starcoder2": ("Starcoder2Config", {"sliding_window": 9}),
     "phi3": ("Phi3Config", {"sliding_window": 12}),

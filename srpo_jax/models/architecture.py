@@ -73,6 +73,22 @@ class LayerKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Routing:
+    """Each MLP is so many `experts`, and a token goes through the `each` of them that its router chooses.
+
+    The router's softmax is over all experts; normed: the weights of those chosen are made to add up to 1.
+    """
+
+    experts: int
+    each: int
+    normed: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.each <= self.experts:
+            raise ValueError(f"a token cannot go through {self.each} of {self.experts} experts")
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """Architecture (what the weights mean) and how it is computed."""
 
@@ -82,7 +98,7 @@ class DecoderConfig:
     heads: int
     kv_heads: int
     head_dim: int
-    mlp_width: int
+    mlp_width: int  # of each expert, where there are some
     max_length: int = 2048
     tied: bool = True  # the vocabulary projection is the embedding
     layer_kinds: tuple[LayerKind, ...] = (LayerKind(),)  # repeated over the layers
@@ -97,7 +113,8 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     norm_offset: float = 0.0  # added to every stored scale
     norms: str = "before"  # attention and MLP; or "after" them, or "both"
-    query_key_norm: str = "none"  # or of each "head", or of the heads "together"
+    query_key_norm: str = "none"  # or of each "head", or of the heads "together", or as
+    # `norm` says of each of the "heads", which have scales of their own
     parallel: bool = False  # attention and MLP read the same residual
     one_norm: bool = False  # and, where parallel, they read it behind the same norm
 
@@ -110,8 +127,11 @@ class DecoderConfig:
     attention_softcap: float | None = None  # c: logits become c tanh(logits / c)
     logit_softcap: float | None = None
     logit_scale: float = 1.0  # before the cap
-    # A number for each hidden state, in place of the vocabulary projection. Not in repr, which fingerprints
-    # of reference scores are made of: a reward model has no reference.
+    # Not in repr, which fingerprints of reference scores are made of: those of models without experts stay
+    # what they were before there were any (see reference.fingerprint).
+    routing: Routing | None = dataclasses.field(default=None, repr=False)
+    # A number for each hidden state, in place of the vocabulary projection. Not in repr either: a reward
+    # model has no reference.
     rewards: bool = dataclasses.field(default=False, repr=False)
 
     dtype: str = "bfloat16"

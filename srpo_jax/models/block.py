@@ -15,6 +15,7 @@ from flax import nnx
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.attention import TreeMask, attend, attend_cached
 from srpo_jax.models.cache import Cache, CacheView
+from srpo_jax.models.experts import Experts, Load
 from srpo_jax.models.lora import Projection
 
 Array = jax.Array
@@ -40,7 +41,7 @@ class View(NamedTuple):
 class Norm(nnx.Module):
     """x / rms(x) * scale or, with "layer", (x - mean) / std * scale (+ bias); computed in float32.
 
-    Over the last axes of x, as many as `shape` has.
+    Over the last axes of x, as many as `shape` has or, if it is given, `over`.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Norm(nnx.Module):
         shape: tuple[int, ...],
         axes: tuple[str | None, ...] = (None,),
         kind: str | None = None,
+        over: int | None = None,
     ):
         self.config = config
-        self.over = tuple(range(-len(shape), 0))
+        self.over = tuple(range(-(over or len(shape)), 0))
         self.centred = (kind or config.norm) == "layer"
         self.scale = nnx.Param(jnp.full(shape, 1.0 - config.norm_offset, jnp.float32), axes=axes)
         biased = self.centred and config.norm_bias
@@ -119,6 +121,8 @@ class Attention(nnx.Module):
                 return None
             if config.query_key_norm == "head":
                 return Norm(config, (head_dim,), kind="rms")
+            if config.query_key_norm == "heads":
+                return Norm(config, (heads, head_dim), (axis, "head"), over=1)
             return Norm(config, (heads, head_dim), (axis, "head"), "rms")
 
         self.query_norm = norm(config.heads, "heads")
@@ -176,7 +180,10 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and an MLP, each with a residual and with norms where the config says."""
+    """One layer: attention and an MLP, each with a residual and with norms where the config says.
+
+    The MLP may be one of routed experts.
+    """
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         def norm(where: str) -> Norm | None:
@@ -187,12 +194,21 @@ class Block(nnx.Module):
         self.attention = Attention(config, rngs)
         self.mlp_norm = None if config.one_norm else norm("before")
         self.mlp_post_norm = norm("after")
-        self.mlp = MLP(config, rngs)
+        self.mlp: MLP | Experts = (
+            MLP(config, rngs)
+            if config.routing is None
+            else Experts(config, config.routing, ACTIVATIONS[config.activation], rngs)
+        )
 
     def __call__(
-        self, x: Array, view: View, adapter: bool | Array, cached: CacheView | None = None
-    ) -> tuple[Array, Cache | None]:
-        """See `Attention`. adapter: as `Projection` takes it."""
+        self,
+        x: Array,
+        view: View,
+        adapter: bool | Array,
+        cached: CacheView | None = None,
+        counted: Array | None = None,
+    ) -> tuple[Array, Cache | None, Load | None]:
+        """See `Attention`. adapter: as `Projection` takes it. counted: as `Experts`, where there are."""
         normed = _apply(self.attention_norm, x)
         attended, cache = self.attention(normed, view, adapter, cached)
         attended = self._scaled(_apply(self.attention_post_norm, attended))
@@ -200,8 +216,12 @@ class Block(nnx.Module):
             read = normed
         else:
             read = _apply(self.mlp_norm, x if self.config.parallel else x + attended)
-        mlp = self._scaled(_apply(self.mlp_post_norm, self.mlp(read, adapter)))
-        return x + attended + mlp, cache
+        if isinstance(self.mlp, Experts):
+            mlp, load = self.mlp(read, adapter, counted)
+        else:
+            mlp, load = self.mlp(read, adapter), None
+        mlp = self._scaled(_apply(self.mlp_post_norm, mlp))
+        return x + attended + mlp, cache, load
 
     def _scaled(self, x: Array) -> Array:
         scale = self.config.residual_scale

@@ -1,8 +1,9 @@
 """One decoder-only transformer, described by its config.
 
-Grouped-query attention under an explicit mask with rotary positions given as *input*, an MLP, norms
-before or after them; see DecoderConfig for what model families vary. Nothing here knows of prefix trees,
-meshes or losses: whoever calls says which position each token has and which earlier tokens it sees.
+Grouped-query attention under an explicit mask with rotary positions given as *input*, an MLP or routed
+experts, norms before or after them; see DecoderConfig for what model families vary. Nothing here knows of
+prefix trees, meshes or losses: whoever calls says which position each token has and which earlier tokens
+it sees.
 
 Shapes: B batch, S query tokens, C cache slots, L layers, D width, H query heads, K key/value heads,
 Hd head size, F MLP width, V vocabulary.
@@ -20,6 +21,7 @@ from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.attention import TreeMask
 from srpo_jax.models.block import Block, Norm, View
 from srpo_jax.models.cache import Cache, CacheView
+from srpo_jax.models.experts import Load
 from srpo_jax.models.product import KEPT, einsum
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -113,6 +115,22 @@ class Decoder(nnx.Module):
         TreeMask. adapter=False computes the base model, as if no LoRA had been trained: the reference
         policy. dropout: the key for the adapters' dropout; None for none.
         """
+        return self.with_load(tokens, positions, mask, None, adapter=adapter, dropout=dropout)[0]
+
+    def with_load(
+        self,
+        tokens: Array,
+        positions: Array,
+        mask: Array | TreeMask,
+        counted: Array | None,
+        *,
+        adapter: bool = True,
+        dropout: Array | None = None,
+    ) -> tuple[Array, Load | None]:
+        """Hidden states as of a call, and the routed experts' loads [L, E], of counted tokens, bool [B, S].
+
+        None for the loads of a model without experts, and where nothing is counted (None).
+        """
         config = self.config
         graphdef, layers = nnx.split(self.blocks)
         common, each = self._kinds()
@@ -120,20 +138,21 @@ class Decoder(nnx.Module):
         if adapter and dropout is not None and config.lora_dropout > 0:
             keys = jax.random.split(dropout, config.layers)
 
-        def step(x: Array, inputs: Any) -> tuple[Array, None]:
+        def step(x: Array, inputs: Any) -> tuple[Array, Load | None]:
             state, kind, key = inputs
             block = nnx.merge(graphdef, state)
             adapted = adapter if key is None else key
-            x, _ = block(x, _view(common or kind, positions, positions, mask), adapted)
+            view = _view(common or kind, positions, positions, mask)
+            x, _, load = block(x, view, adapted, counted=counted)
             # Weights come to the tokens, not the other way round.
-            return mesh_module.constrain(x, ("batch", None, None)), None
+            return mesh_module.constrain(x, ("batch", None, None)), load
 
         if config.remat == "full":
             step = jax.checkpoint(step, prevent_cse=False)
         elif config.remat in ("dots", "offload"):
             step = jax.checkpoint(step, prevent_cse=False, policy=_kept(config.remat))
-        x, _ = jax.lax.scan(step, self._embed(tokens), (layers, each, keys))
-        return self.final_norm(x)
+        x, loads = jax.lax.scan(step, self._embed(tokens), (layers, each, keys))
+        return self.final_norm(x), loads
 
     def extend(
         self,
@@ -166,7 +185,7 @@ class Decoder(nnx.Module):
         ) -> tuple[Array, Cache]:
             block = nnx.merge(graphdef, state)
             view = _view(common or kind, positions, key_positions, mask)
-            x, own = block(x, view, True, cached)
+            x, own, _ = block(x, view, True, cached)
             assert own is not None
             return x, own
 

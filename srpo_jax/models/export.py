@@ -6,6 +6,7 @@ One file of tensors at a time is in host memory; what a checkpoint holds waits o
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
@@ -47,6 +48,8 @@ def write_model(
     family = families.family(described["model_type"], directory / "config.json")
     shapes = {name: array.shape for name, array in parameters.items()}
     read = weights.reader(parameters)
+    # The experts of a layer are tensors one after the other, and read together.
+    of_experts = functools.lru_cache(maxsize=1)(read)
     with all_or_nothing(directory) as part:
         groups = list(_groups(huggingface.tensors(family, config, shapes), dtype, file_bytes))
         names = (
@@ -59,7 +62,8 @@ def write_model(
         for name, group in zip(names, groups, strict=True):
             arrays = {}
             for tensor in group:
-                held = {p: read(p, tensor.layer) for p in tensor.parameters}
+                once = read if tensor.expert is None else of_experts
+                held = {p: once(p, tensor.layer) for p in tensor.parameters}
                 # safetensors writes memory as it lies; cast and put in order in one copy.
                 arrays[tensor.name] = np.ascontiguousarray(tensor.pack(held), jnp.dtype(dtype))
             save_file(arrays, part / name, metadata={"format": "pt"})
@@ -96,6 +100,11 @@ def write_adapter(
         held = [parameters[name] for name in tensor.parameters]
         if not any(isinstance(part, Adapted) for part in held):
             continue
+        if tensor.expert is not None:
+            raise UserError(
+                "the run's adapter is of routed experts too, for which `peft` has no file that others "
+                "read: export the whole model instead (without --adapter)"
+            )
         module = tensor.name.removesuffix(".weight")
         a, b = _joined(held, tensor)
         ranks[module.split(".")[-1]] = a.shape[0]

@@ -4,10 +4,11 @@ Weights are read tensor by tensor, one layer at a time, and go straight to where
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class Tensor:
     """A tensor on disk and the parameters in it, with the shapes they have in one layer.
 
     layer: its number, None outside the blocks. heads: the rows of all parameters stand together for each
-    of so many heads; 0: one parameter stands after the other.
+    of so many heads; 0: one parameter stands after the other. expert: the number of the one whose part of
+    the parameters it holds, and shapes are of; None where it holds all of them. stacked: so many experts
+    stand one after the other, and shapes are of all. whole: it has the shape of its one parameter.
     """
 
     name: str
@@ -70,15 +73,30 @@ class Tensor:
     parameters: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     heads: int = 0
+    expert: int | None = None
+    stacked: int = 0
+    whole: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """[out, in] of a matrix, as torch keeps it, or [out]."""
+        """[out, in] of a matrix, as torch keeps it, or [out]; experts in front."""
+        if self.whole:
+            return self.shapes[0]
+        if self.stacked:
+            return self.stacked, *self._of_one.shape
         parts = [_as_rows(*part) for part in zip(self.parameters, self.shapes, strict=True)]
         return sum(rows for rows, *_ in parts), *parts[0][1:]
 
+    @property
+    def _of_one(self) -> "Tensor":
+        """The tensor that there would be for one of the stacked experts."""
+        return dataclasses.replace(self, stacked=0, shapes=tuple(s[1:] for s in self.shapes))
+
     def unpack(self, array: np.ndarray) -> dict[str, np.ndarray]:
-        """The tensor -> its parameters."""
+        """The tensor -> its parameters, or its expert's part of them."""
+        if self.stacked:
+            each = [self._of_one.unpack(part) for part in array]
+            return {name: np.stack([part[name] for part in each]) for name in self.parameters}
         sizes = [_as_rows(*part)[0] for part in zip(self.parameters, self.shapes, strict=True)]
         if self.heads:
             apart = array.reshape(self.heads, len(sizes), -1, *array.shape[1:])
@@ -92,7 +110,13 @@ class Tensor:
         }
 
     def pack(self, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-        """`unpack` undone; a view where there is nothing to join."""
+        """`unpack` undone, of whole parameters; a view where there is nothing to join."""
+        if self.stacked:
+            raise NotImplementedError("experts are written one by one")
+        if self.whole:
+            return parameters[self.parameters[0]]
+        if self.expert is not None:
+            parameters = {name: parameters[name][self.expert] for name in self.parameters}
         parts = []
         for name, shape in zip(self.parameters, self.shapes, strict=True):
             rows = _as_rows(name, shape)
@@ -117,24 +141,48 @@ def _as_rows(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def tensors(
-    family: Family, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]
+    family: Family,
+    config: DecoderConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    stacked: bool = False,
 ) -> list[Tensor]:
-    """All tensors of a checkpoint, layer after layer. shapes: of the model's parameters, layers first."""
+    """All tensors of a checkpoint, layer after layer. shapes: of the model's parameters, layers first.
+
+    stacked: where all experts of a layer are one tensor, not each one of its own.
+    """
     whole, layered = [], []
-    for name, parameters in {**family.tensors, "score.weight": (SCORE,)}.items():
+    names = {**family.tensors, "score.weight": (SCORE,)}
+    if stacked:
+        elsewhere = {p for held in family.stacked.values() for p in held}
+        names = {k: held for k, held in names.items() if not elsewhere & {*held}}
+        names |= family.stacked
+    for name, parameters in names.items():
         held = tuple(p for p in parameters if p in shapes)
         if not held:
             continue
         heads = config.heads if name in family.by_head else 0
         if "{}" in name:
-            layered.append(Tensor(name, 0, held, tuple(shapes[p][1:] for p in held), heads))
+            inner = tuple(shapes[p][1:] for p in held)
+            tensor = Tensor(name, 0, held, inner, heads, whole=name in family.whole)
+            layered.extend(_of_experts(tensor, config))
         else:
             whole.append(Tensor(name, None, held, tuple(shapes[p] for p in held), heads))
     return whole + [
-        dataclasses.replace(tensor, name=tensor.name.format(i), layer=i)
+        dataclasses.replace(tensor, name=tensor.name.format(i, expert=tensor.expert), layer=i)
         for i in range(config.layers)
         for tensor in layered
     ]
+
+
+def _of_experts(tensor: Tensor, config: DecoderConfig) -> list[Tensor]:
+    """One tensor for each expert where its name asks for that; it as it is, if not."""
+    if config.routing is None or len(tensor.shapes[0]) != 3 or "mlp" not in tensor.parameters[0]:
+        return [tensor]
+    experts = config.routing.experts
+    if "{expert}" not in tensor.name:
+        return [dataclasses.replace(tensor, stacked=experts)]
+    one = tuple(shape[1:] for shape in tensor.shapes)
+    return [dataclasses.replace(tensor, shapes=one, expert=i) for i in range(experts)]
 
 
 class Files:
@@ -179,6 +227,13 @@ class Files:
             tensor: np.ndarray = file.get_tensor(self._stored[name])
         return tensor
 
+    def read_all(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Each with its array; a file is opened once for those that stand together in it."""
+        for path, some in itertools.groupby(tensors, lambda tensor: self.where[tensor.name]):
+            with _opened(path) as file:
+                for tensor in some:
+                    yield tensor, file.get_tensor(self._stored[tensor.name])
+
 
 def _alone(name: str) -> str:
     """What a tensor of a language model inside another model is called in the language model alone."""
@@ -202,7 +257,10 @@ def _opened(path: Path) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """A parameter that is read when it is placed: one tensor, or one for each layer of its stack."""
+    """A parameter that is read when it is placed: one tensor, or one for each layer of its stack.
+
+    tensors: layer after layer; of experts with tensors of their own there are several for each.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -211,8 +269,9 @@ class Stored:
 
     def layer(self, i: int | None) -> np.ndarray:
         """Layer i of a stack, or the one array (None); in the stored dtype."""
-        tensor = self.tensors[0 if i is None else i]
-        return tensor.unpack(self.files.read(tensor.name))[self.name]
+        held = [tensor for tensor in self.tensors if i is None or tensor.layer == i]
+        parts = [tensor.unpack(array)[self.name] for tensor, array in self.files.read_all(held)]
+        return parts[0] if held[0].expert is None else np.stack(parts)
 
     @property
     def dtype(self) -> str:
@@ -231,7 +290,7 @@ class Stored:
             donate_argnums=0,
             out_shardings=sharding,
         )
-        for i in range(len(self.tensors)):
+        for i in range(shape[0]):
             stack = write(stack, weights.place(self.layer(i), dtype, layer), i, 0)
             # Or the host would read ahead of the devices, and hold what they have not taken yet.
             stack.block_until_ready()
@@ -251,7 +310,8 @@ def parameters(
     """
     files = Files(directory)
     family = families.family(describe(directory)["model_type"], directory / "config.json")
-    expected = tensors(family, config, shapes)
+    stacked = any(name.format(0) in files.shapes for name in family.stacked if "experts" in name)
+    expected = tensors(family, config, shapes, stacked)
     _check(files, expected, config, beside)
     if files.left_out:
         status(f"{directory}: {len(files.left_out)} tensors of its vision part are left out")

@@ -30,7 +30,8 @@ from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.creation import create, trainable
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.models.lora import Projection
+from srpo_jax.models.experts import Grouped
+from srpo_jax.models.lora import Projection, check_dropout
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.models.weights import CHECKPOINTS, Parameters
 from srpo_jax.runtime import files, storage
@@ -240,10 +241,12 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
     whole = {name: given[name] for name in rest}
     for path, part in nnx.iter_modules(model):
-        if isinstance(part, Projection) and part.lora_a is not None:
+        if isinstance(part, Projection | Grouped) and part.lora_a is not None:
             name = ".".join(map(str, path))
             a, b = trained.pop(f"{name}.lora_a"), trained.pop(f"{name}.lora_b")
-            whole[f"{name}.kernel"] = weights.Adapted(given[f"{name}.kernel"], a, b, part.scale)
+            experts = isinstance(part, Grouped)
+            kernel = given[f"{name}.kernel"]
+            whole[f"{name}.kernel"] = weights.Adapted(kernel, a, b, part.scale, experts)
     return trained | whole
 
 
@@ -296,6 +299,8 @@ def decoder_config(
     for a source that cannot be opened and for patterns that make no sense.
     """
     architecture = read_architecture(described or model.source)
+    if architecture.routing and lora.rank and lora.dropout:
+        check_dropout(lora.targets, lora.dropout)
     if frozen:
         _check_frozen(frozen, parameter_shapes(architecture), lora.rank)
     return dataclasses.replace(

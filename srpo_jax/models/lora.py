@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LETTERS_BATCH, LETTERS_IN, LETTERS_OUT = "abc", "de", "fg"
 PROJECTIONS = ("query", "key", "value", "output", "gate", "up", "down")  # names in the decoder
+EXPERTS = ("gate", "up", "down")  # those that an MLP of routed experts has many of
 
 
 class Adapter(nnx.Param[jax.Array]):
@@ -97,4 +98,14 @@ def check_targets(patterns: Sequence[str]) -> None:
         if not found:
             raise UserError(
                 f"config.lora.targets: {pattern!r} is none of the projections {', '.join(PROJECTIONS)}"
+            )
+
+
+def check_dropout(patterns: Sequence[str], dropout: float) -> None:
+    """UserError where routed experts would have adapters with dropout."""
+    for name in EXPERTS:
+        if any(re.fullmatch(pattern, name) for pattern in patterns):
+            raise UserError(
+                f"config.lora.dropout={dropout}: adapters of routed experts have none; set it to 0, or "
+                f"leave {', '.join(EXPERTS)} out of config.lora.targets"
             )

@@ -1,4 +1,4 @@
-"""Matrix products with narrow inputs and wide sums, forward and backward."""
+"""Matrix products with narrow inputs and wide sums, forward and backward; grouped ones too."""
 
 import functools
 import itertools
@@ -47,3 +47,46 @@ def _backward(
 
 
 einsum.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def grouped(a: Array, b: Array, sizes: Array, out: str) -> Array:
+    """Rows a [N, I], each by the matrix of its group, b [G, I, O] -> [N, O], in dtype `out`.
+
+    sizes: int32 [G], how many rows each group has, one group's rows behind the other's. What stands behind
+    the last group is multiplied by nothing: its result and its gradient mean nothing. Sums and gradients as
+    of `einsum`.
+    """
+    return jax.lax.ragged_dot(a, b, sizes, preferred_element_type=jnp.float32).astype(out)
+
+
+def _grouped_forward(
+    a: Array, b: Array, sizes: Array, out: str
+) -> tuple[Array, tuple[Array, Array, Array]]:
+    return grouped(a, b, sizes, out), (a, b, sizes)
+
+
+def _grouped_backward(
+    out: str, inputs: tuple[Array, Array, Array], cotangent: Array
+) -> tuple[Array, Array, None]:
+    a, b, sizes = inputs
+    narrow = cotangent.astype(a.dtype)
+    product = functools.partial(
+        jax.lax.ragged_dot_general, group_sizes=sizes, preferred_element_type=jnp.float32
+    )
+    grad_a = product(narrow, b, ragged_dot_dimension_numbers=_BY_TRANSPOSED)
+    grad_b = product(a, narrow, ragged_dot_dimension_numbers=_GROUP_BY_GROUP)
+    return grad_a.astype(a.dtype), grad_b.astype(b.dtype), None
+
+
+_BY_TRANSPOSED = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((1,), (2,)), ((), ())),
+    lhs_ragged_dimensions=(0,),
+    rhs_group_dimensions=(0,),
+)
+_GROUP_BY_GROUP = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())),
+    lhs_ragged_dimensions=(0,),
+    rhs_group_dimensions=(),
+)
+grouped.defvjp(_grouped_forward, _grouped_backward)

@@ -86,13 +86,14 @@ class Saved:
 class Adapted:
     """W + scale A B, added up in float32: a stack of kernels W with its adapter merged.
 
-    base [L, *inputs, *outputs], a [L, *inputs, r], b [L, r, *outputs].
+    base [L, *inputs, *outputs], a [L, *inputs, r], b [L, r, *outputs]; of experts, their number behind L.
     """
 
     base: np.ndarray | Weight
     a: Weight
     b: Weight
     scale: float
+    experts: bool = False
     dtype = np.dtype(np.float32)
 
     @property
@@ -103,7 +104,7 @@ class Adapted:
         base = place(self.base, self.base.dtype, sharding)
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
         a, b = (part.place(jnp.float32, everywhere) for part in (self.a, self.b))
-        merge = functools.partial(_merge, scale=self.scale, dtype=dtype)
+        merge = functools.partial(_merge, scale=self.scale, dtype=dtype, experts=self.experts)
         # Layer by layer, so that no float32 copy of the whole stack is made on the way.
         layers = jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
         merged: jax.Array = layers(base, a, b)
@@ -112,16 +113,22 @@ class Adapted:
     def layer(self, i: int | None) -> np.ndarray:
         base = reader({"base": self.base})("base", i).astype(np.float32)
         a, b = (part.layer(i).astype(np.float32) for part in (self.a, self.b))
-        return base + self.scale * _product(a, b).reshape(base.shape)
+        return base + self.scale * _product(a, b, self.experts).reshape(base.shape)
 
 
-def _merge(layer: tuple[jax.Array, ...], scale: float, dtype: Any) -> jax.Array:
+def _merge(
+    layer: tuple[jax.Array, ...], scale: float, dtype: Any, experts: bool = False
+) -> jax.Array:
     base, a, b = layer
-    return (base.astype(jnp.float32) + scale * _product(a, b).reshape(base.shape)).astype(dtype)
+    product = _product(a, b, experts).reshape(base.shape)
+    return (base.astype(jnp.float32) + scale * product).astype(dtype)
 
 
-def _product(a: Matrix, b: Matrix) -> Matrix:
-    """A B of one layer as a matrix [inputs, outputs]."""
+def _product(a: Matrix, b: Matrix, experts: bool = False) -> Matrix:
+    """A B of one layer as a matrix [inputs, outputs], or one of each expert."""
+    if experts:
+        products: Matrix = a @ b
+        return products
     rank = a.shape[-1]
     product: Matrix = a.reshape(-1, rank) @ b.reshape(rank, -1)
     return product

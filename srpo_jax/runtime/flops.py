@@ -14,7 +14,8 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
 
     arguments: pytrees of arrays or `jax.ShapeDtypeStruct`s. Whole, whatever mesh the program is for. A scan
     counts as often as it runs, a `while` whose trips depend on data once, of the branches of a `cond` the
-    dearest; what Pallas kernels do is not seen. Products that no result depends on do not count.
+    dearest; what Pallas kernels do is not seen. Products that no result depends on do not count, nor does
+    what a grouped product (`jax.lax.ragged_dot`) leaves out: a row's product with other groups' matrices.
     """
     jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -28,6 +29,8 @@ def _count(jaxpr: core.Jaxpr) -> float:
         inner = [_count(sub) for sub in core.jaxprs_in_params(equation.params)]
         if kind == "dot_general":
             total += _product(equation)
+        elif kind == "ragged_dot_general":
+            total += _grouped(equation)
         elif kind == "scan":
             total += equation.params["length"] * sum(inner)
         elif kind == "cond":
@@ -45,3 +48,14 @@ def _product(equation: core.JaxprEqn) -> float:
     made: Any = equation.outvars[0].aval
     summed = math.prod(given.shape[axis] for axis in contracted)
     return float(2 * math.prod(made.shape) * summed)
+
+
+def _grouped(equation: core.JaxprEqn) -> float:
+    """Each row by the matrix of its group, or each group's rows by one another; not all rows by all."""
+    dimensions = equation.params["ragged_dot_dimension_numbers"]
+    (_, contracted), (_, batch) = dimensions.dot_dimension_numbers
+    given: list[Any] = [variable.aval for variable in equation.invars[:2]]
+    left, right = (array.shape for array in given)
+    once = {*contracted, *batch, *dimensions.rhs_group_dimensions}
+    columns = [size for axis, size in enumerate(right) if axis not in once]
+    return float(2 * math.prod(left) * math.prod(columns))

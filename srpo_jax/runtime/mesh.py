@@ -33,6 +33,9 @@ class MeshSettings:
 
     replica: int = setting(1, "copies of the model, the only axis that crosses slices", _SIZE)
     fsdp: int = setting(-1, "parameters and batch are split over these devices", _SIZE)
+    expert: int = setting(
+        1, "routed experts are split over these, and all else as over fsdp", _SIZE
+    )
     tensor: int = setting(1, "heads, MLP and vocabulary are split over these", _SIZE)
     decode: int = setting(
         0,
@@ -63,24 +66,31 @@ def make(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
     rules: Sequence[str] = (),
+    expert: int = 1,
 ) -> Mesh:
     """Mesh with the axes ("replica", "fsdp", "tensor"), all of type Auto.
+
+    Where `expert` is not 1, that axis stands before "tensor".
 
     Args:
         replica: copies of the whole model. The only axis that may cross the slow network between
             TPU slices; with several slices it must be a multiple of their number.
         fsdp: devices that share one copy of parameters and optimiser, split along "embed".
         tensor: devices that share every matrix product, split along heads, mlp and vocabulary.
-            At most one of the three is -1: all devices that the others leave.
+            At most one of the sizes is -1: all devices that the others leave.
         devices: default `jax.devices()`, those of all processes.
-        rules: see `rules.changed`; with some the mesh has a fourth axis that carries them.
+        rules: see `rules.changed`; with some the mesh has a last axis that carries them.
+        expert: devices that share the routed experts of each layer, split along "experts". To the batch
+            and to all other parameters they are what those of fsdp are.
 
     Raises:
         UserError: the sizes are not positive, or their product is not the number of devices; a rule that
             cannot be.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = _complete({"replica": replica, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    sizes = {"replica": replica, "fsdp": fsdp, "expert": expert, "tensor": tensor}
+    names = tuple(axis for axis in AXES if axis != "expert" or expert != 1)
+    shape = _complete({axis: sizes[axis] for axis in names}, len(devices))
     # make_mesh is not used: it knows neither several slices nor allow_split_physical_axes, without
     # which a mesh that does not map onto the torus is refused.
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -89,7 +99,7 @@ def make(
     elif shape[0] % slices == 0:
         grid = mesh_utils.create_hybrid_device_mesh(
             (shape[0] // slices, *shape[1:]),
-            (slices, 1, 1),
+            (slices, *(1,) * (len(shape) - 1)),
             devices,
             allow_split_physical_axes=True,
         )
@@ -98,10 +108,9 @@ def make(
             f"config.mesh.replica is {shape[0]}, but the devices are in {slices} slices: make it a "
             f"multiple of {slices}, so that only replicas talk over the network between slices"
         )
-    names: tuple[str, ...] = AXES
     if rules:
         rule_table.changed(rules)
-        grid, names = grid[..., None], (*AXES, rule_table.axis_name(rules))
+        grid, names = grid[..., None], (*names, rule_table.axis_name(rules))
     return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
 
 

@@ -1,8 +1,8 @@
 """The one table that says along which axes of the mesh a dimension lies, and how a run changes it.
 
-A mesh carries its own table: one with changed rules has a fourth axis, of a single device, whose name says
+A mesh carries its own table: one with changed rules has one axis more, of a single device, whose name says
 what was changed. So whatever sees the mesh, a compiled program too, sees its rules, and two meshes with
-other rules are never taken for one another.
+other rules are never taken for one another. The axis "expert" is there only in meshes that ask for it.
 """
 
 import functools
@@ -13,16 +13,18 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from srpo_jax.runtime.errors import UserError
 
-AXES = ("replica", "fsdp", "tensor")
+AXES = ("replica", "fsdp", "expert", "tensor")
 RULES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "batch": ("replica", "fsdp"),
-        "embed": ("fsdp",),
+        "batch": ("replica", "fsdp", "expert"),
+        "embed": ("fsdp", "expert"),
         "vocab": ("tensor",),
         "heads": ("tensor",),
         "kv_heads": ("tensor",),
         "head": (),
         "mlp": ("tensor",),
+        "experts": ("expert",),
+        "expert_embed": ("fsdp",),  # the width, in what is cut along "experts"
         "layers": (),
         "rank": (),
     }
@@ -74,8 +76,13 @@ def _of(axes: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
 
 
 def mesh_axes(mesh: Mesh | AbstractMesh, logical: str | None) -> tuple[str, ...]:
-    """The axes along which a dimension of this name is cut; () where every device holds all of it."""
-    return () if logical is None else of(mesh)[logical]
+    """The axes along which a dimension of this name is cut; () where every device holds all of it.
+
+    An axis that the mesh does not have is none.
+    """
+    if logical is None:
+        return ()
+    return tuple(axis for axis in of(mesh)[logical] if axis in mesh.axis_names)
 
 
 def spec(mesh: Mesh | AbstractMesh, axes: LogicalAxes) -> PartitionSpec:

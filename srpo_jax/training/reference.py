@@ -41,6 +41,8 @@ def fingerprint(data: pipeline.PairTrees, weights: Any, architecture: DecoderCon
     )
     same = dataclasses.replace(same, lora_alpha=16.0, lora_dropout=0.0)
     depends = f"{VERSION} {data.fingerprint} {weights_digest(weights)} {same!r}"
+    if same.routing:
+        depends += f" {same.routing!r}"
     return hashlib.sha256(depends.encode()).hexdigest()
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Key
 
 from srpo_jax.models import attention
 from srpo_jax.models.decoder import Decoder
+from srpo_jax.models.experts import Load
 from srpo_jax.models.vocabulary import log_probabilities
 from srpo_jax.trees.prefix_tree import Rows
 
@@ -36,10 +37,28 @@ def score(
     whose logits are computed at a time. Equals scoring each sequence in a row of its own, up to rounding.
     A reward model's score is its number for the state behind the end, the only target of such a sequence.
     """
+    return score_with_load(model, rows, names, False, adapter, dropout, chunk)[0]
+
+
+def score_with_load(
+    model: Decoder,
+    rows: Rows,
+    names: tuple[str, ...],
+    loads: bool,
+    adapter: bool = True,
+    dropout: Key[Array, ""] | None = None,
+    chunk: int | None = None,
+) -> tuple[dict[str, Float32[Array, " BP"]], Load | None]:
+    """`score`, and what its routed experts had to do: of the rows' tokens, each once, without padding.
+
+    None for a model without experts, and where loads are not wanted.
+    """
+    counted = rows.end > jnp.arange(rows.end.shape[-1]) if loads else None
+    states, load = _sources(model, rows, adapter, dropout, counted)
     if model.score is not None:
-        values = model.score(_sources(model, rows, adapter, dropout))
+        values = model.score(states)
     else:
-        _, values = targets(model, rows, adapter=adapter, dropout=dropout, chunk=chunk)
+        values = _log_probabilities(model, states, rows, chunk)
     # The number, depth first, of each named sequence in the tree that a target belongs to: [B, T, n].
     numbers = jnp.take_along_axis(rows.rank, rows.target_tree[..., None], axis=1)
     members = (rows.target_first[..., None] <= numbers) & (numbers < rows.target_last[..., None])
@@ -51,7 +70,7 @@ def score(
         members.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return {name: summed[i].reshape(-1) for i, name in enumerate(names)}
+    return {name: summed[i].reshape(-1) for i, name in enumerate(names)}, load
 
 
 def targets(
@@ -67,19 +86,33 @@ def targets(
 
     temperature: of the softmax. Other arguments as of `score`.
     """
-    states = _sources(model, rows, adapter, dropout)
+    states, _ = _sources(model, rows, adapter, dropout)
+    return states, _log_probabilities(model, states, rows, chunk, temperature)
+
+
+def _log_probabilities(
+    model: Decoder, states: Array, rows: Rows, chunk: int | None, temperature: float = 1.0
+) -> Array:
     # l / t of logits l = c tanh(s x / c) is (c / t) tanh((s / t) x / (c / t)).
     cap, scale = model.config.logit_softcap, model.config.logit_scale / temperature
     cap = cap and cap / temperature
     kernel = model.head_kernel()
-    return states, log_probabilities(states, kernel, rows.target_token, chunk, cap, scale)
+    return log_probabilities(states, kernel, rows.target_token, chunk, cap, scale)
 
 
-def _sources(model: Decoder, rows: Rows, adapter: bool, dropout: Key[Array, ""] | None) -> Array:
-    """Hidden states [B, T, D] of the slots that the targets are predicted from."""
+def _sources(
+    model: Decoder,
+    rows: Rows,
+    adapter: bool,
+    dropout: Key[Array, ""] | None,
+    counted: Array | None = None,
+) -> tuple[Array, Load | None]:
+    """Hidden states [B, T, D] of the slots that the targets are predicted from; see `Decoder.with_load`."""
     mask = attention.tree_mask(rows.end, rows.positions, kind=model.config.attention)
-    hidden = model(rows.tokens, rows.positions, mask, adapter=adapter, dropout=dropout)
-    return jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1)
+    hidden, load = model.with_load(
+        rows.tokens, rows.positions, mask, counted, adapter=adapter, dropout=dropout
+    )
+    return jnp.take_along_axis(hidden, rows.target_source[..., None], axis=1), load
 
 
 def scorer(

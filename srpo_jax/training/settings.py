@@ -113,6 +113,11 @@ class TrainSettings:
     frozen: tuple[str, ...] = setting(
         (), "patterns of parameters that stay as they are, e.g. ('embedder.*',)"
     )
+    router_loss: float = setting(
+        0.0,
+        "weight of the load-balancing loss of a model with routed experts, whatever its own config says",
+        _WEIGHT,
+    )
     log_every: int = setting(1, "steps between two lines of metrics.jsonl", at_least(1))
     writers: tuple[str, ...] = setting(
         ("tensorboard",), "where the lines of metrics.jsonl go too", each(one_of(*WRITERS))

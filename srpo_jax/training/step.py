@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from srpo_jax.models import experts
 from srpo_jax.objectives import Objective
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training import scoring
@@ -181,7 +182,9 @@ class TrainStep(Updates):
 
     A batch is what data comes in: see `pipeline.batches`. hyper: the objective's hyperparameters.
     accumulate: parts that a batch is computed in. master: keep a float32 copy of bfloat16 parameters with
-    the optimiser. seed: of the adapters' dropout, which is drawn anew at each step.
+    the optimiser. seed: of the adapters' dropout, which is drawn anew at each step. router_loss: weight of
+    the load-balancing loss of a model with routed experts (`experts.balance`), which with several parts is
+    the mean over them; then it is a metric too, without the weight, and no part of the metric `loss`.
     """
 
     graphdef: nnx.GraphDef[Any]
@@ -192,6 +195,7 @@ class TrainStep(Updates):
     accumulate: int = 1
     master: bool = True
     seed: int = 0
+    router_loss: float = 0.0
 
     def loss(
         self,
@@ -206,8 +210,11 @@ class TrainStep(Updates):
         pairs: how many the whole batch has, of which this one may be a part. key: of the dropout.
         """
         policy = nnx.merge(self.graphdef, model, frozen)
+        needs, balanced = self.objective.needs, self.router_loss > 0
         with self._on_mesh():
-            scores = scoring.score(policy, batch["rows"], self.objective.needs, dropout=key)
+            scores, load = scoring.score_with_load(
+                policy, batch["rows"], needs, balanced, dropout=key
+            )
         given = jax.tree.map(lambda x: x.reshape(-1), batch)  # [B, P] -> [B * P], as the scores
         losses, metrics = self.objective(
             scores, given["reference"], given["label_prob"], lengths=given["lengths"], **self.hyper
@@ -217,7 +224,12 @@ class TrainStep(Updates):
         def mean(values: Array) -> Array:
             return jnp.sum(jnp.where(valid, values, 0.0)) / pairs
 
-        return mean(losses), jax.tree.map(mean, metrics)
+        total, means = mean(losses), jax.tree.map(mean, metrics)
+        if load is None:
+            return total, means
+        share = jnp.sum(valid) / pairs  # of the batch, which is in this part
+        means["router_loss"] = share * experts.balance(load)
+        return total + self.router_loss * means["router_loss"], means
 
     def scores(
         self,

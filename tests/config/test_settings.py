@@ -86,6 +86,7 @@ DEFAULTS = {
     "lora.rank": 0,
     "lora.targets": ("query", "key", "value", "output", "gate", "up", "down"),
     "mesh.decode": 0,
+    "mesh.expert": 1,
     "mesh.fsdp": -1,
     "mesh.replica": 1,
     "mesh.rules": (),
@@ -179,6 +180,7 @@ DEFAULTS = {
     "train.peak_tflops": 0.0,
     "train.profile_at": 0,
     "train.profile_steps": 3,
+    "train.router_loss": 0.0,
     "train.steps": 100,
     "train.verify_checkpoints": True,
 }

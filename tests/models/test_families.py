@@ -32,7 +32,7 @@ def load_here(directory, mesh=None, dtype="float32"):
 
 
 # What the cache and the trees do with them is what they do with another case.
-ALIKE = ("gpt-neox, odd", "granite", "cohere", "starcoder2")
+ALIKE = ("gpt-neox, odd", "granite", "cohere", "cohere, normed", "starcoder2", "mixtral")
 MARKED = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in CASES]
 
 

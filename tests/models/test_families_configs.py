@@ -153,6 +153,33 @@ def test_what_matters_is_refused_for_its_own_reason(changes, message):
         read(content | changes)
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("Qwen3MoeConfig", {"decoder_sparse_step": 2}, "layers without experts beside those with"),
+        ("Qwen3MoeConfig", {"mlp_only_layers": [1]}, "layers without experts beside those with"),
+        (
+            "Qwen3MoeConfig",
+            {"num_experts": 64},
+            "num_local_experts=128 and num_experts=64, which are two",
+        ),
+        ("MixtralConfig", {"router_jitter_noise": 0.1}, "router_jitter_noise .0 is the only one"),
+        ("MixtralConfig", {"num_experts_per_tok": 9}, "cannot go through 9 of 8 experts"),
+    ],
+)
+def test_experts_that_this_decoder_does_not_have_are_refused(kind, changes, message):
+    content = getattr(transformers, kind)(**SMALL).to_dict()
+    with pytest.raises(UserError, match=message):
+        read(content | changes)
+
+
+def test_the_number_of_experts_has_two_names():
+    """Published configs of Qwen3-MoE say num_experts, and transformers 5 writes the other."""
+    content = transformers.Qwen3MoeConfig(**SMALL).to_dict()
+    older = {k: v for k, v in content.items() if k != "num_local_experts"} | {"num_experts": 128}
+    assert read(older) == read(content) == read(content | {"num_experts": 128})
+
+
 def test_layers_without_rotation_must_be_told_for_each_layer():
     content = transformers.SmolLM3Config(**SMALL).to_dict()
     with pytest.raises(UserError, match="no_rope_layers has 1 entries for 4 layers"):

@@ -82,6 +82,24 @@ def test_of_a_model_that_sees_pictures_the_language_model_is_taken(names, tmp_pa
     np.testing.assert_allclose(logits(tmp_path / "alone"), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe"])
+def test_experts_are_read_as_transformers_has_them_in_memory_too(name, tmp_path):
+    """All experts of a layer one tensor; exported as published, each one of its own."""
+    there = save(name, tmp_path / "given")
+    save_tokenizer(tmp_path / "given")
+    published = tensors(tmp_path / "given")
+    held = {key: value.numpy() for key, value in there.state_dict().items()}
+    safetensors.numpy.save_file(held, tmp_path / "given" / SINGLE)
+    assert len(held) < len(published)
+    convert.export_model(str(tmp_path / "given"), tmp_path / "back")
+    again = tensors(tmp_path / "back")
+    assert published.keys() == again.keys()
+    for key, value in published.items():
+        np.testing.assert_array_equal(value, again[key], key)
+    found = convert.check(str(tmp_path / "back"), None)
+    assert f"builds a model of the same {len(held)} tensors" in found[-1]
+
+
 def test_several_files_with_an_index_hold_the_same(tmp_path):
     given = checkpoint(tmp_path / "given")
     convert.export_model(str(given), tmp_path / "parts", file_bytes=60_000)
@@ -155,6 +173,23 @@ def test_what_was_trained_is_what_transformers_and_peft_load(name, rank, tmp_pat
     with torch.no_grad():
         adapted = model(torch.tensor(IDS)).logits.numpy()
     np.testing.assert_allclose(adapted, expected, atol=2e-4)
+
+
+@pytest.mark.slow
+def test_experts_are_trained_and_their_adapters_merged_for_transformers(tmp_path, one_device):
+    lora = {"rank": 3, "targets": ("query", "gate|up", "down")}
+    changes = {"lora": lora, "train": {"router_loss": 0.01}}
+    source, run = trained(tmp_path, "mixtral", one_device, **changes)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    said = [json.loads(line) for line in lines if "router_loss" in line]
+    assert said
+    assert all(1.0 < line["router_loss"] < 4.0 for line in said)
+    convert.export_model(str(run), tmp_path / "whole")
+    expected = ours(run)
+    assert np.abs(expected - logits(source)).max() > 0.01
+    np.testing.assert_allclose(logits(tmp_path / "whole"), expected, atol=2e-4)
+    with pytest.raises(UserError, match=r"of routed experts too, .*export the whole model"):
+        convert.export_model(str(run), tmp_path / "adapter", adapter=True)
 
 
 def needs_its_source(run, source, tmp_path, rank):

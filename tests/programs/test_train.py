@@ -445,6 +445,7 @@ def test_every_objective_trains(config, tmp_path, name):
         ("lora.rank", -1),
         ("model.dtype", "half"),
         ("mesh.tensor", 3),
+        ("train.router_loss", 0.1),  # of a model without experts
         ("model.source", "no such model"),
         ("data.template", "none"),
         ("data.pairs", "no such file"),

@@ -107,6 +107,10 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, tmp_path, m
     [
         ({"online.minibatches": 3}, r"train\.batch_size=4 prompts cannot be cut into .*=3 equal"),
         ({"lora.rank": 2, "lora.dropout": 0.1}, r"lora\.dropout=0\.1: the policy that learns"),
+        (
+            {"train.router_loss": 0.1},
+            r"train\.router_loss=0\.1: train_online has no load-balancing",
+        ),
         ({"objective.name": "reward"}, r"objective\.name=reward: train_online trains a policy"),
         ({"online.count": 9}, r"has 8 documents of at most .* fewer than the 9 asked for"),
         ({"sampling.max_new_tokens": 5000}, r"prompt 0 needs .* and 5000 to be written"),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from srpo_jax.models.product import grouped
 from srpo_jax.runtime import flops
 
 F = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -47,3 +48,13 @@ def test_a_program_for_several_devices_counts_whole():
     split = jax.sharding.PartitionSpec("fsdp")
     product = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=split, out_specs=split)
     assert flops.count(product, F((8, 3))) == 4 * (2 * 2 * 3 * 2)
+
+
+def test_of_a_grouped_product_only_what_a_row_goes_through_counts():
+    """Three experts, of which each of 8 rows has one; forward, and the gradients of both."""
+    sizes = jax.ShapeDtypeStruct((3,), jnp.int32)
+    product = lambda a, b, n: jnp.sum(grouped(a, b, n, "float32"))
+    one = 2 * 8 * 5 * 7
+    assert flops.count(product, F((8, 5)), F((3, 5, 7)), sizes) == one
+    both = jax.grad(product, argnums=(0, 1))
+    assert flops.count(both, F((8, 5)), F((3, 5, 7)), sizes) == 2 * one

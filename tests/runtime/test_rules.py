@@ -18,7 +18,17 @@ def test_a_mesh_carries_its_own_rules():
     assert rules.spec(plain, axes) == PartitionSpec(None, "fsdp", "tensor", None)
     assert rules.spec(other, axes) == PartitionSpec(None, ("replica", "fsdp"), None, None)
     assert rules.spec(other.abstract_mesh, axes) == rules.spec(other, axes)
-    assert rules.mesh_axes(other, "batch") == rules.RULES["batch"]
+    assert rules.mesh_axes(other, "batch") == ("replica", "fsdp")
+
+
+def test_experts_have_an_axis_where_a_mesh_is_asked_for_one():
+    """All else lies along it as along fsdp."""
+    mesh = mesh_module.make(fsdp=2, expert=2, tensor=2)
+    assert mesh.axis_names == ("replica", "fsdp", "expert", "tensor")
+    cut = rules.spec(mesh, ("layers", "experts", "expert_embed", "mlp"))
+    assert cut == PartitionSpec(None, "expert", "fsdp", "tensor")
+    assert rules.spec(mesh, ("embed", "mlp")) == PartitionSpec(("fsdp", "expert"), "tensor")
+    assert mesh_module.batch_parts(mesh) == 4
 
 
 def test_a_batch_is_cut_along_the_axes_of_its_rule():
@@ -41,7 +51,7 @@ def test_equal_rules_make_equal_meshes_and_others_do_not():
     [
         ("hed=tensor", "'hed=tensor' must be NAME=AXIS, and NAME one of batch, embed"),
         ("heads", "'heads' must be NAME=AXIS"),
-        ("heads=model", "has no axis 'model'; use None or some of replica, fsdp, tensor"),
+        ("heads=model", "has no axis 'model'; use None or some of replica, fsdp, expert, tensor"),
         ("heads=", "has no axis ''"),
         ("embed=fsdp+fsdp", "'fsdp' is given twice"),
         ("mlp=None", "'mlp' is given twice"),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from srpo_jax.models.architecture import Routing
 from srpo_jax.models.families.keys import Keys
 from srpo_jax.models.families.layer_kinds import FULL, SLIDING, read_kinds
 from srpo_jax.runtime.errors import UserError
@@ -70,6 +71,21 @@ def mistral(keys: Keys) -> dict[str, Any]:
     return {**fields, **read_kinds(keys, fields, types, window=window)}
 
 
+def mixtral(keys: Keys) -> dict[str, Any]:
+    """As Mistral, each MLP several experts; its router's noise in training is not here."""
+    if keys.get("router_jitter_noise"):
+        raise keys.refuse("router_jitter_noise (0 is the only one)")
+    return {**mistral(keys), "routing": _routing(keys, normed=True)}
+
+
+def _routing(keys: Keys, normed: bool) -> Routing:
+    """The number of experts has two names, and `transformers` takes one for the other."""
+    experts = keys.get("num_experts")
+    if experts is None:
+        experts = keys.need("num_local_experts")
+    return Routing(experts, keys.need("num_experts_per_tok"), normed)
+
+
 def phi3(keys: Keys) -> dict[str, Any]:
     return mistral(keys)
 
@@ -94,6 +110,28 @@ def qwen2(keys: Keys) -> dict[str, Any]:
 
 def qwen3(keys: Keys) -> dict[str, Any]:
     return _qwen(keys, _biases(keys), "head")
+
+
+def qwen3_moe(keys: Keys) -> dict[str, Any]:
+    """As Qwen3, with a window in all layers or none, and experts of a width of their own."""
+    fields = _common(keys)
+    window = keys.get("sliding_window") if keys.get("use_sliding_window") else None
+    keys.get("sliding_window")
+    layers, step = range(fields["layers"]), keys.need("decoder_sparse_step")
+    plain = keys.get("mlp_only_layers", ())
+    if any((i + 1) % step or i in plain for i in layers):
+        raise keys.refuse(
+            "layers without experts beside those with (decoder_sparse_step, mlp_only_layers)"
+        )
+    types = [SLIDING if window else FULL for _ in layers]
+    return {
+        **fields,
+        "mlp_width": keys.need("moe_intermediate_size"),
+        "routing": _routing(keys, bool(keys.get("norm_topk_prob"))),
+        "biases": _biases(keys),
+        "query_key_norm": "head",
+        **read_kinds(keys, fields, types, window=window),
+    }
 
 
 def _gemma(keys: Keys, sees_all: Callable[[int], bool]) -> tuple[dict[str, Any], list[str]]:
@@ -181,10 +219,9 @@ def granite(keys: Keys) -> dict[str, Any]:
 
 def _cohere(keys: Keys) -> dict[str, Any]:
     fields = _common(keys)
-    if keys.get("use_qk_norm"):
-        raise keys.refuse("norms of queries and keys (use_qk_norm)")
     return {
         **fields,
+        "query_key_norm": "heads" if keys.get("use_qk_norm") else "none",
         "norm": "layer",
         "norm_bias": False,
         "norm_eps": keys.need("layer_norm_eps"),

@@ -15,29 +15,48 @@ from srpo_jax.runtime.errors import UserError
 class Family:
     """read: config.json -> fields of DecoderConfig. tensors: name -> the parameters it holds.
 
-    {} in a name stands for the number of the layer; a name whose parameters the model does not have is
-    not used. Several parameters stand one after the other in the rows of their tensor, or, if its name is
-    in `by_head`, in turn for each head.
+    {} in a name stands for the number of the layer, {expert} for that of one of its experts; a name whose
+    parameters the model does not have is not used. Several parameters stand one after the other in the
+    rows of their tensor, or, if its name is in `by_head`, in turn for each head.
+    whole: names of tensors that have the shape of their parameter, which is otherwise flat if no matrix.
+    stacked: of a model with experts, what some directories have in place of those tensors: all experts of
+    a layer in one, [experts, rows, columns].
     """
 
     read: Callable[[Keys], dict[str, Any]]
     tensors: Mapping[str, tuple[str, ...]]
     by_head: frozenset[str] = frozenset()
+    whole: frozenset[str] = frozenset()
+    stacked: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
 
 # By config.json's model_type.
 FAMILIES: dict[str, Family] = {
     "llama": Family(readers.llama, tensors.like_llama(tensors.BEFORE)),
     "mistral": Family(readers.mistral, tensors.like_llama(tensors.BEFORE)),
+    "mixtral": Family(
+        readers.mixtral,
+        tensors.like_llama(tensors.BEFORE, tensors.MIXTRAL),
+        stacked=tensors.STACKED,
+    ),
     "qwen2": Family(readers.qwen2, tensors.like_llama(tensors.BEFORE)),
     "qwen3": Family(readers.qwen3, tensors.like_llama(tensors.BEFORE)),
+    "qwen3_moe": Family(
+        readers.qwen3_moe,
+        tensors.like_llama(tensors.BEFORE, tensors.QWEN3_MOE),
+        stacked=tensors.STACKED,
+    ),
     "gemma2": Family(readers.gemma2, tensors.like_llama(tensors.AROUND)),
     "gemma3_text": Family(readers.gemma3, tensors.like_llama(tensors.AROUND)),
     "smollm3": Family(readers.smollm3, tensors.like_llama(tensors.BEFORE)),
     "olmo2": Family(readers.olmo2, tensors.like_llama(tensors.AFTER)),
     "olmo3": Family(readers.olmo3, tensors.like_llama(tensors.AFTER)),
     "granite": Family(readers.granite, tensors.like_llama(tensors.BEFORE)),
-    "cohere": Family(readers.cohere, tensors.like_llama(tensors.PARALLEL)),
+    "cohere": Family(
+        readers.cohere,
+        tensors.like_llama(tensors.PARALLEL),
+        whole=frozenset(f"model.layers.{{}}.self_attn.{part}_norm.weight" for part in "qk"),
+    ),
     "cohere2": Family(readers.cohere2, tensors.like_llama(tensors.PARALLEL)),
     "starcoder2": Family(readers.starcoder2, tensors.STARCODER2),
     "phi3": Family(readers.phi3, tensors.PHI3),

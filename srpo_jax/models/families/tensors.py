@@ -49,9 +49,35 @@ AROUND = {
 }
 
 
-def like_llama(norms: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    parts = {**_with_biases({**_ATTENTION, **_GATED}), **_QUERY_KEY_NORM, **norms}
+def like_llama(
+    norms: Mapping[str, str], mlp: Mapping[str, str] = _GATED
+) -> dict[str, tuple[str, ...]]:
+    parts = {**_with_biases({**_ATTENTION, **mlp}), **_QUERY_KEY_NORM, **norms}
     return {**_OUTSIDE, **_named(_LAYER, parts)}
+
+
+# Routed experts, as they are published: each a tensor of its own.
+MIXTRAL = {
+    "block_sparse_moe.gate": "mlp.router",
+    "block_sparse_moe.experts.{expert}.w1": "mlp.gate",
+    "block_sparse_moe.experts.{expert}.w3": "mlp.up",
+    "block_sparse_moe.experts.{expert}.w2": "mlp.down",
+}
+QWEN3_MOE = {
+    "mlp.gate": "mlp.router",
+    "mlp.experts.{expert}.gate_proj": "mlp.gate",
+    "mlp.experts.{expert}.up_proj": "mlp.up",
+    "mlp.experts.{expert}.down_proj": "mlp.down",
+}
+# As `transformers` 5 has them in memory, and may save them: all experts of a layer one tensor.
+STACKED = _named(
+    _LAYER,
+    {
+        "mlp.gate.weight": "blocks.mlp.router.kernel",
+        "mlp.experts.gate_up_proj": "blocks.mlp.gate.kernel blocks.mlp.up.kernel",
+        "mlp.experts.down_proj": "blocks.mlp.down.kernel",
+    },
+)
 
 
 PHI3 = {

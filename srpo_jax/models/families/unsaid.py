@@ -6,12 +6,27 @@ from typing import Any
 # that is not what every family has. A test compares each with its configuration classes.
 UNSAID: dict[str, dict[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mixtral": {
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e6,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+    },
     "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
     "qwen3": {
         "num_key_value_heads": 32,
         "head_dim": 128,
         "sliding_window": 4096,
         "max_window_layers": 28,
+    },
+    "qwen3_moe": {
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "decoder_sparse_step": 1,
+        "moe_intermediate_size": 768,
+        "num_local_experts": 128,
+        "num_experts_per_tok": 8,
     },
     "gemma2": {
         "num_key_value_heads": 4,
@@ -72,7 +87,7 @@ SILENT = frozenset(
     id2label label2id problem_type num_labels is_decoder is_llama_config transformers.js_config
     classifier_dropout chunk_size_feed_forward original_max_position_embeddings max_window_layers
     no_rope_layer_interval sliding_window_pattern unsloth_fixed unsloth_version model_max_length
-    tokenizer_class task_specific_params
+    tokenizer_class task_specific_params output_router_logits router_aux_loss_coef
     """.split()  # noqa: SIM905 (a list of names reads worse)
 )
 # Settings of generation: they belong into generation_config.json, and older programs kept them here.
@@ -127,6 +142,7 @@ OWN_NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 # Older names of entries, which some checkpoints keep beside the present ones: {older: present}.
 OLDER = {
+    "num_local_experts": "num_experts",
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
