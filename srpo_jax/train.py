@@ -34,7 +34,7 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
-from srpo_jax.training import diagnosis, hooks, pipeline, reference, step, tree_files
+from srpo_jax.training import diagnosis, hooks, pipeline, reference, reward_scale, step, tree_files
 from srpo_jax.training.extending import longer
 from srpo_jax.training.first_epoch import FirstEpoch
 from srpo_jax.training.held_out import origin as pairs_origin
@@ -51,9 +51,10 @@ from srpo_jax.trees.packing import Packing
 MAY_CHANGE: tuple[str, ...] = (
     *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
     *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_", "train.writers"),
-    *("train.project", "reference."),
+    *("train.project", "reference.when"),
     *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
-    *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
+    # Settings of other programs.
+    *("sampling.", "pairs.", "online.", "evaluate.", "judge.", "recipe.", "alternate."),
 )
 
 
@@ -73,21 +74,24 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
-    data, held_out = prepare_data(settings, workdir, source, objective)
+    data, held = prepare_data(settings, workdir, source, objective)
     own(settings, workdir, source, data, extend)
     packing = pack(settings, data, mesh)
     hooks.report_data(data, packing)
 
-    # The policy and its reference, which is the policy as it starts
+    # The policy and its reference, which is the policy as it starts unless another one is named
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
-    programs, weights = one.compile(trained), (trained, frozen)
-    policy = Reference(programs.reference, weights, architecture)
+    programs = one.compile(trained)
+    policy = prepare_reference(settings, source, architecture, programs, (trained, frozen), mesh)
     report = functools.partial(diagnosis.report_copying, data, hyper)
     given = score_pairs(settings, workdir, data, objective, policy, packing, mesh, report)
     hooks.report_model(trained, frozen, mesh)
-    known = report(data.reference)
-    evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
+    evaluation = during.prepare(
+        settings, workdir, one, programs, frozen, policy, held, asked, report(data.reference)
+    )
+    measure = scale_of_rewards(settings, workdir, objective, programs, frozen, data, packing, mesh)
+    del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
@@ -105,7 +109,7 @@ def train(settings: Settings, workdir: Path, *, extend: bool = False) -> bool:
                 batches(settings, data, packing, mesh, start),
                 range(start + 1, total + 1),
                 place=given.place,
-                hooks=(*watch, *evaluate),
+                hooks=(*watch, *evaluate, *measure),
                 stop=stop.requested,
                 save=hooks.save(checkpoints, log, settings.train.keep_best_by, given.write),
                 due=checkpoints.due,
@@ -179,6 +183,38 @@ def prepare_model(
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
     return creation.create(architecture, parameters, mesh, seed)
+
+
+def prepare_reference(
+    settings: Settings,
+    source: Source,
+    architecture: DecoderConfig,
+    programs: step.Programs,
+    weights: tuple[nnx.State[Any, Any], nnx.State[Any, Any]],
+    mesh: Mesh,
+) -> Reference:
+    """The policy as it starts, whose weights these are, or config.reference.source."""
+    name = settings.reference.source
+    if name and objectives.get(settings.objective.name).needs_reference:
+        weights = reference.weights_of(name, source, architecture, mesh)
+    return Reference(programs.reference, weights, architecture)
+
+
+def scale_of_rewards(
+    settings: Settings,
+    workdir: Path,
+    objective: Objective,
+    programs: step.Programs,
+    frozen: nnx.State[Any, Any],
+    data: pipeline.PairTrees,
+    packing: Packing,
+    mesh: Mesh,
+) -> tuple[Hook, ...]:
+    """What measures a reward model's numbers when it is trained; nothing for other objectives."""
+    if not objective.rewards:
+        return ()
+    score = lambda model, rows: programs.scores(model, frozen, rows)
+    return (reward_scale.hook(workdir, settings.train.steps, data, score, packing, mesh),)
 
 
 def score_pairs(
