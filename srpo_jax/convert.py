@@ -119,6 +119,8 @@ def export_model(
         export.write_model(
             output, opened.config, described, parameters, dtype, _files(opened), file_bytes
         )
+        if opened.config.rewards and (scale := reward.open_source(source).scale):
+            scale.write(output)
     written = sum(path.stat().st_size for path in output.iterdir())
     status(f"{output}: {written / 1e9:.2f} GB")
 

@@ -1,12 +1,13 @@
 """Says what a run would cost on TPUs or GPUs that are not here: does it fit, how fast is it, at what price?
 
     python -m srpo_jax.plan --config=configs/NAME.py --topology=v5p-256 [--output=DIR] [--price=DOLLARS]
+    python -m srpo_jax.plan --config=configs/NAME.py --topology=v5e-4 --online [--output=DIR]
 
 The real train step and the real programs of revision are compiled on this machine, by the TPU's own
 compiler (extra `plan`) or XLA's for GPUs (`plan_gpu`); nothing is allocated, no weights are read: of a
 model's directory config.json is enough.
 Lengths are those of config.data.pairs where that is a file, else of --prompt and --completion. --search
-tries meshes, remat and batch sizes, and ranks what fits. With --output: plan.json and plan.html.
+tries meshes, remat and batch sizes, and ranks what fits. --online plans a round of `train_online`.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import importlib.metadata
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from srpo_jax import objectives, train
 from srpo_jax.config import Settings, command
 from srpo_jax.models import DecoderConfig, attention, decoding_mesh, loading
 from srpo_jax.models.creation import abstract
-from srpo_jax.planning import compiling, lowering, machine, report, roofline
+from srpo_jax.pairing import rounds
+from srpo_jax.planning import compiling, lowering, machine, online, report, roofline
 from srpo_jax.planning.compiling import DoesNotFit
 from srpo_jax.planning.lowering import Program
 from srpo_jax.planning.machine import Machine
@@ -55,6 +57,7 @@ SECTIONS = (
     "optimizer",
     "sampling",
     "evaluate",
+    "online",
 )
 TENSOR, REMAT, PAIRS = (1, 2, 4, 8), ("none", "dots", "full"), (1, 2, 4)  # what --search tries
 SURVEYED = 64  # batches, in which the largest shape is looked for
@@ -99,14 +102,7 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
         copies = decoding_mesh.choose(settings.mesh, decoder, where.devices, where.chip.memory)
         chosen["decoding"] = _in_words(copies.shape)
         programs += ((one, copies) for one in revision(settings, decoder, copies, lengths))
-    parts, excess = [], {}
-    for program, on in programs:
-        try:
-            parts.append(compiled(program, architecture, where, on))
-        except DoesNotFit as error:
-            given = sum(dataclasses.astuple(held)) if error.beside and program is step else 0
-            excess[program.name] = error.needed + given - error.available
-            status(f"{program.name} does not fit")
+    parts, excess = _compiled(programs, held, architecture, where)
     rows = jax.tree.map(lambda x: x[:1], batch["rows"])
     work = model_flops(architecture, objective.needs, rows) * len(batch["rows"].tokens)
     known: dict[str, Any] = {"model_flops": work, "pairs_per_second": None, "mfu": None}
@@ -128,10 +124,62 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
         memory=where.chip.memory,
         held=held,
         excess=excess,
-        parts=tuple(parts),
+        parts=parts,
         versions={name: importlib.metadata.version(name) for name in ("jax", where.compiler)},
         **known,
     )
+
+
+def plan_online(settings: Settings, where: Machine, lengths: Lengths) -> Plan:
+    """The plan of a round of `train_online`; UserError for a setting that makes no sense."""
+    mesh = mesh_module.of_settings(settings.mesh, where.devices)
+    rounds.check(settings)
+    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    with attention.lowered_for("gpu" if where.platform == "cuda" else where.platform):
+        step = rounds.make_step(settings, abstract(architecture, mesh)[0], mesh)
+        work = Workload(settings.train.batch_size, lengths.prompt, lengths.completion)
+        prompts = [prompt.direct for prompt, _, _ in work.prompts()]
+        drawn = dataclasses.replace(rounds.sampling(settings), max_new_tokens=lengths.completion)
+        given = online.Round(prompts, drawn, mesh_module.batch_parts(mesh) * step.accumulate)
+        programs, held = online.lower(step, architecture, given)
+        parts, excess = _compiled([(one, mesh) for one in programs], held, architecture, where)
+    own = {
+        "objective": settings.online.objective,
+        "written at a time": settings.sampling.batch_size,
+    }
+    revised = ("revisions", "answers at a time", "new tokens")
+    said = {k: v for k, v in _said(settings, architecture).items() if k not in revised} | own
+    return Plan(
+        machine=where.name,
+        chip=where.chip.name,
+        chips=mesh.size,
+        mesh=dict(mesh.shape),
+        settings=said,
+        batch=given.said(settings.online, architecture.vocab_size),
+        memory=where.chip.memory,
+        held=held,
+        excess=excess,
+        parts=parts,
+        versions={name: importlib.metadata.version(name) for name in ("jax", where.compiler)},
+    )
+
+
+def _compiled(
+    programs: Iterable[tuple[Program, Mesh]],
+    held: lowering.Held,
+    architecture: DecoderConfig,
+    where: Machine,
+) -> tuple[tuple[Part, ...], dict[str, float]]:
+    """What each costs and, of those that do not fit, the bytes that are missing. The first one learns."""
+    parts, excess = [], {}
+    for number, (program, mesh) in enumerate(programs):
+        try:
+            parts.append(compiled(program, architecture, where, mesh))
+        except DoesNotFit as error:
+            given = sum(dataclasses.astuple(held)) if error.beside and number == 0 else 0
+            excess[program.name] = error.needed + given - error.available
+            status(f"{program.name} does not fit")
+    return tuple(parts), excess
 
 
 def _speed(
@@ -313,7 +361,9 @@ def main(_: list[str]) -> int:
         raise UserError("--topology is missing: name a machine, v5p-256 for instance")
     where = machine.named(given.topology)
     lengths = Lengths(given.prompt, given.completion)
-    if given.search:
+    if given.online:
+        best = plan_online(settings, where, lengths)
+    elif given.search:
         plans = search(settings, where, lengths, given.price)
         status(f"\n{len(plans)} plans, the fastest first:")
         for one in plans:
@@ -342,8 +392,9 @@ if __name__ == "__main__":
     flags.DEFINE_integer("completion", 40, "tokens of a completion, where there are no pairs", 2)
     flags.DEFINE_bool("search", False, "tries meshes, remat and batch sizes of the train step")
     flags.DEFINE_bool("revision", True, "plans revision too")
+    flags.DEFINE_bool("online", False, "plans a round of train_online, and nothing else")
     command.define_config(SECTIONS, "file with the settings")
     command.show_in_help(
-        "topology", "output", "price", "prompt", "completion", "search", "revision"
+        *("topology", "output", "price", "prompt", "completion", "search", "revision", "online")
     )
     run_program(main)

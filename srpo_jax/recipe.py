@@ -1,4 +1,4 @@
-"""Runs the stages of a recipe: pairs, training and evaluation, one after the other, from one file.
+"""Runs the stages of a recipe: pairs, training, online too, and evaluation, in order, from one file.
 
     python -m srpo_jax.recipe --config=configs/NAME.py --workdir=DIR [--until=STAGE]
 
@@ -14,6 +14,7 @@ from srpo_jax import objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.recipe import Stage, resolve
 from srpo_jax.evaluate import evaluate
+from srpo_jax.pairing import rounds
 from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
@@ -53,6 +54,8 @@ def _carry_out(stage: Stage, earlier: list[Stage]) -> bool:
     settings, folder = stage.settings, stage.folder
     if stage.program == "train":
         return train(settings, folder)
+    if stage.program == "train_online":
+        return rounds.train(settings, folder)
     if stage.program == "pairs":
         make_pairs(settings, folder, stage.made)
     else:
@@ -63,16 +66,30 @@ def _carry_out(stage: Stage, earlier: list[Stage]) -> bool:
 
 def _facts(earlier: list[Stage]) -> list[tuple[str, str]]:
     """How the models were trained, as the report shows it."""
-    return [(stage.name, _trained(stage.settings)) for stage in earlier if stage.program == "train"]
+    says = {"train": _trained, "train_online": _trained_online}
+    return [
+        (stage.name, says[stage.program](stage.settings))
+        for stage in earlier
+        if stage.program in says
+    ]
 
 
 def _trained(settings: Settings) -> str:
     reads = objectives.get(settings.objective.name).hyperparameters
     hyper = [f"{key} {value}" for key, value in settings.objective.given().items() if key in reads]
-    how = [settings.objective.name, *hyper, f"learning rate {settings.optimizer.learning_rate:g}"]
+    return _how(settings, [settings.objective.name, *hyper], "steps")
+
+
+def _trained_online(settings: Settings) -> str:
+    own = settings.online
+    return _how(settings, [f"{own.objective} of {own.samples}", f"beta {own.beta}"], "rounds")
+
+
+def _how(settings: Settings, what: list[str], steps: str) -> str:
+    how = [*what, f"learning rate {settings.optimizer.learning_rate:g}"]
     if settings.lora.rank:
         how.append(f"LoRA rank {settings.lora.rank}")
-    return ", ".join([*how, f"{settings.train.steps} steps of {settings.train.batch_size}"])
+    return ", ".join([*how, f"{settings.train.steps} {steps} of {settings.train.batch_size}"])
 
 
 def main(settings: Settings, workdir: Path, until: str | None) -> int:
@@ -83,7 +100,7 @@ def main(settings: Settings, workdir: Path, until: str | None) -> int:
 
 SECTIONS = (
     *("model", "lora", "mesh", "data", "objective", "train", "optimizer"),
-    *("sampling", "pairs", "evaluate", "judge", "recipe"),
+    *("reference", "sampling", "pairs", "online", "evaluate", "judge", "recipe"),
 )
 OPTIONS = {"until": "the last stage to run (default: the recipe's last)"}
 

@@ -21,8 +21,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax import objectives
-from srpo_jax.config import Settings, command
-from srpo_jax.config.workdir import claim, kept
+from srpo_jax.config import Settings, attempt, command
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.loading import Source
@@ -37,10 +36,10 @@ from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.training import (
     batch_sizes,
     diagnosis,
-    extending,
     hooks,
     pipeline,
     reference,
+    reward_scale,
     step,
     tree_files,
 )
@@ -54,15 +53,6 @@ from srpo_jax.training.reference import Reference
 from srpo_jax.training.score_files import ScoreFiles, Scores
 from srpo_jax.training.speed import Speed, model_flops
 from srpo_jax.trees.packing import Packing
-
-# A run may go on with another value of these: they change neither the loss nor the data order.
-MAY_CHANGE: tuple[str, ...] = (
-    *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
-    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_", "train.writers"),
-    *("train.project", "reference."),
-    *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
-    *("sampling.", "pairs.", "evaluate.", "judge.", "recipe."),  # settings of other programs
-)
 
 
 def train(
@@ -84,21 +74,24 @@ def train(
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
-    data, held_out = prepare_data(settings, workdir, source, objective)
-    sizes = own(settings, workdir, source, data, extend, change_batch)
+    data, held = prepare_data(settings, workdir, source, objective)
+    sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
-    # The policy and its reference, which is the policy as it starts
+    # The policy and its reference, which is the policy as it starts unless another one is named
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
-    programs, weights = one.compile(trained), (trained, frozen)
-    policy = Reference(programs.reference, weights, architecture)
+    programs = one.compile(trained)
+    policy = prepare_reference(settings, source, architecture, programs, (trained, frozen), mesh)
     report = functools.partial(diagnosis.report_copying, data, hyper)
     given = score_pairs(settings, workdir, data, objective, policy, packing, mesh, report)
     hooks.report_model(trained, frozen, mesh)
-    known = report(data.reference)
-    evaluation = during.prepare(settings, workdir, one, programs, weights, held_out, asked, known)
+    evaluation = during.prepare(
+        settings, workdir, one, programs, frozen, policy, held, asked, report(data.reference)
+    )
+    measure = scale_of_rewards(settings, workdir, objective, programs, frozen, data, packing, mesh)
+    del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
@@ -116,7 +109,7 @@ def train(
                 batches(settings, data, packing, mesh, start),
                 range(start + 1, total + 1),
                 place=given.place,
-                hooks=(*watch, *evaluate),
+                hooks=(*watch, *evaluate, *measure),
                 stop=stop.requested,
                 save=hooks.save(checkpoints, log, speed, settings.train.keep_best_by, given.write),
                 due=checkpoints.due,
@@ -125,44 +118,6 @@ def train(
     if last < total:
         status(f"stopped at step {last} of {total}; the same command goes on from there")
     return last == total
-
-
-def own(
-    settings: Settings,
-    workdir: Path,
-    source: Source,
-    data: pipeline.PairTrees,
-    extend: bool,
-    change_batch: bool,
-) -> batch_sizes.Sizes:
-    """Makes the workdir this run's, or checks that it is; it may be asked to go on otherwise.
-
-    Returns the sizes of its batches.
-    """
-    directory, now = workdir / "checkpoints", (settings.optimizer, settings.train.steps)
-    size = settings.train.batch_size
-
-    def changes() -> bool:
-        before = (kept(workdir) or settings).train
-        same = (before.steps, before.batch_size) == (now[1], size)
-        return not same or (workdir / batch_sizes.FILE).is_file()
-
-    # Checkpoints are opened by all processes, and seldom for this.
-    done = extending.taken(directory) if distributed.from_main(changes) else 0
-
-    def agreed() -> batch_sizes.Sizes:
-        before = kept(workdir) or settings
-        begun = (before.optimizer, before.train.steps)
-        may_change = (*MAY_CHANGE, *extending.longer(begun, now, done, extend))
-        sizes = batch_sizes.of_run(workdir, before.train.batch_size, size, done, change_batch)
-        if change_batch:
-            may_change += batch_sizes.SETTINGS
-        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data.fingerprint}
-        claim(workdir, settings, identity, may_change)
-        loading.keep(source, workdir)
-        return sizes
-
-    return distributed.from_main(agreed)
 
 
 def prepare_data(
@@ -227,6 +182,38 @@ def prepare_model(
     """(graphdef, trained, frozen), every array where it belongs on the mesh."""
     parameters = source.read_parameters() if source.read_parameters else None
     return creation.create(architecture, parameters, mesh, seed)
+
+
+def prepare_reference(
+    settings: Settings,
+    source: Source,
+    architecture: DecoderConfig,
+    programs: step.Programs,
+    weights: tuple[nnx.State[Any, Any], nnx.State[Any, Any]],
+    mesh: Mesh,
+) -> Reference:
+    """The policy as it starts, whose weights these are, or config.reference.source."""
+    name = settings.reference.source
+    if name and objectives.get(settings.objective.name).needs_reference:
+        weights = reference.weights_of(name, source, architecture, mesh)
+    return Reference(programs.reference, weights, architecture)
+
+
+def scale_of_rewards(
+    settings: Settings,
+    workdir: Path,
+    objective: Objective,
+    programs: step.Programs,
+    frozen: nnx.State[Any, Any],
+    data: pipeline.PairTrees,
+    packing: Packing,
+    mesh: Mesh,
+) -> tuple[Hook, ...]:
+    """What measures a reward model's numbers when it is trained; nothing for other objectives."""
+    if not objective.rewards:
+        return ()
+    score = lambda model, rows: programs.scores(model, frozen, rows)
+    return (reward_scale.hook(workdir, settings.train.steps, data, score, packing, mesh),)
 
 
 def score_pairs(

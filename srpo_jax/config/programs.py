@@ -1,4 +1,4 @@
-"""Settings of the programs that make pairs, evaluate, and run the stages of a recipe."""
+"""Settings of the programs that make pairs, evaluate, and run stages one after the other."""
 
 import dataclasses
 import re
@@ -7,6 +7,8 @@ from typing import Any
 from srpo_jax.data import document_sets
 from srpo_jax.data.document_sets import FORMATS, DocumentSet
 from srpo_jax.data.documents import SPLITS
+from srpo_jax.objectives import OBJECTIVES
+from srpo_jax.objectives.online import ONLINE
 from srpo_jax.revision.sampling import TEMPERATURE, TOP_P
 from srpo_jax.runtime.settings import (
     FRACTION,
@@ -167,7 +169,9 @@ class StageSettings:
     name: str = setting(
         "", "its folder in the workdir", Check(_is_stage, "a name of letters, digits, . - and _")
     )
-    program: str = setting("train", "what it runs", one_of("pairs", "train", "evaluate"))
+    program: str = setting(
+        "train", "what it runs", one_of("pairs", "train", "train_online", "evaluate")
+    )
     set: dict[str, Any] = setting(  # noqa: RUF009 (a field, and a new dictionary for each)
         {},
         "its settings where they differ from the file's, e.g. {'objective.beta': 0.05}; {NAME} in a text "
@@ -183,8 +187,45 @@ class RecipeSettings:
     """Program recipe: its stages, one after the other."""
 
     stages: tuple[StageSettings, ...] = setting(
-        (), "dictionaries of name, program (pairs, train or evaluate) and set"
+        (), "dictionaries of name, program (pairs, train, train_online or evaluate) and set"
     )
 
     def __post_init__(self) -> None:
         check(self, "config.recipe")
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseSettings:
+    """A phase of train_online --alternate: one objective with settings of its own."""
+
+    objective: str = setting(
+        "srpo",
+        "what is learned: online, or from pairs that the policy writes and the judge labels",
+        one_of(*(name for name, one in OBJECTIVES.items() if not one.rewards), *ONLINE),
+    )
+    set: dict[str, Any] = setting(  # noqa: RUF009 (a field, and a new dictionary for each)
+        {}, "its settings where they differ from the file's, e.g. {'train.steps': 20}"
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "config.alternate.phases")
+
+
+@dataclasses.dataclass(frozen=True)
+class AlternateSettings:
+    """Program train_online --alternate: its phases, one after the other, and again."""
+
+    phases: tuple[PhaseSettings, ...] = setting(
+        (PhaseSettings("srpo"), PhaseSettings("copg")),
+        "dictionaries of objective and set",
+        _SOME,
+    )
+    cycles: int = setting(1, "times that the phases run", at_least(1))
+    reference: str = setting(
+        "moved",
+        "of each phase: the policy that it begins with (moved), or the one that the first began with",
+        one_of("moved", "first"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self, "config.alternate")

@@ -21,7 +21,11 @@ CACHE = "cache"  # a folder that stages share
 # The sections that decide what a program makes.
 READS = {
     "pairs": ("seed", "model", "data", "sampling", "pairs", "judge"),
-    "train": ("seed", "model", "lora", "data", "objective", "train", "optimizer"),
+    "train": ("seed", "model", "lora", "data", "objective", "reference", "train", "optimizer"),
+    "train_online": (
+        *("seed", "model", "lora", "data", "reference", "online", "sampling", "judge"),
+        *("train", "optimizer"),
+    ),
     "evaluate": ("seed", "model", "data", "sampling", "evaluate", "judge"),
 }
 

@@ -13,7 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from srpo_jax.config.programs import EvaluateSettings, PairSettings, RecipeSettings
+from srpo_jax.config.programs import (
+    AlternateSettings,
+    EvaluateSettings,
+    PairSettings,
+    RecipeSettings,
+)
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.models.settings import LoraSettings, ModelSettings
 from srpo_jax.objectives import ObjectiveSettings
@@ -52,6 +57,7 @@ class Settings:
     evaluate: EvaluateSettings = dataclasses.field(default_factory=EvaluateSettings)
     judge: JudgeSettings = dataclasses.field(default_factory=JudgeSettings)
     recipe: RecipeSettings = dataclasses.field(default_factory=RecipeSettings)
+    alternate: AlternateSettings = dataclasses.field(default_factory=AlternateSettings)
 
     def __post_init__(self) -> None:
         check(self, "config")

@@ -149,14 +149,15 @@ def prepare(
     workdir: Path,
     step: TrainStep,
     programs: Programs,
-    weights: tuple[State, State],
+    frozen: State,
+    policy: reference.Reference,
     data: PairTrees | None,
     asked: Asked | None,
     copying: Mapping[str, float],
 ) -> Evaluation | None:
     """What is evaluated during the run, with the reference scores of the held-out pairs, data.
 
-    None where there are no such. weights: (trained, frozen) as the run starts. Called by all processes.
+    None where there are no such. frozen: of the model. policy: the reference. Called by all processes.
     """
     if data is None:
         return None
@@ -168,15 +169,13 @@ def prepare(
         packed=settings.data.pack,
     )
     if step.objective.needs_reference:
-        architecture = nnx.merge(step.graphdef, *weights).config
-        policy = reference.Reference(programs.reference, weights, architecture)
         cache = settings.data.cache
         data.reference = reference.scores(
             "held_out_scores", data, policy, packing, step.mesh, workdir=workdir, cache=cache
         )
     # Without adapters the policy is scored by the reference's program, which is compiled already.
     scored = programs.scores if settings.lora.rank else programs.reference
-    return Evaluation(settings, workdir, step, scored, weights[1], data, packing, asked, copying)
+    return Evaluation(settings, workdir, step, scored, frozen, data, packing, asked, copying)
 
 
 def begin(

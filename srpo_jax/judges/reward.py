@@ -46,6 +46,7 @@ class RewardScorer:
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
         self._settings, self.source = settings, self._source.name
+        self.scale = self._source.scale if settings.normalise else None
         tokenizer, run = self._source.tokenizer, self._source.data
         own = "dialogue" if tokenizer.chat_template else PLAIN
         self.template = settings.reward_template or (run["template"] if run else own)
@@ -60,13 +61,16 @@ class RewardScorer:
         self.unscored = f"longer than the reward model's {self._source.config.max_length} tokens"
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
-        """r(x, y), float64 [N]; NaN for a text that is longer than the model reads."""
+        """r(x, y), float64 [N]; NaN for a text that is longer than the model reads.
+
+        On the model's scale, if it has one: 0 is the mean of its reference completions, 1 their deviation.
+        """
         found = np.full(len(prompts), np.nan)
         texts = [self.ids(x, y) for x, y in zip(prompts, completions, strict=True)]
         fit = [i for i, ids in enumerate(texts) if len(ids) <= self._source.config.max_length]
         if fit:
             found[fit] = self._model.scores([texts[i] for i in fit], self._settings.batch_size)
-        return found
+        return self.scale.normalised(found) if self.scale else found
 
     def ids(self, x: Prompt, y: str) -> tuple[int, ...]:
         """x and y in token ids, as the model is asked."""
@@ -101,10 +105,14 @@ def _plain(tokenizer: Tokenizer, x: Prompt, y: str) -> tuple[int, ...]:
 
 
 def judge(settings: JudgeSettings) -> ScoreJudge:
-    """The reward model in settings.source as a judge; UserError as `RewardScorer`."""
+    """The reward model in settings.source as a judge; UserError as `RewardScorer`.
+
+    Its verdicts are those of the rewards as they were learned, whatever the scale of its scores is.
+    """
     scorer = RewardScorer(settings)
+    unit = scorer.scale.deviation if scorer.scale else 1.0
     description = (
         f"the reward model {scorer.source}, prompts put as {scorer.template}, {settings.dtype}; it is "
         "worth what it was trained on, which nobody has checked here"
     )
-    return ScoreJudge(settings.label or settings.name, description, scorer)
+    return ScoreJudge(settings.label or settings.name, description, scorer, unit)

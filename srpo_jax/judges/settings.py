@@ -57,6 +57,11 @@ class JudgeSettings:
         "tokenizer's chat template or, without one, plain text",
         one_of("", *TEMPLATES),
     )
+    normalise: bool = setting(
+        True,
+        "reward: its scores have mean 0 and deviation 1 over the completions that its training preferred, "
+        "where its directory says so",
+    )
     scale: float = setting(
         50.0,
         "shannon: the preference is the sigmoid of this times a difference in nats a token of the text",

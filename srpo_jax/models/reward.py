@@ -27,11 +27,54 @@ from srpo_jax.models.batches import Sequences, Tokens
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.huggingface import Files
 from srpo_jax.models.weights import Parameters
+from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
 Array = jax.Array
 WEIGHT, BIAS = "score.weight", "score.bias"
 KIND = "ForSequenceClassification"
+SCALE = "reward_scale.json"  # beside a run's checkpoints, or an exported model
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardScale:
+    """Of a reward model's numbers over reference completions: their mean and standard deviation.
+
+    completions: how many there were. checkpoint: the step whose numbers they are.
+    """
+
+    mean: float
+    deviation: float
+    completions: int
+    checkpoint: int
+
+    @staticmethod
+    def of(rewards: np.ndarray, checkpoint: int) -> "RewardScale":
+        """rewards: float [N]. Equal ones keep their unit."""
+        wide = rewards.astype(np.float64)
+        return RewardScale(
+            float(wide.mean()), float(wide.std()) or 1.0, len(wide), checkpoint=checkpoint
+        )
+
+    @staticmethod
+    def read(directory: Path) -> "RewardScale | None":
+        """That of a directory; None where there is none. UserError for a damaged file."""
+        path = directory / SCALE
+        if not path.is_file():
+            return None
+        said = files.read_json(path, "delete it to take the model's numbers as they are")
+        try:
+            return RewardScale(**said)
+        except TypeError as error:
+            raise UserError(f"{path} is no scale of rewards: {error}") from error
+
+    def write(self, directory: Path) -> None:
+        """Into a directory. For process 0."""
+        files.write_json(directory / SCALE, dataclasses.asdict(self))
+
+    def normalised(self, rewards: np.ndarray) -> np.ndarray:
+        """With mean 0 and deviation 1 over the reference completions."""
+        return (rewards - self.mean) / self.deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +83,8 @@ class RewardSource:
 
     config: without vocabulary projection, which such models do not have. pad: the id that fills texts up.
     name: the directory, of a run with the checkpoint that is read. Of a run: the section "data" of its
-    settings, which says how prompts were put, and how to read its parameters.
+    settings, which says how prompts were put, and how to read its parameters. scale: None where the
+    directory says none, or that of another checkpoint.
     """
 
     name: str
@@ -50,6 +94,7 @@ class RewardSource:
     pad: int | None
     data: Mapping[str, Any] | None = None
     read: Callable[[], Parameters] | None = None
+    scale: RewardScale | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +171,14 @@ def open_source(source: str | Path) -> RewardSource:
             f"{directory}: {WEIGHT} is of width {width}, not {config.width} as config.json says"
         )
     tokenizer = loading.within(read_tokenizer(directory), config, directory)
-    return RewardSource(str(directory), directory, config, tokenizer, said.get("pad_token_id"))
+    pad, scale = said.get("pad_token_id"), RewardScale.read(directory)
+    return RewardSource(str(directory), directory, config, tokenizer, pad, scale=scale)
 
 
 def _open_run(source: str, directory: Path) -> RewardSource:
     _, step = loading.split_step(source)
-    name = f"{directory}@{loading.checkpoint(directory, step)}"
+    step = loading.checkpoint(directory, step)
+    name = f"{directory}@{step}"
     opened = loading.open_source(name, rewards=True)
     if not opened.config.rewards:
         raise UserError(
@@ -140,7 +187,9 @@ def _open_run(source: str, directory: Path) -> RewardSource:
     # The head stands beside the decoder, as in a directory; no token of a text is padding.
     config = dataclasses.replace(opened.config, tied=True, rewards=False)
     data, read = huggingface.read_json(directory / "config.json")["data"], opened.read_parameters
-    return RewardSource(name, directory, config, opened.tokenizer, None, data, read)
+    scale = RewardScale.read(directory)
+    scale = scale if scale is not None and scale.checkpoint == step else None
+    return RewardSource(name, directory, config, opened.tokenizer, None, data, read, scale)
 
 
 def _head(directory: Path) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""Pairs to learn from: completions of each document are drawn, compared, and chosen.
+"""What a policy writes, judged: pairs of it to learn from, or rounds that learn from it at once.
 
-May import: reporting, judges, revision, models, prompts, data, config, runtime. Imported by: the program
-pairs.
+May import: reporting, judges, revision, training, models, prompts, trees, objectives, data, config,
+runtime. Imported by: the programs.
 """

@@ -20,6 +20,7 @@ from srpo_jax.revision.plan import Need, Shape, group, start
 from srpo_jax.revision.pool import Pool
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.training.online import OnlineStep
 from srpo_jax.training.step import FINITE, TrainState, TrainStep
 
 
@@ -52,18 +53,34 @@ def train_step(
 ) -> tuple[Program, Held]:
     """The train step on a batch (numpy), and what lies in memory for it."""
     _, trained, frozen = abstract(architecture, step.mesh)
+    return update(step, trained, frozen, batch)
+
+
+def update(
+    step: TrainStep | OnlineStep,
+    trained: nnx.State[Any, Any],
+    frozen: nnx.State[Any, Any],
+    batch: Mapping[str, Any],
+) -> tuple[Program, Held]:
+    """As `train_step`, of parameters of these shapes."""
     programs: Any = step.compile(trained)
     where = step.shardings(trained)
-    optimizer = jax.tree.map(_shape, jax.eval_shape(step.init, trained), where.optimizer)
-    given = _split(step.mesh, dict(batch))
-    finite = _shape(FINITE, mesh_module.replicated(step.mesh))
+    optimizer = jax.tree.map(placed, jax.eval_shape(step.init, trained), where.optimizer)
+    given = over_batch(step.mesh, dict(batch))
+    finite = placed(FINITE, mesh_module.replicated(step.mesh))
     state = TrainState(trained, optimizer)
-    lowered = programs.train.trace(state, frozen, given, finite).lower(
-        lowering_platforms=_platforms(step.mesh)
-    )
+    made = lowered(programs.train, step.mesh, state, frozen, given, finite)
     held = Held(*map(_bytes, (trained, frozen, optimizer, given)))
     rows = batch["rows"]
-    return Program("train step", lowered, Trees(rows.end, rows.positions)), held
+    return Program("train step", made, Trees(rows.end, rows.positions)), held
+
+
+def lowered(program: Any, mesh: Mesh, *arguments: Any, **settings: Any) -> jax.stages.Lowered:
+    """A jitted program for the mesh's machine. settings: what it is compiled for."""
+    found: jax.stages.Lowered = program.trace(*arguments, **settings).lower(
+        lowering_platforms=_platforms(mesh)
+    )
+    return found
 
 
 def revision(
@@ -92,18 +109,15 @@ def revision(
     keys = jax.eval_shape(programs.keys, 0, np.zeros(size, np.uint32))
 
     def lower(program: Any, *arguments: Any) -> jax.stages.Lowered:
-        lowered: jax.stages.Lowered = program.trace(model, rows, *arguments, **settings).lower(
-            lowering_platforms=_platforms(mesh)
-        )
-        return lowered
+        return lowered(program, mesh, model, rows, *arguments, **settings)
 
     def put(program: Any, put_in: programs.Rows[np.ndarray], revision: int) -> jax.stages.Lowered:
         begun = start(put_in, keys, [revision] * size)
         into = np.zeros((parts, size // parts), np.int32)
-        return lower(program, *_split(mesh, (put_in, begun, into)))
+        return lower(program, *over_batch(mesh, (put_in, begun, into)))
 
     direct = shape.direct(prompts[:size])
-    trees = _as_trees(direct)
+    trees = as_trees(direct)
     yield Program("answer", put(pool.answer, direct, 0), trees, executions=groups)
     wait = jax.ShapeDtypeStruct((), np.int32)
     yield Program("decode", lower(pool.decode, wait), trees, revisions + 1, loops=new - 1)
@@ -117,9 +131,9 @@ def _pooled(mesh: Mesh, rows: Pool) -> Pool:
     """The shapes of a pool, split up as its programs leave it."""
 
     def split(cache: Any) -> Any:
-        return jax.tree.map(lambda x: _cached(mesh, x), cache)
+        return jax.tree.map(lambda x: of_cache(mesh, x), cache)
 
-    at = dataclasses.replace(_split(mesh, rows.at), cache=split(rows.at.cache))
+    at = dataclasses.replace(over_batch(mesh, rows.at), cache=split(rows.at.cache))
     return Pool(split(rows.cache), at)
 
 
@@ -127,27 +141,27 @@ def _platforms(mesh: Mesh) -> tuple[str]:
     return ("tpu" if mesh.devices.flat[0].platform == "tpu" else "cuda",)
 
 
-def _as_trees(rows: programs.Rows[np.ndarray]) -> Trees:
+def as_trees(rows: programs.Rows[np.ndarray]) -> Trees:
     """Prompts as attention sees them: trees without branches."""
     positions = np.broadcast_to(np.arange(rows.tokens.shape[1], dtype=np.int32), rows.tokens.shape)
     counts = rows.counts[:, None]
     return Trees(np.where(positions < counts, counts, 0).astype(np.int32), positions)
 
 
-def _shape(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def placed(x: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def _split(mesh: Mesh, tree: Any) -> Any:
+def over_batch(mesh: Mesh, tree: Any) -> Any:
     """Shapes of arrays whose leading dimension is split over the batch axes; scalars are everywhere."""
     split, whole = mesh_module.batch_sharding(mesh), mesh_module.replicated(mesh)
-    return jax.tree.map(lambda x: _shape(x, split if x.ndim else whole), tree)
+    return jax.tree.map(lambda x: placed(x, split if x.ndim else whole), tree)
 
 
-def _cached(mesh: Mesh, x: Any) -> jax.ShapeDtypeStruct:
+def of_cache(mesh: Mesh, x: Any) -> jax.ShapeDtypeStruct:
     """An array of a cache: keys or values with all layers in front, or positions."""
     axes = ("layers", "batch", "kv_heads", None, None) if x.ndim == 5 else ("batch", None)
-    return _shape(x, mesh_module.sharding(mesh, axes, x.shape))
+    return placed(x, mesh_module.sharding(mesh, axes, x.shape))
 
 
 def _bytes(tree: Any) -> int:

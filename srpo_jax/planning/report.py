@@ -57,8 +57,9 @@ class Part:
 class Plan:
     """What a run costs. Bytes are of one chip; mfu, pairs_per_second, hours and cost of the whole machine.
 
-    batch: pairs, rows, slots and targets of a row, share of slots filled, and where the lengths are from.
-    excess: bytes that are missing, by program. cost: in the unit of the price.
+    batch: pairs, rows, slots and targets of a row, share of slots filled, and where the lengths are from;
+    of a round of online learning prompts in place of pairs, and rows of a minibatch. excess: bytes that are
+    missing, by program. cost: in the unit of the price.
     """
 
     machine: str
@@ -71,13 +72,13 @@ class Plan:
     held: Held
     excess: dict[str, float]
     parts: tuple[Part, ...]
-    model_flops: float
-    mfu: Range | None
-    pairs_per_second: Range | None
-    hours: Range | None
-    cost: Range | None
-    answers_per_second: Range | None
     versions: dict[str, str]
+    model_flops: float | None = None
+    mfu: Range | None = None
+    pairs_per_second: Range | None = None
+    hours: Range | None = None
+    cost: Range | None = None
+    answers_per_second: Range | None = None
 
     @property
     def fits(self) -> bool:
@@ -94,7 +95,7 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         ("settings", ", ".join(f"{key}={value}" for key, value in plan.settings.items())),
         (
             "batch",
-            f"{batch['pairs']} pairs in {batch['rows']} rows of {batch['slots']} slots, "
+            f"{_learned(batch)} in {batch['rows']} rows of {batch['slots']} slots, "
             f"{batch['fill']:.0%} filled ({batch['lengths']})",
         ),
         ("memory of a chip", _gigabytes(plan.memory)),
@@ -102,6 +103,8 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
     ]
     for part in plan.parts:
         found += _part(part)
+    if "prompts" in batch and plan.fits:
+        found.append(("a round", _round(plan.parts)))
     for name, missing in plan.excess.items():
         found.append((f"DOES NOT FIT: {name}", f"{_gigabytes(missing)} a chip too much"))
     for name, value, unit in (
@@ -114,6 +117,21 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         if value:
             found.append((name, value.shown(unit)))
     return found
+
+
+def _learned(batch: dict[str, Any]) -> str:
+    return f"{batch['prompts']} prompts" if "prompts" in batch else f"{batch['pairs']} pairs"
+
+
+def _round(parts: tuple[Part, ...]) -> str:
+    """All programs, as often as a round runs them."""
+    spent = [part.seconds.times(part.executions) for part in parts]
+    whole = Range(sum(one.best for one in spent), sum(one.worst for one in spent))
+    work = sum(part.flops * part.executions for part in parts)
+    peak = max(part.peak for part in parts)
+    return (
+        f"{whole.shown('s')}, {work / 1e12:.4g} TFLOP outside of kernels, peak {_gigabytes(peak)}"
+    )
 
 
 def _gigabytes(value: float) -> str:

@@ -228,14 +228,14 @@ class Experience:
 class Learner:
     """The programs of a run and how its batches are laid out.
 
-    initial: the parameters that the reference has, (trained, frozen), with adapters the policy's own.
+    reference: its parameters, (trained, frozen); None where it is the policy without its adapters.
     """
 
     step: OnlineStep
     programs: OnlinePrograms
     layout: Layout
     frozen: State
-    initial: State | None
+    reference: tuple[State, State] | None
 
     def experience(
         self,
@@ -256,8 +256,9 @@ class Learner:
             for i, prompt in enumerate(prompts)
         ]
         used, mask = np.isfinite(rewards).all(axis=1), written.valid
-        old = self._scored(self.programs.score, model, trees)
-        before = self._scored(self.programs.reference, self.initial or model, trees)
+        policy = model, self.frozen
+        old = self._scored(self.programs.score, policy, trees)
+        before = self._scored(self.programs.reference, self.reference or policy, trees)
         logp, reference = (np.where(mask, x.logp, 0) for x in (old, before))
         given = np.where(written.ended, rewards, rewards - own.missing_end)
         given = np.where(used[:, None], given, 0).astype(np.float32)
@@ -291,7 +292,7 @@ class Learner:
         return state, {name: float(np.mean([one[name] for one in taken])) for name in names}
 
     def _scored(
-        self, program: Callable[..., Scored], model: State, trees: Sequence[Tree]
+        self, program: Callable[..., Scored], weights: tuple[State, State], trees: Sequence[Tree]
     ) -> Scored:
         """[N, k, G], numpy, on every process; as many prompts at a time as a minibatch has."""
         mesh, parts = self.step.mesh, []
@@ -300,7 +301,7 @@ class Learner:
         for first in range(0, len(trees), size):
             some = trees[first : first + size]
             batch = mesh_module.host_to_global(mesh, self.layout.batch(some, own, {}))
-            scored = program(model, self.frozen, batch["rows"], batch["targets"])
+            scored = program(*weights, batch["rows"], batch["targets"])
             numbers = self.layout.numbers(some)
             parts.append([completions.restored(numbers, np.asarray(x), size) for x in scored])
         return Scored(*(np.concatenate(column) for column in zip(*parts, strict=True)))

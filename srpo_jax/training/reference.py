@@ -16,9 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from srpo_jax.models import creation, loading
 from srpo_jax.models.architecture import DecoderConfig
+from srpo_jax.models.loading import Source
 from srpo_jax.runtime import digest, metrics, storage
 from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline
 from srpo_jax.training.score_files import ScoreFiles, Scores
 from srpo_jax.trees.packing import Packing
@@ -62,6 +65,31 @@ class Reference(NamedTuple):
         trained, frozen = self.weights
         copied = jax.jit(lambda weights: jax.tree.map(jnp.copy, weights))(trained)
         return self._replace(weights=(copied, frozen))
+
+
+def weights_of(
+    name: str, policy: Source, architecture: DecoderConfig, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any]:
+    """(trained, frozen) of the source called name, laid out like the policy's; adapters add nothing to it.
+
+    Raises UserError for a source without weights, and for one of another architecture or tokenizer.
+    """
+    try:
+        other = loading.open_source(name)
+    except UserError as error:
+        raise UserError(f"config.reference.source: {error}") from error
+    if other.read_parameters is None:
+        raise UserError(f"config.reference.source={name} has no weights: train it first")
+    if (other.config, other.tokenizer.fingerprint) != (
+        policy.config,
+        policy.tokenizer.fingerprint,
+    ):
+        raise UserError(
+            f"config.reference.source={name} has another architecture or tokenizer than "
+            "config.model.source: a reference scores the policy's own tokens"
+        )
+    _, trained, frozen = creation.create(architecture, other.read_parameters(), mesh, seed=0)
+    return trained, frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +168,19 @@ def load_or_score(
 
 
 def score_all(
-    data: pipeline.PairTrees, score: Score, packing: Packing, mesh: jax.sharding.Mesh
+    data: pipeline.PairTrees,
+    score: Score,
+    packing: Packing,
+    mesh: jax.sharding.Mesh,
+    pairs: np.ndarray | None = None,
 ) -> Scores:
     """{name: float32 [n]} for all pairs of data, on every process; called by all of them.
 
-    score: rows -> (scores, pair of each), on every process.
+    score: rows -> (scores, pair of each), on every process. pairs: of others there is 0.
     """
+    asked = np.arange(len(data)) if pairs is None else pairs
     result = {name: np.zeros(len(data), np.float32) for name in data.names}
-    for numbers, scores in _scored(data, score, packing, mesh, np.arange(len(data))):
+    for numbers, scores in _scored(data, score, packing, mesh, asked):
         for name, values in scores.items():
             result[name][numbers] = values
     return result

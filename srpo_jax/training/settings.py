@@ -168,13 +168,17 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSettings:
-    """The scores of the policy before training, which the objective compares with."""
+    """The reference, which objectives compare the policy with: whose scores, and when they are computed."""
 
     when: str = setting(
         "before",
         "the first step all are computed, or each in the first_epoch's step that needs it, at the price of "
         "a second copy of the trained weights until then",
         one_of(*WHEN),
+    )
+    source: str = setting(
+        "",
+        "whose scores they are, as config.model.source names it; empty: the policy's as it starts",
     )
 
     def __post_init__(self) -> None:

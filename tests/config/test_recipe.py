@@ -89,7 +89,7 @@ def test_a_stage_is_finished_with_the_settings_it_was_finished_with(tmp_path):
     [
         ({"name": "sft"}, "two stages are called 'sft'"),
         ({"name": "a/b"}, r"\.name='a/b' must be a name of letters"),
-        ({"program": "tune"}, r"\.program='tune' must be 'pairs', 'train' or 'evaluate'"),
+        ({"program": "tune"}, r"\.program='tune' must be 'pairs', 'train', 'train_online' or"),
         ({"set": "x=1"}, r"\.set='x=1' must be a dictionary of texts"),
         ({"setting": {}}, r"setting=\{\} is not a setting"),
         ({"set": {"train.stepps": 1}}, "stage 'last': set: train.stepps=1 is not a setting"),

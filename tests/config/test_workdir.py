@@ -4,10 +4,10 @@ import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings
+from srpo_jax.config.attempt import MAY_CHANGE
 from srpo_jax.config.workdir import claim
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.train import MAY_CHANGE
 
 
 def test_the_same_settings_go_on(tmp_path):

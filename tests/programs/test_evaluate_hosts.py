@@ -1,21 +1,18 @@
 """Evaluation on several processes: the same texts; killed and run again: the same report."""
 
+import functools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pyarrow
 import pytest
 from pyarrow import parquet
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import finish, kill_when
+from tests.processes import start as start_program
+
+start = functools.partial(start_program, program="evaluate")
 
 # The paper's protocol on stand-ins: a tiny model, fewer documents and revisions.
 CONFIG = """
@@ -67,36 +64,6 @@ def config(tmp_path):
         return path
 
     return write
-
-
-def start(config, workdir, processes, devices, *more, program="evaluate"):
-    """The processes of one run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    several = {"SRPO_COORDINATOR": f"127.0.0.1:{port}", "SRPO_PROCESSES": str(processes)}
-    return [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-m", f"srpo_jax.{program}", f"--config={config}"),
-                *(f"--workdir={workdir}", *more),
-            ],
-            env=os.environ
-            | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-            | ({**several, "SRPO_PROCESS_ID": str(i)} if processes > 1 else {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        for i in range(processes)
-    ]
-
-
-def finish(started):
-    said = [process.communicate(timeout=500) for process in started]
-    return [process.returncode for process in started], said
 
 
 def texts(workdir):
@@ -156,17 +123,6 @@ def server():
         threading.Thread(target=listening.serve_forever, daemon=True).start()
         yield listening
         listening.shutdown()
-
-
-def kill_when(started, happened):
-    """kill -9 to all, as soon as something has happened."""
-    end = time.monotonic() + 400
-    while not happened() and time.monotonic() < end:
-        assert all(process.poll() is None for process in started), finish(started)
-        time.sleep(0.02)
-    for process in started:
-        process.send_signal(signal.SIGKILL)
-    finish(started)
 
 
 @pytest.mark.slow

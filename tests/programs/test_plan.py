@@ -91,3 +91,22 @@ def test_mistakes_end_in_a_sentence(flags, said):
     done = plan(*flags)
     assert done.returncode == 2
     assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@compiler
+def test_a_round_of_online_learning():
+    """What it runs, and how often: PPO, whose value head must lie beside the policy."""
+    done = plan(
+        *("--online", "--topology=v5e:2x2", "--prompt=60", "--completion=20"),
+        *("--config.online.objective=ppo", "--config.online.minibatches=2"),
+        *("--config.online.epochs=3", "--config.sampling.batch_size=16"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = {line[:29].strip(): line[29:] for line in done.stdout.splitlines()}
+    assert "8 prompts in 4 rows" in said["batch"]
+    assert "s, 6 times;" in said["update"]
+    assert "s, 4 times;" in said["score"]  # policy and reference, of two minibatches each
+    assert "s, 2 times;" in said["prefill"]  # 16 rows are those of 4 prompts
+    assert "s, 2 times;" in said["write"]
+    assert "TFLOP" in said["a round"]

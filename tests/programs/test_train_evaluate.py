@@ -23,6 +23,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import pipeline, step
 from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.reference import Reference
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 make_mesh = mesh_module.make
@@ -159,9 +160,10 @@ def make(config, workdir: Path, mesh: jax.sharding.Mesh) -> tuple[during.Evaluat
     graphdef, trained, frozen = train.prepare_model(architecture, source, mesh, 0)
     optimizer, _ = make_optimizer(given.optimizer, STEPS)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh)
-    programs, weights = one.compile(trained), (trained, frozen)
+    programs = one.compile(trained)
+    policy = Reference(programs.reference, (trained, frozen), architecture)
     asked = during.asked(given, workdir, source)
-    evaluation = during.prepare(given, workdir, one, programs, weights, held, asked, {})
+    evaluation = during.prepare(given, workdir, one, programs, frozen, policy, held, asked, {})
     moved = jax.tree.map(lambda x: x + 0.05 * np.cos(np.arange(x.size)).reshape(x.shape), trained)
     return evaluation, moved
 

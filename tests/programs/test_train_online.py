@@ -12,7 +12,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from srpo_jax import config as config_module
-from srpo_jax import train_online
+from srpo_jax import recipe, train, train_online
+from srpo_jax.config.alternate import as_recipe
 from srpo_jax.models import loading
 from srpo_jax.runtime import distributed, metrics
 from srpo_jax.runtime import mesh as mesh_module
@@ -39,6 +40,10 @@ def documents(tmp_path_factory):
 
 @pytest.fixture
 def config(documents) -> ConfigDict:
+    return small(documents)
+
+
+def small(documents) -> ConfigDict:
     config = config_module.default()
     config.model.update({"source": "tiny", "dtype": "float32", "remat": "none"})
     config.data.template = "plain"
@@ -143,3 +148,93 @@ def test_the_tiny_task_reaches_its_optimum(documents, tmp_path, objective):
     assert first["ended"] < 0.2
     assert np.mean([line["reward"] for line in rounds[-10:]]) > -0.1
     assert np.mean([line["ended"] for line in rounds[-10:]]) > 0.99
+
+
+def alternating(documents) -> ConfigDict:
+    """Three steps of SRPO on pairs of the policy's own, and three rounds of CoPG."""
+    config = small(documents)
+    config.pairs.update({"documents": str(documents), "count": 6, "choose": "first"})
+    config.online.update({"minibatches": 1, "epochs": 1, "kl_target": 0.0})
+    config.train.update({"steps": 3, "batch_size": 2, "checkpoint_every": 1})
+    return config
+
+
+def attempt_phases(config, workdir) -> bool:
+    return train_online.train_in_phases(config_module.checked(config), workdir)
+
+
+@pytest.fixture(scope="module")
+def phases(documents, tmp_path_factory):
+    """Phases that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("phases")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
+        assert attempt_phases(alternating(documents), workdir)
+    return workdir
+
+
+class Killed(BaseException):
+    pass
+
+
+def lines(path) -> list[dict]:
+    """The metrics of a phase, those of the clock apart."""
+    found = metrics.read(path / "metrics.jsonl")
+    return [{k: v for k, v in x.items() if "second" not in k and k != "time"} for x in found]
+
+
+@pytest.mark.slow
+def test_phases_follow_each_other_and_go_on_where_they_were_killed(
+    documents, phases, tmp_path, monkeypatch, capsys
+):
+    """In a step of SRPO and in a round of CoPG; then to the bit."""
+    config = alternating(documents)
+
+    def requested(self, number):
+        if number == 2:
+            raise Killed
+
+    for last in ("1-srpo", "2-copg"):
+        with monkeypatch.context() as patch:
+            patch.setattr(distributed.StopSignal, "requested", requested)
+            with pytest.raises(Killed):
+                attempt_phases(config, tmp_path)
+        if last == "1-srpo":
+            assert recipe.run(as_recipe(config_module.checked(config)), tmp_path, until=last)
+    assert [path.name for path in (tmp_path / "2-copg" / "checkpoints").iterdir()] == ["1"]
+    assert attempt_phases(config, tmp_path)
+    said = capsys.readouterr().out
+    assert "resuming at round 1 of 3" in said
+    assert f"the policy is in {tmp_path / '2-copg'}" in said
+    for name in ("1-srpo", "2-copg"):
+        assert lines(tmp_path / name) == lines(phases / name)
+        expected = weights(phases / name)
+        for key, value in weights(tmp_path / name).items():
+            np.testing.assert_array_equal(value, expected[key], err_msg=key)
+    written = [(path / "1-pairs" / "pairs.jsonl").read_text() for path in (phases, tmp_path)]
+    assert written[0] == written[1]
+    # CoPG begins with what SRPO left, which is its reference, too.
+    assert lines(phases / "2-copg")[0]["kl"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_another_reference_than_the_policy_as_it_starts(documents, phases, tmp_path):
+    config = alternating(documents)
+    config.model.source, before = str(phases / "2-copg"), str(phases / "1-srpo")
+    config.train.steps = 1
+    config.online.objective = "copg"
+    config.data.pairs = str(phases / "1-pairs" / "pairs.jsonl")
+    found = {}
+    for source in (config.model.source, before):
+        config.reference.source = source
+        folder = tmp_path / source.rpartition("-")[2]
+        assert attempt(config, folder / "online")
+        assert train.train(config_module.checked(config), folder / "pairs")
+        (online,), (pairs,) = lines(folder / "online"), lines(folder / "pairs")
+        found[source] = online["kl"], pairs["log_ratio"]
+    assert found[config.model.source] == pytest.approx((0, 0), abs=1e-5)
+    assert all(abs(value) > 1e-3 for value in found[before])
+    for source, said in (("tiny", "has no weights: train it first"), ("none", "is neither 'tiny'")):
+        config.reference.source = source
+        with pytest.raises(UserError, match=rf"config\.reference\.source.*{said}"):
+            attempt(config, tmp_path / source)

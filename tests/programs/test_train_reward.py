@@ -91,7 +91,7 @@ def test_it_learns_with_adapters_and_is_the_judge_it_was_when_it_was_trained(ada
     assert {"held_out/calibration_error", "held_out/margin"} <= after.keys()
     assert not (adapted / "reference_scores.npz").exists()
 
-    one = judge(adapted)
+    one = judge(adapted, normalise=False)
     assert "prompts put as plain, float32" in one.description
     chosen, rejected = scores(one, HELD_OUT)
     assert chosen.mean() == pytest.approx(after["held_out/reward_chosen"], abs=1e-4)
@@ -99,6 +99,28 @@ def test_it_learns_with_adapters_and_is_the_judge_it_was_when_it_was_trained(ada
     said = one.probabilities(["30?"], ["yes"], ["no way"])
     assert said[0] > 0.6
     assert f"{adapted}@20, prompts" in one.description
+
+
+def test_its_scores_have_mean_0_and_deviation_1_over_what_its_pairs_prefer(adapted, tmp_path):
+    """By the judge's own way through text and padded batches, not the trainer's trees; verdicts stay."""
+    raw, one = judge(adapted, normalise=False), judge(adapted)
+    preferred, _ = scores(one, LEARNED)
+    assert preferred.mean() == pytest.approx(0, abs=1e-4)
+    assert preferred.std() == pytest.approx(1, abs=1e-4)
+    before, after = scores(raw, HELD_OUT), scores(one, HELD_OUT)
+    chosen, _ = scores(raw, LEARNED)
+    np.testing.assert_allclose(after, (before - chosen.mean()) / chosen.std(), atol=1e-3)
+    asked = ["30?"], ["yes"], ["no way"]
+    assert one.probabilities(*asked) == pytest.approx(raw.probabilities(*asked), abs=1e-6)
+
+    other = shutil.copytree(adapted, tmp_path / "other")
+    scale = json.loads((other / "reward_scale.json").read_text())
+    assert (scale["checkpoint"], scale["completions"]) == (20, len(LEARNED))
+    (other / "reward_scale.json").write_text(json.dumps(scale | {"checkpoint": 10}))
+    np.testing.assert_allclose(scores(judge(other), HELD_OUT), before, atol=1e-6)
+    (other / "reward_scale.json").write_text("{}")
+    with pytest.raises(UserError, match="is no scale of rewards"):
+        judge(other)
 
 
 def test_it_is_refused_as_a_model_that_writes_and_others_as_judges(adapted, tmp_path):
@@ -124,12 +146,16 @@ def test_its_export_is_a_sequence_classifier_of_transformers(folder, tmp_path):
     workdir = run(folder, tmp_path / "run", **more)
     convert.export_model(str(workdir), tmp_path / "out", "float32")
 
-    one, back = judge(workdir), judge(tmp_path / "out", reward_template="plain")
+    raw = {"normalise": False}
+    one, back = judge(workdir, **raw), judge(tmp_path / "out", reward_template="plain", **raw)
     prompts = [pair.prompt for pair in HELD_OUT]
     texts = ["yes", "no way", "", "sure, why not", "fine"]
     expected = one.scores(prompts, texts)
     assert expected.std() > 0.1
     np.testing.assert_allclose(back.scores(prompts, texts), expected, atol=1e-4, rtol=0)
+    kept = [reward.open_source(path).scale for path in (workdir, tmp_path / "out")]
+    assert kept[0] is not None
+    assert kept[0] == kept[1]
 
     kind = transformers.AutoModelForSequenceClassification
     theirs, said = kind.from_pretrained(tmp_path / "out", output_loading_info=True)

@@ -38,7 +38,7 @@ OWN = OnlineSettings(samples=4, temperature=0.7, beta=0.1)
 
 def learner(own, mesh, *, prompts=4, tokens=TOKENS, steps=10, rate=1e-2, config=CONFIG):
     graphdef, trained, frozen = creation.create(config, None, mesh, 3)
-    initial = None if config.lora_rank else jax.tree.map(jnp.copy, trained)
+    before = None if config.lora_rank else (jax.tree.map(jnp.copy, trained), frozen)
     if own.objective == "ppo":
         trained = online.with_value_head(trained, config.width, mesh)
     optimizer, _ = make_optimizer(OptimizerSettings(rate, warmup_steps=2), steps, epsilon=1e-5)
@@ -52,7 +52,7 @@ def learner(own, mesh, *, prompts=4, tokens=TOKENS, steps=10, rate=1e-2, config=
     )
     programs = step.compile(trained)
     state = TrainState(trained, programs.init(trained))
-    return Learner(step, programs, layout, frozen, initial), state
+    return Learner(step, programs, layout, frozen, before), state
 
 
 def wrote(learner, state, prompts=PROMPTS, tokens=TOKENS, draw=1):

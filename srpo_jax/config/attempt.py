@@ -1,0 +1,60 @@
+"""An attempt at a training run: the first one makes the workdir its own, later ones go on with it."""
+
+from pathlib import Path
+
+from srpo_jax.config.settings import Settings
+from srpo_jax.config.workdir import claim, kept
+from srpo_jax.models import loading
+from srpo_jax.models.loading import Source
+from srpo_jax.runtime import distributed
+from srpo_jax.training import batch_sizes, extending
+
+# A run may go on with another value of these: they change neither the loss nor the data order.
+MAY_CHANGE: tuple[str, ...] = (
+    *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
+    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_", "train.writers"),
+    *("train.project", "reference.when"),
+    *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
+    # Settings of other programs.
+    *("sampling.", "pairs.", "online.", "evaluate.", "judge.", "recipe.", "alternate."),
+)
+
+
+def own(
+    settings: Settings,
+    workdir: Path,
+    source: Source,
+    data: str,
+    extend: bool,
+    change_batch: bool,
+) -> batch_sizes.Sizes:
+    """Makes the workdir this run's, or checks that it is; it may be asked to go on otherwise.
+
+    data: fingerprint of the pairs as trees. extend: for more steps at other learning rates; change_batch:
+    with another batch size. Returns the sizes of its batches. Called by all processes; raises UserError for
+    settings that are not those of the run.
+    """
+    directory, now = workdir / "checkpoints", (settings.optimizer, settings.train.steps)
+    size = settings.train.batch_size
+
+    def changes() -> bool:
+        before = (kept(workdir) or settings).train
+        same = (before.steps, before.batch_size) == (now[1], size)
+        return not same or (workdir / batch_sizes.FILE).is_file()
+
+    # Checkpoints are opened by all processes, and seldom for this.
+    done = extending.taken(directory) if distributed.from_main(changes) else 0
+
+    def agreed() -> batch_sizes.Sizes:
+        before = kept(workdir) or settings
+        begun = (before.optimizer, before.train.steps)
+        may_change = (*MAY_CHANGE, *extending.longer(begun, now, done, extend))
+        sizes = batch_sizes.of_run(workdir, before.train.batch_size, size, done, change_batch)
+        if change_batch:
+            may_change += batch_sizes.SETTINGS
+        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data}
+        claim(workdir, settings, identity, may_change)
+        loading.keep(source, workdir)
+        return sizes
+
+    return distributed.from_main(agreed)

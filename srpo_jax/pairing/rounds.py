@@ -1,0 +1,299 @@
+"""Rounds of online learning: what the policy writes is rewarded by a judge, and learned from.
+
+A round writes config.online.samples completions of each of config.train.batch_size prompts, has the judge
+reward them, and updates the policy. `train` is a run of them; `training.online` has the updates.
+"""
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from srpo_jax import judges, objectives
+from srpo_jax.config import Settings
+from srpo_jax.config.workdir import claim
+from srpo_jax.data import document_sets
+from srpo_jax.data.documents import Document
+from srpo_jax.judges import Judge
+from srpo_jax.models import creation, loading
+from srpo_jax.models.loading import Source
+from srpo_jax.objectives.online import adapted
+from srpo_jax.prompts import Renderer
+from srpo_jax.prompts.selection import select
+from srpo_jax.revision import LocalRollout, Rollout, Sampling
+from srpo_jax.revision.plan import check_fit
+from srpo_jax.runtime import distributed
+from srpo_jax.runtime import mesh as mesh_module
+from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+from srpo_jax.training.hooks import report_model
+from srpo_jax.training.online import Learner, OnlineStep, with_value_head
+from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.reference import weights_of
+from srpo_jax.training.step import TrainState
+from srpo_jax.trees.completions import Completions, Layout
+
+# A run may go on with another value of these: they do not change what is learned.
+MAY_CHANGE = (
+    *("mesh.", "train.log_every", "train.checkpoint_", "train.keep_", "train.verify_"),
+    *("data.cache", "evaluate.", "pairs.", "recipe.", "alternate."),  # settings of other programs
+)
+
+
+class OnlineState(NamedTuple):
+    """What a checkpoint holds: the parameters, with PPO the value head's too, the optimiser's state, and
+    the KL's coefficient. Random keys and the order of the prompts follow from the seed and the round."""
+
+    model: Any
+    optimizer: Any
+    beta: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """The documents that are written about, their prompts in token ids, and, in process 0, the judge."""
+
+    documents: Sequence[Document]
+    prompts: Sequence[tuple[int, ...]]
+    renderer: Renderer
+    judge: Judge | None
+    how: str
+
+    def rewards(self, chosen: Sequence[int], written: Completions) -> np.ndarray:
+        """float64 [N, k] of completions of the chosen documents. Called by all processes."""
+        k = written.lengths.shape[1]
+        texts = [[self.text(written.ids(i, j)) for j in range(k)] for i in range(len(chosen))]
+        documents = [self.documents[i] for i in chosen]
+        x, golds = [one.prompt for one in documents], [one.gold for one in documents]
+
+        def judged() -> list[list[float]]:
+            assert self.judge is not None  # process 0 has it
+            found: list[list[float]] = judges.rewards(
+                self.judge, self.how, x, golds, texts
+            ).tolist()
+            return found
+
+        return np.array(distributed.from_main(judged))
+
+    def drawn(self, number: int, count: int, seed: int) -> list[int]:
+        """Which documents round 1, 2, … is about: one epoch after the other, each newly shuffled."""
+        order = grain.MapDataset.range(len(self.documents)).shuffle(seed=seed).repeat()
+        return [int(order[i]) for i in range((number - 1) * count, number * count)]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """A completion as it is judged: without its end."""
+        kept = [token for token in ids if token not in self.renderer.stop_ids]
+        return self.renderer.tokenizer.decode(kept).strip()
+
+
+def train(settings: Settings, workdir: Path) -> bool:
+    """One run, to its last checkpoint. Returns False if it was asked to stop early.
+
+    Raises UserError for every setting, file or document at fault, and when the loss stops being finite.
+    """
+    mesh = mesh_module.of_settings(settings.mesh)
+    check(settings)
+    source = loading.open_source(settings.model.source)
+    task = prepare_task(settings, workdir, source)
+    own(settings, workdir, source, task)
+    learner, state = prepare_learner(settings, source, task, mesh)
+    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+        start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
+        total = settings.train.steps
+        if start >= total:
+            status(f"{workdir} is finished: round {start} of {total}")
+            return True
+        if start:
+            status(f"resuming at round {start} of {total}")
+        policy = learner.step.policy(state.model, learner.frozen)
+        rollout = LocalRollout(
+            policy,
+            sampling(settings),
+            stops=task.renderer.stop_ids,
+            width=learner.layout.longest,
+            seed=settings.seed,
+        )
+        with (
+            Metrics(workdir, start) as log,
+            Progress("train_online", total, unit="rounds", done=start) as progress,
+        ):
+            for number in range(start + 1, total + 1):
+                state, metrics = one_round(settings, number, task, rollout, learner, state)
+                require_finite(number, metrics, checkpoints)
+                if number % settings.train.log_every == 0 or number == total:
+                    log.write(number, metrics)
+                progress.advance(note=f"reward {metrics['reward']:.3f}")
+                stopped = number < total and stop.requested(number)
+                checkpoints.save(number, state, force=stopped or number == total)
+                if stopped:
+                    status(
+                        f"stopped at round {number} of {total}; the same command goes on from there"
+                    )
+                    return False
+    return True
+
+
+def one_round(
+    settings: Settings,
+    number: int,
+    task: Task,
+    rollout: Rollout,
+    learner: Learner,
+    state: OnlineState,
+) -> tuple[OnlineState, dict[str, float]]:
+    """Write, reward, score once more by the trainer, learn. The state is donated.
+
+    What is written, and in which order it is learned from, follows from (seed, number) alone.
+    """
+    began, own, beta = time.perf_counter(), settings.online, float(state.beta)
+    chosen = task.drawn(number, settings.train.batch_size, settings.seed)
+    prompts = [task.prompts[i] for i in chosen]
+
+    rollout.update(learner.step.policy(state.model, learner.frozen))
+    written = rollout.generate(prompts, own.samples, draw=number)
+    wrote = time.perf_counter()
+
+    rewards = task.rewards(chosen, written)
+    rewarded = time.perf_counter()
+
+    lessons = learner.experience(state.model, prompts, written, rewards, beta)
+    trained = TrainState(state.model, state.optimizer)
+    trained, metrics = learner.learn(trained, lessons, (settings.seed, number))
+    after = adapted(beta, lessons.metrics["kl"], own.kl_target, own.kl_rate)
+    seconds = {
+        "seconds_write": wrote - began,
+        "seconds_reward": rewarded - wrote,
+        "seconds_learn": time.perf_counter() - rewarded,
+    }
+    said = metrics | lessons.metrics | {"beta": beta} | seconds
+    return OnlineState(*trained, np.array(after)), said
+
+
+def check(settings: Settings) -> None:
+    """UserError for settings that contradict each other."""
+    own, size = settings.online, settings.train.batch_size
+    if size % own.minibatches:
+        raise UserError(
+            f"config.train.batch_size={size} prompts cannot be cut into "
+            f"config.online.minibatches={own.minibatches} equal parts"
+        )
+    if objectives.get(settings.objective.name).rewards:
+        raise UserError(
+            f"config.objective.name={settings.objective.name}: train_online trains a policy; a reward "
+            "model is trained by `train`, and is the judge here (judge.name=reward)"
+        )
+    if settings.lora.rank and settings.lora.dropout:
+        raise UserError(
+            f"config.lora.dropout={settings.lora.dropout}: the policy that learns must be the one that "
+            "wrote, so train_online draws no dropout; set it to 0"
+        )
+    judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
+
+
+def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
+    """Documents and judge; UserError for what cannot be had, or is beyond the model's positions."""
+    own = settings.online
+    renderer = Renderer(settings.data.template, source.tokenizer)
+    name = f"config.online.documents: {own.document_set.name} ({own.document_set.split})"
+    documents, prompts = select(
+        document_sets.read(own.document_set, "config.online"),
+        own.count,
+        own.max_prompt_tokens,
+        {"": renderer},
+        name,
+    )
+    direct = [tuple(prompt.direct) for prompt in prompts[""]]
+    check_fit([len(x) for x in direct], settings.sampling.max_new_tokens, source.config.max_length)
+    loaded: list[Judge] = []
+    distributed.from_main(lambda: loaded.append(judges.load(settings.judge, workdir)))
+    return Task(documents, direct, renderer, loaded[0] if loaded else None, own.reward)
+
+
+def own(settings: Settings, workdir: Path, source: Source, task: Task) -> None:
+    """Makes the workdir this run's, or checks that it is."""
+    digest = hashlib.sha256(repr(task.prompts).encode()).hexdigest()
+    if is_main():
+        identity = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
+        claim(workdir, settings, identity, MAY_CHANGE)
+
+
+def prepare_learner(
+    settings: Settings, source: Source, task: Task, mesh: Mesh
+) -> tuple[Learner, OnlineState]:
+    """The programs, and the state that a run begins with.
+
+    The reference is the policy as it is here, or config.reference.source.
+    """
+    own = settings.online
+    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    parameters = source.read_parameters() if source.read_parameters else None
+    graphdef, trained, frozen = creation.create(architecture, parameters, mesh, settings.seed)
+    before = None
+    if settings.reference.source:
+        before = weights_of(settings.reference.source, source, architecture, mesh)
+    elif not settings.lora.rank:
+        # A copy of what is trained; with adapters the reference is the model without.
+        before = jax.tree.map(jnp.copy, trained), frozen
+    if own.objective == "ppo":
+        trained = with_value_head(trained, architecture.width, mesh)
+    step = make_step(settings, graphdef, mesh)
+    layout = Layout.of(
+        settings.train.batch_size // own.minibatches,
+        parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
+        longest=max(map(len, task.prompts)),
+        samples=own.samples,
+        tokens=settings.sampling.max_new_tokens,
+    )
+    programs = step.compile(trained)
+    report_model(trained, frozen, mesh)
+    state = OnlineState(trained, programs.init(trained), np.array(own.beta))
+    return Learner(step, programs, layout, frozen, before), state
+
+
+def make_step(settings: Settings, graphdef: nnx.GraphDef[Any], mesh: Mesh) -> OnlineStep:
+    """The update, with a learning rate that is planned over all updates of all rounds."""
+    own = settings.online
+    updates = settings.train.steps * own.epochs * own.minibatches
+    optimizer, _ = make_optimizer(settings.optimizer, updates, epsilon=1e-5)
+    return OnlineStep(
+        graphdef,
+        optimizer,
+        own,
+        mesh,
+        accumulate=settings.train.accumulate,
+        master=settings.optimizer.master,
+        seed=settings.seed,
+    )
+
+
+def sampling(settings: Settings) -> Sampling:
+    """How completions are written: from the whole softmax, at the temperature that the loss knows."""
+    temperature = settings.online.temperature
+    return dataclasses.replace(settings.sampling, temperature=temperature, top_p=1.0)
+
+
+def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
+    """Those of the run; nothing is read yet."""
+    train = settings.train
+    keep, every = train.keep_checkpoints, train.checkpoint_every
+    return Checkpoints(workdir / "checkpoints", keep, every, verify=train.verify_checkpoints)
+
+
+def require_finite(number: int, metrics: dict[str, float], checkpoints: Checkpoints) -> None:
+    """Ends the run on a loss or gradient that is no number; the last checkpoint is kept."""
+    if metrics.pop("finite", 1.0) < 1:
+        checkpoints.wait()
+        raise UserError(
+            f"the loss or its gradient is no number in round {number}; the checkpoint of round "
+            f"{checkpoints.latest() or 0} is kept. Lower config.optimizer.learning_rate"
+        )

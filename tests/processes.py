@@ -1,0 +1,57 @@
+"""Programs as their users start them, in processes of their own, one or several to a run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+Started = Sequence[subprocess.Popen[str]]
+
+
+def start(
+    config: Path | str, workdir: Path, processes: int, devices: int, *more: str, program: str
+) -> list[subprocess.Popen[str]]:
+    """The processes of one run of srpo_jax.`program`, with so many virtual devices each."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    several = {"SRPO_COORDINATOR": f"127.0.0.1:{port}", "SRPO_PROCESSES": str(processes)}
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", f"srpo_jax.{program}", f"--config={config}"),
+                *(f"--workdir={workdir}", *more),
+            ],
+            env=os.environ
+            | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+            | ({**several, "SRPO_PROCESS_ID": str(i)} if processes > 1 else {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(started: Started) -> tuple[list[int], list[tuple[str, str]]]:
+    """Exit status, and what was said on standard output and error, of each."""
+    said = [process.communicate(timeout=500) for process in started]
+    return [process.returncode for process in started], said
+
+
+def kill_when(started: Started, happened: Callable[[], bool]) -> None:
+    """kill -9 to all, as soon as something has happened."""
+    end = time.monotonic() + 400
+    while not happened() and time.monotonic() < end:
+        assert all(process.poll() is None for process in started), finish(started)
+        time.sleep(0.02)
+    for process in started:
+        process.send_signal(signal.SIGKILL)
+    finish(started)
