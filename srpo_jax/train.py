@@ -56,13 +56,11 @@ from srpo_jax.trees.packing import Packing
 
 
 def train(
-    settings: Settings, workdir: Path, *, extend: bool = False, change_batch: bool = False
+    settings: Settings, workdir: Path, extend: bool = False, change_batch: bool = False
 ) -> bool:
     """One run, from its pairs to its last checkpoint. Returns False if it was asked to stop early.
 
-    extend: an earlier run may go on for more steps at other learning rates; change_batch: with another
-    batch size. Raises UserError for every setting, file or pair at fault, and when the loss stops being
-    finite.
+    extend, change_batch: see `attempt.own`. Raises UserError for what is at fault, and a loss not finite.
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
@@ -97,8 +95,7 @@ def train(
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
-        total = settings.train.steps
-        if is_finished(workdir, start, total):
+        if is_finished(workdir, start, settings.train.steps):
             return True
         speed = measured(settings, architecture, objective, mesh, began)
         with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
@@ -107,7 +104,7 @@ def train(
                 lambda state, batch, finite: programs.train(state, frozen, batch, finite),
                 state,
                 batches(settings, data, packing, mesh, start),
-                range(start + 1, total + 1),
+                range(start + 1, settings.train.steps + 1),
                 place=given.place,
                 hooks=(*watch, *evaluate, *measure),
                 stop=stop.requested,
@@ -115,9 +112,11 @@ def train(
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
-    if last < total:
-        status(f"stopped at step {last} of {total}; the same command goes on from there")
-    return last == total
+    if last < settings.train.steps:
+        status(
+            f"stopped at step {last} of {settings.train.steps}; the same command goes on from there"
+        )
+    return last == settings.train.steps
 
 
 def prepare_data(
