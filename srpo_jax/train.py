@@ -112,11 +112,7 @@ def train(
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
-    if last < settings.train.steps:
-        status(
-            f"stopped at step {last} of {settings.train.steps}; the same command goes on from there"
-        )
-    return last == settings.train.steps
+    return came_to_its_end(last, settings.train.steps)
 
 
 def prepare_data(
@@ -276,6 +272,13 @@ def is_finished(workdir: Path, start: int, total: int) -> bool:
     elif start:
         status(f"resuming at step {start} of {total}")
     return start >= total
+
+
+def came_to_its_end(last: int, total: int) -> bool:
+    """Whether the last step taken is the run's; says how it goes on, if not."""
+    if last < total:
+        status(f"stopped at step {last} of {total}; the same command goes on from there")
+    return last == total
 
 
 @contextlib.contextmanager
