@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 class WithConfigs(build_py):
-    """Copies configs/*.py to srpo_jax/configs/; an editable install reads them where they are."""
+    """Copies configs/*.py and shapes to srpo_jax/configs/; an editable install reads them in place."""
 
     def run(self) -> None:
         super().run()
@@ -15,8 +15,11 @@ class WithConfigs(build_py):
             return
         folder = Path(self.build_lib) / "srpo_jax" / "configs"
         self.mkpath(str(folder))
-        for path in sorted(Path("configs").glob("*.py")):
-            self.copy_file(str(path), str(folder / path.name))
+        here = Path("configs")
+        for path in sorted([*here.glob("*.py"), *here.glob("shapes/*/config.json")]):
+            copy = folder / path.relative_to(here)
+            self.mkpath(str(copy.parent))
+            self.copy_file(str(path), str(copy))
 
 
 setup(cmdclass={"build_py": WithConfigs})

@@ -91,7 +91,8 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
     mesh = mesh_module.of_settings(settings.mesh, where.devices)
     train.check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
-    architecture = train.decoder_config(settings, objective)
+    model = dataclasses.replace(settings.model, source=command.shape(settings.model.source))
+    architecture = train.decoder_config(dataclasses.replace(settings, model=model), objective)
     revise = revise and not objective.rewards
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)

@@ -111,6 +111,15 @@ def found(config: str) -> str:
     return config
 
 
+def shape(source: str) -> str:
+    """A model's directory; configs/shapes/NAME is a shipped one where there is no such folder here."""
+    path = Path(source)
+    if path.exists() or path.parts[:2] != ("configs", "shapes"):
+        return source
+    shapes = (folder.joinpath(*path.parts[1:]) for folder in FOLDERS)
+    return next((str(found) for found in shapes if (found / "config.json").is_file()), source)
+
+
 def show_in_help(*names: str) -> None:
     """absl shows the flags of the module that is __main__, and that module's docstring."""
     for name in names:

@@ -126,6 +126,11 @@ def _pairs(record: Record) -> Pair:
     prompt, chosen and rejected may be texts or lists of {"role", "content"}; where chosen and rejected are
     whole conversations, the prompt is what they have in common and is not needed.
     """
+    if record.get("tools") not in (None, "", "[]", [], ()):
+        raise Malformed(
+            "'tools' is not given to the chat template, which would show them: take the column out, or "
+            "tell of the tools in a 'system' column"
+        )
     if record.get("messages") is not None and record.get("chosen") is None:
         said = conversation(record["messages"], "messages")
         if len(said) < 2 or said[-1].role != "assistant":

@@ -60,8 +60,8 @@ class Grouped(nnx.Module):
         (size, axis), (out, out_axis), many = inputs, outputs, routing.experts
 
         def drawn(*shape: int) -> Array:
-            weights: Array = jax.random.normal(rngs.params(), shape, jnp.float32) * size**-0.5
-            return weights
+            scaled: Array = jax.random.normal(rngs.params(), shape, jnp.float32) * size**-0.5
+            return scaled
 
         self.dtype = config.dtype
         self.kernel = nnx.Param(drawn(many, size, out), axes=("experts", axis, out_axis))

@@ -49,6 +49,16 @@ def test_help_prints_the_programs_purpose_and_its_settings():
     assert "--config.judge" not in done.stdout
 
 
+def test_a_shipped_shape_is_found_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "configs/shapes/llama-3.1-8b"
+    assert command.shape(name) == str(ROOT / name)
+    for other in ("configs/shapes/none", "smollm2-135m-instruct", str(tmp_path)):
+        assert command.shape(other) == other
+    (tmp_path / name).mkdir(parents=True)
+    assert command.shape(name) == name
+
+
 def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

@@ -278,6 +278,8 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
         ("mesh.fsdp", -2, "positive, or -1 for all that are left"),
         ("mesh.decode", -2, "at least -1"),
         ("mesh.tensor", 0, "positive, or -1 for all that are left"),
+        ("mesh.expert", 0, "positive, or -1 for all that are left"),
+        ("train.router_loss", -0.1, "0 or more"),
         ("reference.when", "later", "'before' or 'first_epoch'"),
         ("data.format", "csv", "'pairs', 'summarize' or 'dialogue'"),
         ("data.template", "tldr2", "'plain', 'chat', 'chained', 'dialogue' or 'tldr'"),

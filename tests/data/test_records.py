@@ -117,6 +117,10 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
             {"prompt": "a", "completion": "b", "label": False},
             "'label' is False: the completion is a bad one",
         ),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"name": "search"}]},
+            "'tools' is not given to the chat template",
+        ),
     ],
 )
 def test_what_would_be_lost_without_a_word_is_refused(record, said, tmp_path):
