@@ -46,25 +46,31 @@ class Stage:
         return self.folder / PAIRS if self.program == "pairs" else self.folder
 
     def is_finished(self) -> bool:
-        """Whether it was finished here with these settings, of those that decide what it makes."""
+        """Whether it was finished here with these settings, of those that decide what it makes.
+
+        A setting that there was not yet had its default.
+        """
         if not self._kept.is_file():
             return False
-        return files.read_json(self._kept, "delete it to run this stage again") == self._flat()
+        kept = files.read_json(self._kept, "delete it to run this stage again")
+        return _flat(Settings(), self.program) | kept == _flat(self.settings, self.program)
 
     def finish(self) -> None:
         """Remembers that the stage is finished. For process 0."""
-        files.write_json(self._kept, self._flat())
+        files.write_json(self._kept, _flat(self.settings, self.program))
 
     @property
     def _kept(self) -> Path:
         return self.folder / "finished.json"
 
-    def _flat(self) -> dict[str, Any]:
-        whole = dataclasses.asdict(self.settings)
-        del whole["data"]["cache"]  # a place, which makes no difference
-        read = {section: whole[section] for section in READS[self.program]}
-        plain: dict[str, Any] = json.loads(json.dumps(flatten(read) | {"program": self.program}))
-        return plain
+
+def _flat(settings: Settings, program: str) -> dict[str, Any]:
+    """The settings that decide what a program makes, as JSON has them."""
+    whole = dataclasses.asdict(settings)
+    del whole["data"]["cache"]  # a place, which makes no difference
+    read = {section: whole[section] for section in READS[program]}
+    plain: dict[str, Any] = json.loads(json.dumps(flatten(read) | {"program": program}))
+    return plain
 
 
 def stage(name: str, program: str, settings: Mapping[str, Any]) -> dict[str, Any]:

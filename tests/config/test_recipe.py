@@ -75,6 +75,10 @@ def test_a_stage_is_finished_with_the_settings_it_was_finished_with(tmp_path):
     assert stage.is_finished()
     kept = json.loads((tmp_path / "sft" / "finished.json").read_text())
     assert kept["objective.name"] == "sft"
+    older = {key: value for key, value in kept.items() if key != "reference.source"}
+    (tmp_path / "sft" / "finished.json").write_text(json.dumps(older))
+    assert stage.is_finished()  # there was one reference then
+    assert not resolve(recipe(reference={"source": "x"}), tmp_path)[1].is_finished()
     for other in ({"mesh": {"fsdp": 1}}, {"judge": {"name": "longer"}}):  # training reads no judge
         assert resolve(recipe(**other), tmp_path)[1].is_finished()
     moved = dataclasses.replace(stage.settings.data, cache="elsewhere")

@@ -155,6 +155,8 @@ def alternating(documents) -> ConfigDict:
     config = small(documents)
     config.pairs.update({"documents": str(documents), "count": 6, "choose": "first"})
     config.online.update({"minibatches": 1, "epochs": 1, "kl_target": 0.0})
+    # Enough of them that the completions of a prompt differ in words, and there is something to learn.
+    config.online.samples = config.sampling.max_new_tokens = 8
     config.train.update({"steps": 3, "batch_size": 2, "checkpoint_every": 1})
     return config
 
@@ -170,6 +172,7 @@ def phases(documents, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mesh_module, "make", functools.partial(make_mesh, devices=jax.devices()[:1]))
         assert attempt_phases(alternating(documents), workdir)
+    assert max(line["grad_norm"] for line in lines(workdir / "2-copg")) > 0
     return workdir
 
 
@@ -220,20 +223,16 @@ def test_phases_follow_each_other_and_go_on_where_they_were_killed(
 @pytest.mark.slow
 def test_another_reference_than_the_policy_as_it_starts(documents, phases, tmp_path):
     config = alternating(documents)
-    config.model.source, before = str(phases / "2-copg"), str(phases / "1-srpo")
+    config.model.source = str(phases / "2-copg")
+    config.reference.source = f"{phases / '1-srpo'}@2"
     config.train.steps = 1
     config.online.objective = "copg"
     config.data.pairs = str(phases / "1-pairs" / "pairs.jsonl")
-    found = {}
-    for source in (config.model.source, before):
-        config.reference.source = source
-        folder = tmp_path / source.rpartition("-")[2]
-        assert attempt(config, folder / "online")
-        assert train.train(config_module.checked(config), folder / "pairs")
-        (online,), (pairs,) = lines(folder / "online"), lines(folder / "pairs")
-        found[source] = online["kl"], pairs["log_ratio"]
-    assert found[config.model.source] == pytest.approx((0, 0), abs=1e-5)
-    assert all(abs(value) > 1e-3 for value in found[before])
+    assert attempt(config, tmp_path / "online")
+    assert train.train(config_module.checked(config), tmp_path / "pairs")
+    for name, key in (("online", "kl"), ("pairs", "log_ratio")):
+        (line,) = lines(tmp_path / name)
+        assert abs(line[key]) > 1e-3, name  # 0 where the policy is its own reference
     for source, said in (("tiny", "has no weights: train it first"), ("none", "is neither 'tiny'")):
         config.reference.source = source
         with pytest.raises(UserError, match=rf"config\.reference\.source.*{said}"):
