@@ -6,7 +6,7 @@ They are the stages of a recipe, each from the policy of the phase before.
 import dataclasses
 from typing import Any
 
-from srpo_jax.config.programs import RecipeSettings, StageSettings
+from srpo_jax.config.programs import PhaseSettings, RecipeSettings, StageSettings
 from srpo_jax.config.recipe import stage
 from srpo_jax.config.settings import Settings
 from srpo_jax.objectives.online import ONLINE
@@ -27,7 +27,8 @@ def as_recipe(settings: Settings) -> Settings:
         raise UserError("config.recipe.stages has stages: --alternate makes its own")
     first = settings.reference.source or (policy if own.reference == "first" else "")
     stages: list[dict[str, Any]] = []
-    for number, phase in enumerate(own.phases * own.cycles, 1):
+    phases = own.phases or tuple(map(PhaseSettings, ("srpo", "copg")))
+    for number, phase in enumerate(phases * own.cycles, 1):
         name = f"{number}-{phase.objective}"
         later = first if own.reference == "first" else ""
         begins: dict[str, Any] = {"seed": settings.seed + number - 1, "model.source": policy}

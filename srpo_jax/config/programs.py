@@ -216,9 +216,7 @@ class AlternateSettings:
     """Program train_online --alternate: its phases, one after the other, and again."""
 
     phases: tuple[PhaseSettings, ...] = setting(
-        (PhaseSettings("srpo"), PhaseSettings("copg")),
-        "dictionaries of objective and set",
-        _SOME,
+        (), "dictionaries of objective and set; without any srpo, then copg"
     )
     cycles: int = setting(1, "times that the phases run", at_least(1))
     reference: str = setting(
