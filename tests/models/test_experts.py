@@ -17,6 +17,7 @@ from srpo_jax.models.lora import check_dropout
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import step
+from srpo_jax.training.speed import model_flops
 from srpo_jax.trees import prefix_tree
 
 CONFIG = DecoderConfig(
@@ -171,6 +172,20 @@ def test_a_step_with_its_router_loss_is_the_same_on_experts_devices():
     assert 2.0 <= said["router_loss"] < 4.0  # each token chooses 2 of 4
     router = lambda found: found["blocks"]["mlp"]["router"]["kernel"][...]
     assert np.abs(router(expected) - router(plain)).max() > 1e-3
+
+
+def test_of_a_step_only_the_chosen_experts_count():
+    """One expert more a token: three products, forward and the two of the backward pass, in each layer."""
+    rows = batch(2)["rows"]
+
+    def operations(experts, each):
+        config = dataclasses.replace(CONFIG, routing=Routing(experts, each, normed=True))
+        return model_flops(config, ("w", "l"), rows)
+
+    one = 2 * rows.tokens.size * 16 * 12
+    assert operations(4, 3) - operations(4, 2) == 2 * 3 * 3 * one
+    router = 2 * rows.tokens.size * 16 * 4
+    assert operations(8, 2) - operations(4, 2) == 2 * 3 * router
 
 
 def test_the_load_balancing_loss_is_that_of_transformers_without_padding():
