@@ -5,8 +5,8 @@
 
 The real train step and the real programs of revision are compiled on this machine, by the TPU's own
 compiler (extra `plan`) or XLA's for GPUs (`plan_gpu`); nothing is allocated, no weights are read. Lengths
-are those of config.data.pairs where that is a file, else of --prompt and --completion. --search tries meshes,
-remat and batch sizes, and ranks what fits. --online plans a round of `train_online`.
+are those of config.data.pairs where that is a file, else of --prompt and --completion. --search tries
+meshes, remat and batch sizes, and ranks what fits. --online plans a round of `train_online`.
 """
 
 import dataclasses
