@@ -85,7 +85,7 @@ def read_pairs(
             _check(pair, rejected, distinct)
         except Malformed as error:
             _say_left_out(source, unusable)
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{where}: {error}{_hint(record, format)}") from error
         except Unusable as error:
             unusable[str(error)] += 1
             continue
@@ -96,6 +96,28 @@ def read_pairs(
         why = f": all {unusable.total()} records are left out" if unusable else ""
         raise UserError(f"{source} holds no pairs{why}{_reasons(unusable)}")
     return pairs
+
+
+def _hint(record: Any, format: str) -> str:
+    """What else a malformed record may be, by the columns that it has; "" where they are those expected."""
+    if not isinstance(record, Mapping):
+        return ""
+    chosen, is_pair = record.get("chosen"), any(name in record for name in ("prompt", "messages"))
+    if format == "pairs":
+        if "prompt" not in record and isinstance(chosen, str) and _FIRST_TURN[0] in chosen:
+            return ": config.data.format=dialogue reads dialogues of 'Human:' and 'Assistant:'"
+        if "info" in record and "summaries" in record:
+            return ": config.data.format=summarize reads comparisons of summaries"
+        if "label" in record and "rejected" not in record:
+            return ": a row for KTO has one completion, a pair two (chosen, rejected)"
+        is_known = is_pair and any(name in record for name in ("chosen", "completion", "messages"))
+        return "" if is_known else f": {_RENAME}, and it has {known(record)}"
+    if is_pair or isinstance(chosen, list | tuple):
+        return ": config.data.format=pairs reads prompts, conversations and messages"
+    return ""
+
+
+_RENAME = "config.data.fields=('prompt=NAME', 'chosen=NAME') says which columns are read"
 
 
 def _reasons(unusable: Mapping[str, int]) -> str:

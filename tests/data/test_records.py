@@ -1,6 +1,7 @@
 """Reading and writing pairs: every mistake in a file is one sentence with file and line."""
 
 import json
+import re
 
 import pytest
 
@@ -214,3 +215,26 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         records.write_pairs(path, interrupted())
     assert records.read_pairs(path) == [Pair("x", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("record", "format", "said"),
+    [
+        (
+            {"chosen": "Human: a\n\nAssistant: b", "rejected": "Human: a\n\nAssistant: c"},
+            "pairs",
+            "config.data.format=dialogue reads",
+        ),
+        ({"info": {}, "summaries": [], "choice": 0}, "pairs", "config.data.format=summarize reads"),
+        ({"prompt": "a", "completion": "b", "label": True}, "pairs", "a row for KTO has one"),
+        ({"question": "a", "best": "b", "worst": "c"}, "pairs", "it has best, question, worst"),
+        (
+            {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"},
+            "dialogue",
+            "config.data.format=pairs reads",
+        ),
+    ],
+)
+def test_a_record_of_another_kind_is_told_what_reads_it(record, format, said, tmp_path):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read(tmp_path, record, format=format)
