@@ -56,8 +56,10 @@ class MeshSettings:
 
 def of_settings(settings: MeshSettings, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh of training; see `make`."""
-    sizes = {axis: getattr(settings, axis) for axis in AXES}
-    return make(**sizes, devices=devices, rules=settings.rules)
+    given: dict[str, Any] = {axis: getattr(settings, axis) for axis in AXES}
+    if devices is not None:
+        given["devices"] = devices
+    return make(**given, rules=settings.rules)
 
 
 def make(

@@ -62,7 +62,6 @@ def test_the_reference_moves_or_stays(stages, kind, given, expected):
 @pytest.mark.parametrize(
     ("phases", "said"),
     [
-        ((), r"alternate\.phases=\(\) must be one at least"),
         (({"objective": "reward"},), r"phases\.objective='reward' must be 'srpo', 'dpo'"),
         (({"objective": "srpo", "set": {"train.stepps": 1}},), r"'1-pairs': set: train\.stepps=1"),
     ],
