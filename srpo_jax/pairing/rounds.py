@@ -197,6 +197,11 @@ def check(settings: Settings) -> None:
             f"config.lora.dropout={settings.lora.dropout}: the policy that learns must be the one that "
             "wrote, so train_online draws no dropout; set it to 0"
         )
+    if settings.train.router_loss:
+        raise UserError(
+            f"config.train.router_loss={settings.train.router_loss}: train_online has no load-balancing "
+            "loss; set it to 0"
+        )
     judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
 
 
