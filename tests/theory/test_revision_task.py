@@ -319,7 +319,7 @@ def test_selection_takes_the_highest_and_of_equals_the_larger_beta(tmp_path):
     [
         (["--seeds", "101"], "seed 101 is in --seeds and in --validation-seeds"),
         (["--seeds", "1", "1"], "--seeds must be different numbers"),
-        (["--methods", "ppo"], "no method is called 'ppo'"),
+        (["--methods", "grpo"], "no method is called 'grpo'"),
         (["--set", "depth=3"], "'depth' is none of width, layers"),
         (["--set", "steps=many"], "'many' is not a number"),
         (["--set", "steps=0"], "steps must be above 0"),

@@ -27,7 +27,7 @@ import numpy as np
 from srpo_jax import objectives
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.theory.revision_task import measure, network
+from srpo_jax.theory.revision_task import compute, measure, network, online
 from srpo_jax.theory.revision_task.desk import Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way
@@ -43,7 +43,8 @@ PROMPTS_SEED = {"validation": 7, "test": 17}
 class Method:
     """How a policy is trained, and the values of beta that are tried, the largest first.
 
-    objective: "" for the start as it is. closed_form: the method of `exact` that it is laid beside.
+    objective: "" for the start as it is. closed_form: the method of `exact` that it is laid beside. online:
+    it learns from what it writes, not from pairs.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Method:
     betas: tuple[float, ...]
     closed_form: str
     anchored: bool = False
+    online: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -59,6 +61,9 @@ METHODS: dict[str, Method] = {
     "dpo": Method("DPO", "dpo", (2.0, 1.0, 0.5, 0.25), "dpo"),
     "dpo_anchored": Method("DPO, anchored (RPO)", "rpo", (2.0, 1.0, 0.5, 0.25), "dpo", True),
     "ipo": Method("IPO", "ipo", (0.4, 0.2, 0.1, 0.05), "ipo"),
+    # Rewarded by the score that P is made of, they share DPO's optimum, and so its betas.
+    "rloo": Method("RLOO, online", "rloo", (2.0, 1.0, 0.5, 0.25), "dpo", online=True),
+    "ppo": Method("PPO, online", "ppo", (2.0, 1.0, 0.5, 0.25), "dpo", online=True),
 }
 START = Method("the start (SFT)", "", (0.0,), "start")
 
@@ -85,7 +90,7 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def hyper(self) -> dict[str, float]:
-        """What the loss takes. SRPO without its anchor runs the same program with weight 0."""
+        """What a loss of pairs takes. SRPO without its anchor runs the same program with weight 0."""
         given = {"beta": self.beta, "alpha": self.alpha, "nll_weight": self.nll_weight}
         reads = objectives.get(METHODS[self.method].objective).hyperparameters
         return {name: value for name, value in given.items() if name in reads}
@@ -223,13 +228,7 @@ def run(cell: Cell, folder: Path) -> Record:
     start = _start(cell.desk, cell.recipe.start(), cell.seed, folder)
     model, training = start, {}
     if cell.method != "start":
-        model, metrics = network.train(
-            start,
-            METHODS[cell.method].objective,
-            _examples(cell, folder),
-            cell.recipe,
-            cell.hyper(),
-        )
+        model, metrics = _trained(cell, start, folder)
         training = {name: float(values[-10:].mean()) for name, values in metrics.items()}
     record: Record = {"digest": cell.digest, "cell": dataclasses.asdict(cell), "training": training}
     record |= _measured(cell, model, start)
@@ -240,6 +239,17 @@ def run(cell: Cell, folder: Path) -> Record:
         f"{cell.writer}: {wins} ({record['seconds']:.0f} s)"
     )
     return record
+
+
+def _trained(cell: Cell, start: Model, folder: Path) -> tuple[Model, dict[str, np.ndarray]]:
+    method = METHODS[cell.method]
+    if not method.online:
+        examples = _examples(cell, folder)
+        return network.train(start, method.objective, examples, cell.recipe, cell.hyper())
+    rounds = compute.rounds(method.objective, cell.desk, cell.recipe)
+    return online.train(
+        start, method.objective, cell.desk, cell.recipe, cell.beta, cell.seed, rounds
+    )
 
 
 def _measured(cell: Cell, model: Model, start: Model) -> Record:

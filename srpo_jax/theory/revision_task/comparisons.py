@@ -18,10 +18,10 @@ from srpo_jax.theory.revision_task.plan import (
     OURS,
     WRITERS,
     Plan,
-    by_first_answer,
     frontier,
     selected,
     shown,
+    tried_at_equal_kl,
 )
 from srpo_jax.theory.revision_task.statistics import mean_of
 
@@ -56,7 +56,7 @@ def at_equal_kl(store: Store, plan: Plan) -> str:
     """Each beta of SRPO beside each other method at the same KL(pi || reference) of the first answer."""
     rows: Rows = []
     for beta in plan.betas(OURS):
-        for method in filter(by_first_answer, plan.methods):
+        for method in filter(tried_at_equal_kl, plan.methods):
             rows += _beside(store, plan, beta, method)
     header = ["SRPO, anchored", "", "KL", "N = 0", f"N = {REVISIONS}", "beside", "its N = 0"]
     header += ["its best N", "difference", "KL of all steps", "its N = 0 at that"]

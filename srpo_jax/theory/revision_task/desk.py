@@ -122,6 +122,19 @@ class Desk:
         chance: np.ndarray = 1 / (1 + np.exp(-advantage / self.temperature))
         return chance
 
+    def scores(self, symbols: np.ndarray, answers: Sequence[Sequence[int]]) -> np.ndarray:
+        """float64 [N], of answers as of `tallies`: P(a > b) is the sigmoid of what a's is above b's.
+
+        Raises UserError under the intransitive preference, which no score gives.
+        """
+        if CIRCLE[self.preference]:
+            raise UserError(
+                f"no score gives the preference {self.preference!r}, and online methods learn from one"
+            )
+        counts, excess = self.tallies(symbols, answers)
+        found: np.ndarray = (counts[:, 0] - excess) / self.temperature
+        return found
+
     def _beats(self) -> np.ndarray:
         """C [kinds, kinds] of the module's docstring."""
         beats = np.zeros((LETTERS + 1, LETTERS + 1))

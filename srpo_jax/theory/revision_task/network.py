@@ -35,7 +35,7 @@ from srpo_jax.trees.packing import RowShape
 State = nnx.State[Any, Any]
 SCORED_AT_ONCE = 250  # rows, when the reference scores all pairs
 # What each draw is for; (seed, one of these) seeds it.
-SFT, PAIRS, ORDER = range(3)
+SFT, PAIRS, ORDER, ONLINE = range(4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,14 +250,19 @@ def train(
     return model._replace(trained=trained), jax.device_get(metrics)
 
 
+@functools.cache
+def drawn(recipe: Recipe, seed: int) -> Model:
+    """A network that has learned nothing."""
+    return Model(*creation.create(recipe.architecture(), None, mesh(), seed))
+
+
 def begin(desk: Desk, recipe: Recipe, seed: int, kept: Path | None = None) -> Model:
     """The start, SFT on both prompts; read from the file `kept` if it is there, else written to it."""
     if kept is not None and kept.is_file():
         with np.load(kept) as file:
             return Model(*creation.create(recipe.architecture(), dict(file), mesh(), seed))
-    drawn = Model(*creation.create(recipe.architecture(), None, mesh(), seed))
     examples = sft_examples(desk, recipe, seed)
-    model, _ = train(drawn, "sft", examples, recipe, {}, sft=True)
+    model, _ = train(drawn(recipe, seed), "sft", examples, recipe, {}, sft=True)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         flat = nnx.to_flat_state(model.trained)

@@ -17,6 +17,8 @@ COLOURS = {
     "dpo": "#e69f00",
     "dpo_anchored": "#d55e00",
     "ipo": "#009e73",
+    "rloo": "#cc79a7",
+    "ppo": "#999999",
 }
 
 
@@ -34,8 +36,9 @@ def draw(path: Path, store: Store, plan: Plan) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("win rate against the gold writer, %")
     lines, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(lines, labels, loc="lower center", ncols=len(lines), frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    columns = min(len(lines), 5)  # more do not fit beside each other
+    figure.legend(lines, labels, loc="lower center", ncols=columns, frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.02 + 0.04 * -(-len(lines) // columns), 1, 1))
     figure.savefig(path, dpi=90)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from srpo_jax.theory.revision_task import compute, online
 from srpo_jax.theory.revision_task.anchored import anchor_table
 from srpo_jax.theory.revision_task.cells import METHODS, START, WHERE, Store, curve, way_name
 from srpo_jax.theory.revision_task.comparisons import (
@@ -35,6 +36,8 @@ from srpo_jax.theory.revision_task.statistics import mean_of, means_of
 def summary(store: Store, plan: Plan) -> str:
     """All tables that the plan's cells give."""
     parts = [heading(plan), selection(store, plan), main_table(store, plan)]
+    if any(METHODS[method].online for method in plan.methods):
+        parts.append(compute_table(plan))
     if plan.everything:
         parts.append(ways(store, plan))
     if OURS in plan.methods:
@@ -87,10 +90,28 @@ def main_table(store: Store, plan: Plan) -> str:
     header = ["", "", *(str(n) for n in range(REVISIONS + 1)), f"{REVISIONS} less 0"]
     text = table("Win rate by number of revisions: exact | network", header, rows)
     return (
-        f"{text}\n\nThe exact rows are the minimisers of the losses without anchor; DPO and IPO revise "
-        "with the start's improve policy. Perfect answers win "
+        f"{text}\n\nThe exact rows are the minimisers of the losses without anchor; all but SRPO "
+        "revise with the start's improve policy. Perfect answers win "
         f"{100 * _perfect(gold_table(plan.desk)):.1f} %."
     )
+
+
+def compute_table(plan: Plan) -> str:
+    """What SRPO's training costs, and that of the online methods, which go on for as long as that lasts."""
+    desk, recipe = plan.desk, plan.recipe
+    of_srpo = compute.of_srpo(desk, recipe)
+    rows: Rows = [["SRPO", f"{recipe.steps} steps of {recipe.batch} pairs", f"{of_srpo / 1e9:.1f}"]]
+    rows[0] += ["-"] * 3
+    for method in filter(lambda name: METHODS[name].online, plan.methods):
+        objective = METHODS[method].objective
+        rounds = compute.rounds(objective, desk, recipe)
+        each = np.array(compute.of_round(objective, desk, recipe))
+        samples = online.SETTINGS[objective].samples
+        what = f"{rounds} rounds of {recipe.batch} prompts, {samples} answers each"
+        shares = [f"{100 * share:.0f} %" for share in each / each.sum()]
+        rows.append([METHODS[method].label, what, f"{rounds * each.sum() / 1e9:.1f}", *shares])
+    header = ["", "", "GFLOP", "writing", "scoring", "learning"]
+    return table("Equal training compute, operations counted", header, rows)
 
 
 def _perfect(exact: Table) -> float:
