@@ -158,6 +158,7 @@ def gradients(mesh, config, given, **options):
     return jax.jit(one.gradient)(trained, frozen, placed, jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_step_with_its_router_loss_is_the_same_on_experts_devices():
     """Of all weights, the router's among them; 8 devices against 1, to 1e-5."""
     given = batch(8)

@@ -113,7 +113,10 @@ def test_many_prompts_equal_the_plain_loop(model, together):
     assert together[0.0] == [plain(model, prompt, 2, 7) for prompt in many()]
 
 
-@pytest.mark.parametrize(("rows", "refill"), [(4, 0.25), (6, 0.5), (6, 1.0), (3, 0.8)])
+SLOW = [pytest.param(6, part, marks=pytest.mark.slow) for part in (0.5, 1.0)]
+
+
+@pytest.mark.parametrize(("rows", "refill"), [(4, 0.25), (3, 0.8), *SLOW])
 def test_rows_are_refilled_and_nothing_else_changes(model, together, rows, refill):
     for temperature, want in together.items():
         sampling = Sampling(7, temperature, batch_size=rows, refill=refill)

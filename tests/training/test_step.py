@@ -188,7 +188,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run):
         np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, accumulate):
     """On 2 x 2 devices, 5 pairs in 4 rows against 5 rows on one. Float32 sums in another order."""
     optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)

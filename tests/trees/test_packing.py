@@ -22,7 +22,9 @@ def tldr_like(count, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "parts"), [(8, 1), (64, 8), (64, 16), (256, 64)], ids=lambda n: str(n)
+    ("batch_size", "parts"),
+    [pytest.param(8, 1, marks=pytest.mark.slow), (64, 8), (64, 16), (256, 64)],
+    ids=lambda n: str(n),
 )
 def test_rows_are_95_percent_full_in_a_handful_of_shapes(batch_size, parts):
     """Four pairs and more a row. 200 batches, beyond those that the shapes were chosen from."""
