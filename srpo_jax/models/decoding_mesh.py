@@ -14,15 +14,14 @@ from jax.sharding import Mesh
 from srpo_jax.models import creation, loading
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.runtime import chips
+from srpo_jax.runtime import chips, distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
 from srpo_jax.runtime.metrics import status
 
-SHARE = (
-    0.5  # of a device's memory that the weights may take; caches and a token's work have the rest
-)
+# Of a device's memory, what the weights may take; caches and a token's work have the rest.
+SHARE = 0.5
 
 
 def load(source: str, dtype: str, settings: MeshSettings, seed: int = 0) -> Decoder:
@@ -56,17 +55,23 @@ def choose(
             it is taken to be enough.
 
     Raises:
-        UserError: the group asked for does not divide the devices or the model.
+        UserError: the group asked for does not divide the devices or the model; or rules beside it.
     """
     devices = list(jax.devices() if devices is None else devices)
     trained = mesh_module.of_settings(settings, devices)
+    if settings.decode > 0 and settings.rules:
+        raise UserError(
+            f"config.mesh.decode={settings.decode} is not for a mesh with config.mesh.rules, which "
+            "decodes as it trains: take one of them out"
+        )
     if settings.decode == -1 or settings.rules:
         return trained
     if settings.decode:
         asked = _copies(settings.decode, devices)
         creation.abstract(config, asked)
         return asked
-    room = SHARE * (_memory(devices[0]) if memory is None else memory)
+    # Hosts that chose different meshes would wait for each other for ever.
+    room = SHARE * (distributed.from_main(_memory) if memory is None else memory)
     for each in (n for n in range(1, len(devices) + 1) if len(devices) % n == 0):
         try:
             mesh = _copies(each, devices)
@@ -74,6 +79,7 @@ def choose(
                 return mesh
         except UserError:  # heads, say, that do not divide: a larger group may
             continue
+    status("no group of devices holds a copy of the model: decoding on the mesh of training")
     return trained
 
 
@@ -90,9 +96,9 @@ def _held(config: DecoderConfig, mesh: Mesh) -> int:
     )
 
 
-def _memory(device: jax.Device) -> float:
-    """Bytes, as far as they are known."""
-    if device.process_index == jax.process_index() and (said := device.memory_stats()):
-        return float(said["bytes_limit"])
+def _memory() -> float:
+    """Bytes of a device of this process, as far as they are known."""
+    device = jax.local_devices()[0]
+    said = device.memory_stats() or {}
     chip = chips.of(device)
-    return chip.memory if chip else math.inf
+    return float(said.get("bytes_limit", chip.memory if chip else math.inf))

@@ -29,8 +29,9 @@ def test_the_fewest_devices_that_hold_it_in_half_of_their_memory(config, gigabyt
     assert dict(mesh.shape) == {"replica": copies, "fsdp": 1, "tensor": each}
 
 
-def test_a_model_that_no_group_holds_stays_on_the_mesh_of_training(config):
+def test_a_model_that_no_group_holds_stays_on_the_mesh_of_training(config, capsys):
     mesh = decoding_mesh.choose(MeshSettings(tensor=2), config, memory=1e9)
+    assert "no group of devices holds a copy" in capsys.readouterr().out
     assert dict(mesh.shape) == {"replica": 1, "fsdp": 4, "tensor": 2}
 
 
@@ -53,12 +54,16 @@ def test_a_group_of_the_users_own_size(config):
 def test_a_size_that_cannot_be_is_refused(config):
     with pytest.raises(UserError, match=r"config.mesh.tensor=3"):
         decoding_mesh.choose(MeshSettings(decode=3), config, jax.devices()[:4])
+    with pytest.raises(
+        UserError, match=r"config.mesh.decode=2 is not for a mesh with config.mesh.rules"
+    ):
+        decoding_mesh.choose(MeshSettings(decode=2, rules=("vocab=None",)), config)
     with pytest.raises(UserError, match="at least -1"):
         MeshSettings(decode=-2)
 
 
 def test_the_mesh_that_it_decodes_on_is_said(capsys, monkeypatch):
-    monkeypatch.setattr(decoding_mesh, "_memory", lambda device: 3e5)
+    monkeypatch.setattr(decoding_mesh, "_memory", lambda: 3e5)
     model = decoding_mesh.load("tiny", "float32", MeshSettings())
     assert "config.mesh.decode=-1" in capsys.readouterr().out
     assert model.config.dtype == "float32"
