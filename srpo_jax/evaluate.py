@@ -3,13 +3,15 @@
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR [--stage=write|judge|report]
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR --dry_run
     python -m srpo_jax.evaluate --compare A/report B/report [--workdir=comparison]
+    python -m srpo_jax.evaluate --pool A/report B/report [--workdir=pooled]
 
 DIR is the workdir of a training run, whose model and the one it started from are evaluated, or any folder
 where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ receive what was asked and
 written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
 and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
 command goes on where an interrupted one stopped, on any number of hosts. --dry_run says what the judges
-would cost of what is written; --compare puts several reports on the same documents into one.
+would cost of what is written; --compare puts several reports on the same documents into one, --pool those
+of the same models on other documents each: parts of a set, or seeds.
 """
 
 import dataclasses
@@ -28,6 +30,7 @@ from srpo_jax.evaluation.contestants import Contestants, check_templates, contes
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.reporting import compare as reports
+from srpo_jax.reporting import pool as pooling
 from srpo_jax.reporting import provenance, report
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.data import Report, Rules
@@ -81,9 +84,7 @@ def evaluate(
                 command=" ".join(["python -m", _module(), *sys.argv[1:]]),
             )
             result = assemble(evidence, Rules(missing_as_ties=settings.judge.missing == "tie"))
-            report.write(result, workdir / "report")
-            print_table(result)
-            status(f"report: {workdir / 'report' / 'report.html'}")
+            _show(result, workdir)
             made.append(result)
 
     if {"judge", "report"} & set(stages):
@@ -113,7 +114,16 @@ def estimated(
 def compare(folders: list[str], workdir: Path | None) -> None:
     """One report of those in `folders`, in workdir/report (default: comparison/report)."""
     workdir = workdir or Path("comparison")
-    result = reports.compare(folders, title=f"Win rates: {workdir.name}")
+    _show(reports.compare(folders, title=f"Win rates: {workdir.name}"), workdir)
+
+
+def pool(folders: list[str], workdir: Path | None) -> None:
+    """One report of the parts in `folders`, in workdir/report (default: pooled/report)."""
+    workdir = workdir or Path("pooled")
+    _show(pooling.pool(folders, title=f"Win rates: {workdir.name}"), workdir)
+
+
+def _show(result: Report, workdir: Path) -> None:
     report.write(result, workdir / "report")
     print_table(result)
     status(f"report: {workdir / 'report' / 'report.html'}")
@@ -191,5 +201,8 @@ if __name__ == "__main__":
         ("model", "mesh", "data", "sampling", "evaluate", "judge"),
         options={"stage": "write, judge or report alone (default: all three)"},
         switches={"dry_run": "only say what the judges would cost of what is written"},
-        instead=("compare", "folders of reports to put into one, in WORKDIR/report", compare),
+        instead={
+            "compare": ("folders of reports to put into one, in WORKDIR/report", compare),
+            "pool": ("folders of reports on other documents each, to put into one", pool),
+        },
     )

@@ -78,9 +78,9 @@ def select_documents(settings: Settings, renderer: Renderer) -> tuple[list[Docum
     documents = document_sets.read(own.document_set, "config.pairs")
     name = f"{own.document_set.name} ({own.document_set.split})"
     chosen, prompts = select(
-        documents, own.skip + own.count, own.max_prompt_tokens, {"": renderer}, name
+        documents, own.count, own.max_prompt_tokens, {"": renderer}, name, own.skip
     )
-    return chosen[own.skip :], prompts[""][own.skip :]
+    return chosen, prompts[""]
 
 
 def golds(chosen: list[Document]) -> tuple[list[Pair], str]:

@@ -30,32 +30,33 @@ def run(
     workdir: str | None = None,
     options: Mapping[str, str] | None = None,
     switches: Mapping[str, str] | None = None,
-    instead: tuple[str, str, Callable[[list[str], Path | None], None]] | None = None,
+    instead: Mapping[str, tuple[str, Callable[[list[str], Path | None], None]]] | None = None,
 ) -> NoReturn:
     """Parses the command line and runs main(settings, workdir, **options), which returns the exit status.
 
     sections: those of the settings that the program reads, listed by --help. config, workdir:
     defaults of the flags, without which they must be given; config is the name of a shipped one.
     options: further flags that hold a text (None when not given), name -> help. switches: those that are on
-    or off. instead: a flag that takes folders, its help, and what runs on these in place of main, without
-    settings; the workdir is None where none is given.
+    or off. instead: flags that take folders, name -> (help, what runs on these in place of main, without
+    settings); the workdir is None where none is given.
     """
-    options, switches = options or {}, switches or {}
+    options, switches, instead = options or {}, switches or {}, instead or {}
     define_config(sections, f"file with the settings (default: {config})", config)
     flags.DEFINE_string("workdir", workdir, "folder of the run; the same folder resumes it")
     for name, meaning in options.items():
         flags.DEFINE_string(name, None, meaning)
     for name, meaning in switches.items():
         flags.DEFINE_bool(name, False, meaning)
-    if instead:
-        flags.DEFINE_string(instead[0], None, instead[1])
-    show_in_help("workdir", *options, *switches, *([instead[0]] if instead else []))
+    for name, (meaning, _) in instead.items():
+        flags.DEFINE_string(name, None, meaning)
+    show_in_help("workdir", *options, *switches, *instead)
 
     def checked(arguments: list[str]) -> int | None:
         folder, further = flags.FLAGS.workdir, arguments[1:]
-        if instead and (first := flags.FLAGS[instead[0]].value) is not None:
-            instead[2]([first, *further], storage.folder(folder, "--workdir") if folder else None)
-            return None
+        for name, (_, runs) in instead.items():
+            if (first := flags.FLAGS[name].value) is not None:
+                runs([first, *further], storage.folder(folder, "--workdir") if folder else None)
+                return None
         if further:
             raise UserError(
                 f"{further[0]} belongs to no flag: write --NAME=VALUE (--help lists them)"

@@ -126,6 +126,7 @@ class EvaluateSettings:
         _SOME,
     )
     split: str = setting("test", "of the documents", one_of(*SPLITS))
+    skip: int = setting(0, "documents of each set passed over first", at_least(0))
     count: int = setting(64, "documents of each set", at_least(1))
     max_prompt_tokens: int = setting(
         384, "longer documents are left out, counted and reported", at_least(1)

@@ -55,7 +55,12 @@ def write(settings: Settings, workdir: Path, who: Contestants) -> None:
         }
         every = document_sets.read(one)
         documents, prompts = select(
-            every, own.count, own.max_prompt_tokens, renderers, f"{one.name} ({one.split})"
+            every,
+            own.count,
+            own.max_prompt_tokens,
+            renderers,
+            f"{one.name} ({one.split})",
+            own.skip,
         )
         chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every)))
         jobs += [

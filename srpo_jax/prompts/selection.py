@@ -14,8 +14,11 @@ def select(
     max_tokens: int,
     renderers: Mapping[str, Renderer],
     name: str,
+    skip: int = 0,
 ) -> tuple[list[Document], dict[str, list[Prompt]]]:
-    """The first `count` documents whose direct prompt has at most max_tokens tokens for every model.
+    """`count` documents whose direct prompt has at most max_tokens tokens for every model.
+
+    They are the first ones behind `skip` others of that length, which somebody else uses.
 
     renderers: of each model; without any, no document is too long. name: of the set, for messages. Returns
     the documents and each model's prompts. Says how many longer ones were passed over. Raises UserError
@@ -27,7 +30,7 @@ def select(
     prompts: dict[Hashable, list[Prompt]] = {key: [] for key in alike}
     longer = 0
     for document in documents:
-        if len(chosen) == count:
+        if len(chosen) == skip + count:
             break
         rendered = {key: _prompt(r, document, name) for key, r in alike.items()}
         if any(len(prompt.direct) > max_tokens for prompt in rendered.values()):
@@ -36,13 +39,17 @@ def select(
         chosen.append(document)
         for key, prompt in rendered.items():
             prompts[key].append(prompt)
-    if len(chosen) < count:
+    if len(chosen) < skip + count:
+        asked = f"{skip} to skip and {count} more" if skip else str(count)
         raise UserError(
             f"{name} has {len(chosen)} documents of at most {max_tokens} prompt tokens, fewer "
-            f"than the {count} asked for: lower the count or raise max_prompt_tokens"
+            f"than the {asked} asked for: lower the count or raise max_prompt_tokens"
         )
-    status(f"{name}: {count} documents, {longer} longer than {max_tokens} tokens passed over")
-    return chosen, {model: prompts[r.fingerprint] for model, r in renderers.items()}
+    behind = f" behind the first {skip}" if skip else ""
+    status(
+        f"{name}: {count} documents{behind}, {longer} longer than {max_tokens} tokens passed over"
+    )
+    return chosen[skip:], {m: prompts[r.fingerprint][skip:] for m, r in renderers.items()}
 
 
 def _prompt(renderer: Renderer, document: Document, name: str) -> Prompt:

@@ -48,7 +48,7 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
     """
     if len(folders) < 2:
         raise UserError("--compare needs at least two folders of reports")
-    names = _names(folders)
+    names = short_names(folders)
     found = [read(folder) for folder in folders]
     reports = [each.evidence for each in found]
     sets = _sets(reports, names)
@@ -65,7 +65,7 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
         sets=sets,
         texts=tuple(texts.values()),
         tables=tuple(tables.values()),
-        judges=_judges(reports, names),
+        judges=common_judges(reports, names),
         facts=tuple(
             (f"{name}: {label}", value)
             for name, each in zip(names, reports, strict=True)
@@ -73,10 +73,11 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
         ),
         command=f"python -m srpo_jax.evaluate --compare {' '.join(map(str, folders))}",
     )
-    return assemble(evidence, _rules([each.rules for each in found], names))
+    return assemble(evidence, common_rules([each.rules for each in found], names))
 
 
-def _rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
+def common_rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
+    """The rules of all; UserError where they differ."""
     for each, name in zip(rules, names, strict=True):
         if each.missing_as_ties != rules[0].missing_as_ties:
             raise UserError(
@@ -86,7 +87,7 @@ def _rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:
     return rules[0]
 
 
-def _names(folders: Sequence[str | Path]) -> list[str]:
+def short_names(folders: Sequence[str | Path]) -> list[str]:
     """Short and distinct: the workdir's name where the folder is its `report`, else the whole path."""
     paths = [storage.absolute(storage.place(folder)) for folder in folders]
     short = [
@@ -124,7 +125,7 @@ def _first_difference(a: Sequence[str], b: Sequence[str]) -> str:
     return f"number {i} is {a[i]!r} in one and {b[i]!r} in the other"
 
 
-def _judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[JudgeRecord, ...]:
+def common_judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[JudgeRecord, ...]:
     """Each judge once, costs added; UserError where one name stands for two judges."""
     found: dict[str, tuple[JudgeRecord, str]] = {}
     for each, name in zip(reports, names, strict=True):

@@ -1,0 +1,120 @@
+"""Several reports in one: the same models, other documents each. Parts of a set, or seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.compare import common_judges, common_rules, read, short_names
+from srpo_jax.reporting.data import Report
+from srpo_jax.reporting.evidence import Documents, Evidence, Texts
+from srpo_jax.reporting.verdicts import VerdictTable
+from srpo_jax.runtime.errors import UserError
+
+
+def pool(folders: Sequence[str | Path], *, title: str) -> Report:
+    """One report of all documents of the reports in `folders` (see `compare.read`), models by name.
+
+    A model of one name may have other weights in each: trained with another seed, say. Then a rate is that
+    of the recipe rather than of one set of weights, and since no document counts twice its interval is over
+    documents and seeds together. Raises UserError for fewer than two folders, a document that two reports
+    have, and reports whose models, sets, comparisons, judges or rules differ.
+    """
+    if len(folders) < 2:
+        raise UserError("--pool needs at least two folders of reports")
+    names = short_names(folders)
+    found = [read(folder) for folder in folders]
+    parts = [each.evidence for each in found]
+    for part, name in zip(parts[1:], names[1:], strict=True):
+        _require_alike(parts[0], part, names[0], name)
+    evidence = Evidence(
+        title=title,
+        sets=tuple(_set(parts, names, each.name) for each in parts[0].sets),
+        texts=tuple(_texts(parts, each) for each in parts[0].texts),
+        tables=tuple(_table(parts, each) for each in parts[0].tables),
+        judges=common_judges(parts, names),
+        facts=tuple(
+            (f"{name}: {label}", value)
+            for name, part in zip(names, parts, strict=True)
+            for label, value in (*part.facts, ("command", part.command))
+        ),
+        command=f"python -m srpo_jax.evaluate --pool {' '.join(map(str, folders))}",
+    )
+    return assemble(evidence, common_rules([each.rules for each in found], names))
+
+
+def _require_alike(first: Evidence, other: Evidence, name: str, other_name: str) -> None:
+    """UserError that names the first thing that one of the two has and the other has not."""
+    for what, one, two in (
+        ("set", _described(first), _described(other)),
+        ("model", _written(first), _written(other)),
+        ("comparison", {str(t.key) for t in first.tables}, {str(t.key) for t in other.tables}),
+    ):
+        if one != two:
+            odd = min(one ^ two)
+            has, lacks = (name, other_name) if odd in one else (other_name, name)
+            raise UserError(
+                f"{has} has the {what} {odd} and {lacks} has not: only reports with the same sets, "
+                "models and comparisons can be pooled"
+            )
+
+
+def _described(evidence: Evidence) -> set[str]:
+    return {f"{each.name!r} ({each.role})" for each in evidence.sets}
+
+
+def _written(evidence: Evidence) -> set[str]:
+    return {
+        f"{each.model!r} on {each.documents!r}, {each.count - 1} times revised"
+        for each in evidence.texts
+    }
+
+
+def _set(parts: Sequence[Evidence], names: Sequence[str], name: str) -> Documents:
+    owner: dict[str, str] = {}
+    for part, whose in zip(parts, names, strict=True):
+        for one in part.set(name).ids:
+            if one in owner:
+                raise UserError(
+                    f"{owner[one]} and {whose} both have the document {one!r} of {name!r}: pool reports "
+                    "on different documents (config.evaluate.skip), or --compare these"
+                )
+        owner |= dict.fromkeys(part.set(name).ids, whose)
+    sets = [part.set(name) for part in parts]
+    return replace(
+        sets[0],
+        ids=tuple(owner),
+        prompts=tuple(prompt for each in sets for prompt in each.prompts),
+        golds=tuple(gold for each in sets for gold in each.golds),
+    )
+
+
+def _texts(parts: Sequence[Evidence], first: Texts) -> Texts:
+    every = [part.written(first.model, first.documents) for part in parts]
+    return replace(
+        first,
+        revisions=tuple(entries for each in every for entries in each.revisions),
+        cut=tuple(entries for each in every for entries in each.cut)
+        if all(each.cut for each in every)
+        else (),
+    )
+
+
+def _table(parts: Sequence[Evidence], first: VerdictTable) -> VerdictTable:
+    every = [table for part in parts if (table := part.table(first.key))]
+    orders = [table.orders for table in every if table.orders is not None]
+    offsets = np.cumsum([0, *(len(table.probabilities) for table in every)])
+    return VerdictTable(
+        first.key,
+        np.concatenate([table.probabilities for table in every]),
+        np.concatenate(orders, axis=1) if len(orders) == len(every) else None,
+        tuple(
+            replace(entry, document=entry.document + int(offset))
+            for table, offset in zip(every, offsets, strict=False)
+            for entry in table.missing
+        ),
+    )

@@ -1,0 +1,89 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.codec import to_json
+from srpo_jax.reporting.pool import pool
+from srpo_jax.reporting.verdicts import GOLD, Key
+from srpo_jax.runtime.errors import UserError
+from tests.reports import documents, evidence, texts, verdicts
+
+
+def part(start, count, **changes):
+    """Documents start … start + count - 1, one model, and a second opinion on it."""
+    ids = tuple(f"{start + i}" for i in range(count))
+    rows = [[(start + i) / 10, 0.5, 1.0] for i in range(count)]
+    base = {
+        "sets": (dataclasses.replace(documents(count=count), ids=ids),),
+        "texts": (texts("srpo", count=count),),
+        "tables": (
+            verdicts("srpo", rows=rows),
+            verdicts("srpo", judge="model", rows=rows),
+        ),
+    }
+    return evidence(**(base | changes))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    def save(**runs):
+        for name, made in runs.items():
+            folder = tmp_path / name / "report"
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
+        return [tmp_path / name / "report" for name in runs]
+
+    return save
+
+
+def test_parts_make_the_report_of_the_whole(folders):
+    pooled = pool(folders(a=part(0, 3), b=part(3, 4)), title="both")
+    whole = assemble(part(0, 7))
+    for made, expected in zip(pooled.curves, whole.curves, strict=True):
+        assert made.cells == expected.cells
+    assert [(d.mean, d.low, d.high, d.p) for d in pooled.differences] == [
+        (d.mean, d.low, d.high, d.p) for d in whole.differences
+    ]
+    assert pooled.evidence.set("Wikipedia").ids == tuple("0123456")
+    assert ("b: machine", "2 cores") in pooled.evidence.facts
+
+
+def test_missing_verdicts_and_orders_keep_their_documents(folders):
+    nan = float("nan")
+    rows = [[nan, 0.5, 1.0], [0.0, 0.5, nan], [1.0, 1.0, 1.0]]
+    holes = verdicts("srpo", rows=rows), verdicts("srpo", judge="model", rows=rows)
+    pooled = pool(folders(a=part(0, 2), b=part(2, 3, tables=holes)), title="both").evidence
+    table = pooled.table(Key("Wikipedia", "srpo", "clerk", GOLD))
+    assert [(m.document, m.revision) for m in table.missing] == [(2, 0), (3, 2)]
+    assert table.orders.shape == (2, 5, 3)
+    np.testing.assert_array_equal(table.probabilities[2:], rows)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (part(2, 3), "a and b both have the document '2' of 'Wikipedia'"),
+        (
+            part(3, 3, texts=(texts("srpo", count=3), texts("dpo", count=3))),
+            "b has the model 'dpo' on 'Wikipedia', 2 times revised and a has not",
+        ),
+        (
+            part(3, 3, tables=(verdicts("srpo", rows=[[1.0] * 3] * 3),)),
+            "a has the comparison .*model.* and b has not",
+        ),
+        (
+            part(3, 3, judges=tuple(dataclasses.replace(j, prompt="?") for j in part(0, 1).judges)),
+            "the judge 'clerk' of a has another description",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(folders, other, message):
+    with pytest.raises(UserError, match=message):
+        pool(folders(a=part(0, 3), b=other), title="no")
+
+
+def test_one_report_is_not_pooled(folders):
+    with pytest.raises(UserError, match="at least two"):
+        pool(folders(a=part(0, 3)), title="no")
