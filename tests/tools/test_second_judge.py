@@ -1,0 +1,65 @@
+"""Another judge's scores are kept without texts, and become win rates."""
+
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srpo_jax.judges.scores import ScoreJudge
+from srpo_jax.reporting.assemble import assemble
+from srpo_jax.reporting.codec import to_json
+from srpo_jax.runtime.errors import UserError
+from tests.reports import documents, evidence, texts, verdicts
+
+TOOL = Path(__file__).parents[2] / "tools" / "second_judge.py"
+spec = importlib.util.spec_from_file_location("second_judge", TOOL)
+second_judge = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(second_judge)
+
+
+class Longer:
+    """Scores the number of characters, a hundredth each."""
+
+    unscored = "empty"
+
+    def scores(self, prompts, completions):
+        return np.array([len(text) / 100 if text else np.nan for text in completions])
+
+
+@pytest.fixture
+def kept(tmp_path):
+    made = evidence(sets=(documents(),), texts=(texts("srpo"),), tables=(verdicts("srpo"),))
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
+    return second_judge.scored(tmp_path, ScoreJudge("length", "", Longer()), "length", (0, 2))
+
+
+def test_scores_become_win_rates(kept):
+    assert kept["scores"]["srpo"]["0"] == [len(f"srpo says {i}") / 100 for i in range(4)]
+    assert kept["gold"] == [len(f"The human gold {i}.") / 100 for i in range(4)]
+    over_gold, over_first = (1 / (1 + np.exp(-50 * d / 100)) for d in (-1, 5))
+    line = second_judge.table([kept]).splitlines()[-1]
+    assert f"| srpo | 2 | {100 * over_gold:.1f} (" in line
+    assert f"| {100 * over_first:.1f} (" in line
+    assert line.endswith("| 4 |")
+
+
+def test_files_of_other_documents_are_pooled_and_of_the_same_refused(kept, tmp_path, capsys):
+    other = kept | {"ids": [f"other/{i}" for i in range(4)]}
+    files = []
+    for name, content in (("a", kept), ("b", other)):
+        files.append(tmp_path / f"{name}.json.gz")
+        files[-1].write_bytes(gzip.compress(json.dumps(content).encode()))
+    second_judge.main(["--show", *map(str, files)])
+    assert capsys.readouterr().out.splitlines()[-1].endswith("| 8 |")
+    with pytest.raises(UserError, match="count twice"):
+        second_judge.main(["--show", str(files[0]), str(files[0])])
+
+
+def test_a_revision_that_was_not_written_is_named(kept, tmp_path):
+    with pytest.raises(UserError, match="must be 0 to 2"):
+        second_judge.scored(tmp_path, ScoreJudge("length", "", Longer()), "length", (0, 3))

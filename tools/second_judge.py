@@ -1,0 +1,122 @@
+"""Asks the Shannon judge of an evaluation that another judge has judged, and keeps its scores.
+
+    python tools/second_judge.py WORKDIR KEPT.json.gz --source=MODEL [--revisions 0 5]
+    python tools/second_judge.py --show KEPT.json.gz …
+
+The first scores what WORKDIR's models wrote (its report/results.json) and the golds, and writes the scores,
+in nats a token of the document, without texts. The second prints P(y_k over the gold) and P(y_k over the
+first revision asked for), P the sigmoid of 50 times a difference, with 95 % intervals over the documents of
+all files together. MODEL must be none of those compared, see srpo_jax/judges/shannon.py.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from srpo_jax.judges import shannon
+from srpo_jax.judges.judge import preference
+from srpo_jax.judges.scores import ScoreJudge
+from srpo_jax.judges.settings import JudgeSettings
+from srpo_jax.reporting.compare import read
+from srpo_jax.reporting.winrate import rate
+from srpo_jax.runtime.errors import UserError
+
+SCALE = JudgeSettings().scale
+
+Kept = dict[str, Any]
+
+
+def scored(workdir: Path, judge: ScoreJudge, name: str, revisions: Sequence[int]) -> Kept:
+    """Scores of the evaluation's first set: {"set", "ids", "judge", "gold", "scores"}, NaN as None.
+
+    Raises UserError where there is no report, or a revision that was not written.
+    """
+    evidence = read(workdir / "report").evidence
+    documents = evidence.sets[0]
+    texts = {model: evidence.written(model, documents.name) for model in evidence.models}
+    least = min(written.count for written in texts.values())
+    if not 0 <= min(revisions) <= max(revisions) < least:
+        raise UserError(f"--revisions must be 0 to {least - 1}, as {workdir} has them: {revisions}")
+
+    def ask(completions: Sequence[str]) -> list[float | None]:
+        found = judge.scores(documents.prompts, completions)
+        return [None if np.isnan(value) else float(value) for value in found]
+
+    return {
+        "set": documents.name,
+        "ids": documents.ids,
+        "judge": name,
+        "gold": ask([gold or "" for gold in documents.golds]),
+        "scores": {
+            model: {str(k): ask([entries[k] for entries in written.revisions]) for k in revisions}
+            for model, written in texts.items()
+        },
+    }
+
+
+def table(kept: Sequence[Kept]) -> str:
+    """Markdown, over the documents of all; UserError where models or revisions differ."""
+    shape = {model: list(by_k) for model, by_k in kept[0]["scores"].items()}
+    for each in kept[1:]:
+        if {model: list(by_k) for model, by_k in each["scores"].items()} != shape:
+            raise UserError("the files have different models or revisions: show them apart")
+    ids = [one for each in kept for one in each["ids"]]
+    if len(set(ids)) < len(ids):
+        raise UserError("the files share documents, which would count twice: show them apart")
+    lines = ["| | revision | over the gold | over the first | documents |", "|---|--:|--:|--:|--:|"]
+    gold = _joined([each.get("gold") for each in kept])
+    for model, revisions in shape.items():
+        first = _joined([each["scores"][model][revisions[0]] for each in kept])
+        for k in revisions:
+            own = _joined([each["scores"][model][k] for each in kept])
+            against = "-" if k == revisions[0] else _rate(own, first)
+            lines.append(f"| {model} | {k} | {_rate(own, gold)} | {against} | {len(own)} |")
+    return "\n".join(lines)
+
+
+def _joined(parts: Sequence[Sequence[float | None] | None]) -> np.ndarray:
+    whole = [value for part in parts for value in part or ()]
+    return np.array(whole, np.float64)  # None becomes NaN
+
+
+def _rate(a: np.ndarray, b: np.ndarray) -> str:
+    if len(a) != len(b):
+        return "-"  # scores of golds were not kept
+    found = rate(preference(SCALE * (a - b)))
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("workdir", type=Path, nargs="?")
+    parser.add_argument("kept", type=Path, nargs="?")
+    parser.add_argument("--source", help="the judge's model")
+    parser.add_argument("--dtype", default="float32", help="of its products (%(default)s)")
+    parser.add_argument("--revisions", type=int, nargs="+", default=[0, 5], help="(0 5)")
+    parser.add_argument("--show", type=Path, nargs="+", help="files of scores, to print")
+    chosen = parser.parse_args(arguments)
+    if not chosen.show:
+        if not (chosen.workdir and chosen.kept and chosen.source):
+            parser.error("WORKDIR, KEPT and --source are needed, or --show")
+        settings = JudgeSettings(
+            name="shannon", source=chosen.source, dtype=chosen.dtype, batch_size=16
+        )
+        name = f"shannon, source {chosen.source}, nats a token of the text"
+        found = scored(chosen.workdir, shannon.judge(settings), name, sorted(chosen.revisions))
+        chosen.kept.parent.mkdir(parents=True, exist_ok=True)
+        chosen.kept.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
+    files = chosen.show or [chosen.kept]
+    print(table([json.loads(gzip.decompress(path.read_bytes())) for path in files]))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
