@@ -210,7 +210,7 @@ def compiled(program: Program, architecture: DecoderConfig, where: Machine, mesh
         kernel_cycles=found.kernel_cycles,
         flops=found.flops,
         sent=roofline.sent_by_axis(found.collectives, mesh),
-        peak=found.peak,
+        peak=found.peak + program.beside,
         temporaries=found.temporaries,
         compiled_in=found.seconds,
         warnings=found.warnings,

@@ -90,10 +90,7 @@ def _copies(each: int, devices: Sequence[jax.Device]) -> Mesh:
 def _held(config: DecoderConfig, mesh: Mesh) -> int:
     """Bytes of the weights on one device."""
     _, *states = creation.abstract(config, mesh)
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(states)
-    )
+    return mesh_module.held(states)
 
 
 def _memory() -> float:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,7 +27,8 @@ from srpo_jax.training.step import FINITE, TrainState, TrainStep
 class Program:
     """lowered: for the compiler. trees: of its batch. executions: how often it runs for one unit of work.
 
-    loops: of a loop whose end depends on data, the most it runs.
+    loops: of a loop whose end depends on data, the most it runs. beside: bytes of HBM of a chip that lie
+    there meanwhile and are no argument of it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Program:
     trees: Trees
     executions: int = 1
     loops: int | None = None
+    beside: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def update(
     finite = placed(FINITE, mesh_module.replicated(step.mesh))
     state = TrainState(trained, optimizer)
     made = lowered(programs.train, step.mesh, state, frozen, given, finite)
-    held = Held(*map(_bytes, (trained, frozen, optimizer, given)))
+    held = Held(*map(mesh_module.held, (trained, frozen, optimizer, given)))
     rows = batch["rows"]
     return Program("train step", made, Trees(rows.end, rows.positions)), held
 
@@ -96,7 +97,7 @@ def revision(
     architecture: for inference, adapters merged.
     """
     graphdef, state = nnx.split(nnx.merge(*abstract(architecture, mesh)))
-    model = programs.Model(graphdef, state, None, mesh)
+    model = programs.Model.shaped(graphdef, state, mesh)
     new = sampling.max_new_tokens
     shape = Shape.needed(prompts, Need(new, revisions > 0))
     parts = mesh_module.batch_parts(mesh)
@@ -108,6 +109,8 @@ def revision(
     settings["stops"] = stops
     keys = jax.eval_shape(programs.keys, 0, np.zeros(size, np.uint32))
 
+    beside = stack_beside(model)
+
     def lower(program: Any, *arguments: Any) -> jax.stages.Lowered:
         return lowered(program, mesh, model, rows, *arguments, **settings)
 
@@ -118,13 +121,20 @@ def revision(
 
     direct = shape.direct(prompts[:size])
     trees = as_trees(direct)
-    yield Program("answer", put(pool.answer, direct, 0), trees, executions=groups)
+    answer = put(pool.answer, direct, 0)
+    yield Program("answer", answer, trees, executions=groups, beside=beside)
     wait = jax.ShapeDtypeStruct((), np.int32)
-    yield Program("decode", lower(pool.decode, wait), trees, revisions + 1, loops=new - 1)
+    decode = lower(pool.decode, wait)
+    yield Program("decode", decode, trees, revisions + 1, loops=new - 1, beside=beside)
     if revisions:
         shown = [[0] * (new - 1)] * size
         improve = put(pool.improve, shape.improve(prompts[:size], shown), 1)
-        yield Program("improve", improve, trees, executions=groups * revisions)
+        yield Program("improve", improve, trees, executions=groups * revisions, beside=beside)
+
+
+def stack_beside(model: programs.Model) -> int:
+    """Bytes of the stack of layers where the programs take copies of them."""
+    return mesh_module.held(model.state["blocks"]) if model.layers else 0
 
 
 def _pooled(mesh: Mesh, rows: Pool) -> Pool:
@@ -159,13 +169,7 @@ def over_batch(mesh: Mesh, tree: Any) -> Any:
 
 
 def of_cache(mesh: Mesh, x: Any) -> jax.ShapeDtypeStruct:
-    """An array of a cache: keys or values with all layers in front, or positions."""
-    axes = ("layers", "batch", "kv_heads", None, None) if x.ndim == 5 else ("batch", None)
+    """An array of a cache: keys or values, of a layer or with all of them in front, or positions."""
+    of_layer = ("batch", "kv_heads", None, None)
+    axes = {5: ("layers", *of_layer), 4: of_layer, 2: ("batch", None)}[x.ndim]
     return placed(x, mesh_module.sharding(mesh, axes, x.shape))
-
-
-def _bytes(tree: Any) -> int:
-    """Of one chip's part."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )

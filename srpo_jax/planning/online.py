@@ -121,13 +121,14 @@ def _writing(
     at_once = rounded(at_once, mesh_module.batch_parts(mesh))
     times = -(-len(given.prompts) // at_once)
     graphdef, state = nnx.split(nnx.merge(step.graphdef, trained, frozen))
-    model = programs.Model(graphdef, state, None, mesh)
+    model = programs.Model.shaped(graphdef, state, mesh)
     width, count = max(map(len, given.prompts)), at_once * samples
     rows = _prompts(at_once, width)
     trees = lowering.as_trees(rows)
     placed = lowering.over_batch(mesh, rows)
     prefill = lowering.lowered(programs.prefill, mesh, model, placed)
-    yield Program("prefill", prefill, trees, executions=times)
+    beside = lowering.stack_beside(model)
+    yield Program("prefill", prefill, trees, executions=times, beside=beside)
 
     _, cache = jax.eval_shape(programs.prefill, dataclasses.replace(model, mesh=None), placed)
     copied = jax.eval_shape(
@@ -145,7 +146,7 @@ def _writing(
     settings = {"sampling": given.sampling, "stops": (EOS,), "scored": True}
     write = lowering.lowered(programs.write, mesh, model, cache, logits, start, **settings)
     loops = given.sampling.max_new_tokens - 1
-    yield Program("write", write, trees, executions=times, loops=loops)
+    yield Program("write", write, trees, executions=times, loops=loops, beside=beside)
 
 
 def _prompts(count: int, width: int) -> programs.Rows[np.ndarray]:

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from srpo_jax.models.attention import tree_mask
 from srpo_jax.models.cache import Cache
 from srpo_jax.models.decoder import Decoder, Layers
 from srpo_jax.revision import sampling as sampling_module
 from srpo_jax.revision.sampling import Sampling
+from srpo_jax.runtime import chips
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
@@ -29,9 +30,13 @@ Array = jax.Array
 AnyArray = TypeVar("AnyArray", np.ndarray, Array)
 
 
+# Of a GPU's memory, the most that a second copy of the layers may take.
+SECOND_COPY = 0.25
+
+
 @flax.struct.dataclass
 class Model:
-    """A decoder as the programs take it. layers: unrolled copies, where that is faster (CPU), else None."""
+    """A decoder as the programs take it. layers: copies of them, see `apart`, else None."""
 
     graphdef: nnx.GraphDef[Decoder]
     state: nnx.State[Any, Any]
@@ -41,8 +46,21 @@ class Model:
     @classmethod
     def of(cls, decoder: Decoder) -> "Model":
         graphdef, state = nnx.split(decoder)
-        layers = _unrolled(graphdef, state) if jax.default_backend() == "cpu" else None
+        (device, *_) = jax.tree.leaves(state)[0].devices()
+        layers = _unrolled(graphdef, state) if apart(state, device) else None
         return cls(graphdef, state, layers, mesh_module.of(state))
+
+    @classmethod
+    def shaped(
+        cls, graphdef: nnx.GraphDef[Decoder], state: nnx.State[Any, Any], mesh: Mesh
+    ) -> "Model":
+        """As `of`, of shapes on a mesh: for programs that are only compiled."""
+        if not apart(state, mesh.devices.flat[0]):
+            return cls(graphdef, state, None, mesh)
+        blocks = state["blocks"]
+        count = jax.tree.leaves(blocks)[0].shape[0]
+        one = jax.tree.map(_without_layers, blocks)
+        return cls(graphdef, state, [one] * count, mesh)
 
     def merged(self) -> Decoder:
         return nnx.merge(self.graphdef, self.state)
@@ -77,6 +95,28 @@ class Start(Generic[AnyArray]):
     revision: AnyArray
     positions: AnyArray
     valid: AnyArray
+
+
+def apart(state: nnx.State[Any, Any], device: jax.Device) -> bool:
+    """Whether the layers should be arrays of their own, beside the stack of all.
+
+    XLA for CPUs multiplies slices of a stack slowly, XLA for GPUs copies each out at every token, which is
+    seven tenths of decoding an 8B model; XLA for TPUs reads them where they lie. A GPU must have room for
+    the copies, which its kind alone decides, so that all hosts decide alike.
+    """
+    if device.platform == "cpu":
+        return True
+    chip = chips.of(device)
+    if device.platform == "tpu" or chip is None:
+        return False
+    return mesh_module.held(state["blocks"]) <= SECOND_COPY * chip.memory
+
+
+def _without_layers(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """One layer's part of a stacked array: layers lie along no axis of a mesh."""
+    assert isinstance(x.sharding, NamedSharding)
+    where = NamedSharding(x.sharding.mesh, PartitionSpec(*x.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=where)
 
 
 @jax.jit

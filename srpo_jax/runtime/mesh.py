@@ -163,6 +163,13 @@ def of(state: Any) -> Mesh | None:
     return None
 
 
+def held(tree: Any) -> int:
+    """Bytes on one device, of arrays or of shapes with shardings."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
 def batch_parts(mesh: Mesh) -> int:
     """Into how many parts `batch_sharding` splits the leading dimension."""
     return math.prod(mesh.shape[axis] for axis in mesh_axes(mesh, "batch"))
