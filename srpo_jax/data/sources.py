@@ -27,7 +27,8 @@ def read(
     FILE.jsonl (or .json, .jsonl.gz; a .json may be one list), FILE.parquet, FILE.array_record (a JSON
     object each), a directory written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs
     `datasets` and a network), tfds:NAME (built already). split: of the last three. Several files are read
-    one after the other: see `files`. setting: the section that names the source, and what: what it is read for, for errors.
+    one after the other: see `files`. setting: the section that names the source, and what: what it is read
+    for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import (
     ByteTokenizer,
+    SentencePieceTokenizer,
     Tokenizer,
     TokenizersTokenizer,
 )
@@ -127,7 +128,8 @@ def within(tokenizer: Tokenizer, architecture: DecoderConfig, directory: Path) -
     size = architecture.vocab_size
     if tokenizer.vocab_size <= size:
         return tokenizer
-    own = tokenizer.own_size if isinstance(tokenizer, TokenizersTokenizer) else tokenizer.vocab_size
+    may_grow = isinstance(tokenizer, TokenizersTokenizer | SentencePieceTokenizer)
+    own = tokenizer.own_size if may_grow else tokenizer.vocab_size
     if own > size:
         raise UserError(
             f"{directory}: the tokenizer has {own} tokens, more than the {size} of the model's "
