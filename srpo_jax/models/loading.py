@@ -128,8 +128,11 @@ def within(tokenizer: Tokenizer, architecture: DecoderConfig, directory: Path) -
     size = architecture.vocab_size
     if tokenizer.vocab_size <= size:
         return tokenizer
-    may_grow = isinstance(tokenizer, TokenizersTokenizer | SentencePieceTokenizer)
-    own = tokenizer.own_size if may_grow else tokenizer.vocab_size
+    own = (
+        tokenizer.own_size
+        if isinstance(tokenizer, TokenizersTokenizer | SentencePieceTokenizer)
+        else tokenizer.vocab_size
+    )
     if own > size:
         raise UserError(
             f"{directory}: the tokenizer has {own} tokens, more than the {size} of the model's "
