@@ -27,10 +27,9 @@ from jax.sharding import Mesh
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings, command
-from srpo_jax.data.tokenizer import TokenizersTokenizer
 from srpo_jax.models import export, families, huggingface, loading, reward, weights
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import mesh as mesh_module
@@ -56,9 +55,9 @@ def import_model(
         largest = max(array.nbytes for array in placed.values())
         with Checkpoints(part / CHECKPOINTS, in_flight=largest) as checkpoints:
             checkpoints.save(0, placed, force=True)
-        described = _described(opened)
+        described = opened.described()
         (part / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        export.tokenizer_files(part, _files(opened))
+        export.tokenizer_files(part, _tokenizer_files(opened))
     size = sum(x.nbytes for x in placed.values()) / 1e9
     status(f"{output}: {sum(x.size for x in placed.values()):,} parameters, {size:.2f} GB")
 
@@ -95,7 +94,7 @@ def export_model(
     opened = loading.open_source(source, rewards=True)
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to export")
-    described = _described(opened)
+    described = opened.described()
     if opened.config.rewards:
         described = _as_reward_model(described, storage.place(source))
     if said := _other_ids(opened):
@@ -117,7 +116,13 @@ def export_model(
         dtype = dtype if dtype in ("float32", "bfloat16") else "float32"
         parameters = opened.read_parameters()
         export.write_model(
-            output, opened.config, described, parameters, dtype, _files(opened), file_bytes
+            output,
+            opened.config,
+            described,
+            parameters,
+            dtype,
+            _tokenizer_files(opened),
+            file_bytes,
         )
         if opened.config.rewards and (scale := reward.open_source(source).scale):
             scale.write(output)
@@ -131,7 +136,7 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
     adapter_of: settings that the run will have.
     """
     opened = loading.open_source(source)
-    described = _described(opened)
+    described = opened.described()
     shapes = loading.parameter_shapes(opened.config)
     family = families.family(described["model_type"], Path(source) / "config.json")
     tensors = huggingface.tensors(family, opened.config, shapes)
@@ -216,16 +221,6 @@ def _is_workdir(path: Path) -> bool:
     return config.is_file() and "model_type" not in huggingface.read_json(config)
 
 
-def _described(opened: Source) -> dict[str, Any]:
-    """config.json of the source, or one like Llama's for a source without."""
-    if opened.files is not None:
-        return huggingface.describe(opened.files)
-    return export.describe(opened.config) | {
-        "eos_token_id": opened.tokenizer.eos_id,
-        "bos_token_id": opened.tokenizer.bos_id,
-    }
-
-
 def _as_reward_model(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
     """config.json of the sequence classifier that a run has made of the model described."""
     workdir, _ = loading.split_step(str(source))
@@ -262,28 +257,12 @@ def _other_ids(opened: Source) -> str | None:
     )
 
 
-def _files(opened: Source) -> Path | dict[str, str]:
-    """The tokenizer's files: those of the source's directory, or made from what a GGUF says."""
-    if opened.files is not None:
-        return opened.files
-    tokenizer = opened.tokenizer
-    if not isinstance(tokenizer, TokenizersTokenizer):
+def _tokenizer_files(opened: Source) -> Path | dict[str, str]:
+    """Says so where there are none."""
+    held = opened.tokenizer_files()
+    if not held:
         status("this tokenizer has no files: only the model is exported")
-        return {}
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "eos_token": tokenizer.token(tokenizer.eos_id),
-        "bos_token": None if tokenizer.bos_id is None else tokenizer.token(tokenizer.bos_id),
-        "chat_template": tokenizer.chat_template,
-        "model_max_length": opened.config.max_length,
-    }
-    generation = {"eos_token_id": list(tokenizer.stop_ids), "bos_token_id": tokenizer.bos_id}
-    return {
-        "tokenizer.json": tokenizer.definition,
-        "tokenizer_config.json": json.dumps({k: v for k, v in settings.items() if v is not None}),
-        "generation_config.json": json.dumps(generation),
-    }
+    return held
 
 
 def _define_flags() -> None:

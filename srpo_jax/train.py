@@ -24,7 +24,7 @@ from srpo_jax import objectives
 from srpo_jax.config import Settings, attempt, command
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.objectives import Objective, ObjectiveSettings
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import chips, distributed, storage

@@ -5,7 +5,7 @@ from pathlib import Path
 from srpo_jax.config.settings import Settings
 from srpo_jax.config.workdir import claim, kept
 from srpo_jax.models import loading
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.runtime import distributed
 from srpo_jax.training import batch_sizes, extending
 
@@ -54,7 +54,7 @@ def own(
             may_change += batch_sizes.SETTINGS
         identity = {"tokenizer": source.tokenizer.fingerprint, "data": data}
         claim(workdir, settings, identity, may_change)
-        loading.keep(source, workdir)
+        source.keep(workdir / loading.KEPT)
         return sizes
 
     return distributed.from_main(agreed)

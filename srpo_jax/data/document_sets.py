@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.data import documents, records, sources
+from srpo_jax.data.columns import Malformed
 from srpo_jax.data.documents import BUILT_IN, Document
-from srpo_jax.data.records import Malformed, Message, Record, Unusable
+from srpo_jax.data.records import Message, Record, Unusable
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import check, one_of, setting
 

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.data import sources
+from srpo_jax.data import columns, sources
+from srpo_jax.data.columns import Malformed
 from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 Record = Mapping[str, Any]
 TEXTS = ("prompt", "chosen", "rejected")
 ROLES = ("system", "user", "assistant")
-# Of a message, what would change what the model sees.
-UNREAD = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+SYSTEM = ("system", "system_prompt", "system_message")  # columns for what the system says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,6 @@ class Pair:
     line: int = dataclasses.field(default=0, compare=False)
     every_turn: bool = False
     file: str = dataclasses.field(default="", compare=False, repr=False)
-
-
-class Malformed(Exception):
-    """What is wrong with a record, as the end of a sentence."""
 
 
 class Unusable(Exception):
@@ -148,26 +144,20 @@ def _pairs(record: Record) -> Pair:
     prompt, chosen and rejected may be texts or lists of {"role", "content"}; where chosen and rejected are
     whole conversations, the prompt is what they have in common and is not needed.
     """
-    if record.get("tools") not in (None, "", "[]", [], ()):
-        raise Malformed(
-            "'tools' is not given to the chat template, which would show them: take the column out, or "
-            "tell of the tools in a 'system' column"
-        )
+    columns.check_read(record)
+    columns.check_label(record)
     if record.get("messages") is not None and record.get("chosen") is None:
         said = conversation(record["messages"], "messages")
         if len(said) < 2 or said[-1].role != "assistant":
             raise Malformed("'messages' does not end with what the assistant says to somebody")
         if any(m.role == "assistant" and not m.content.strip() for m in said[:-1]):
             raise Unusable("an answer of the assistant is empty")
-        before = _with_system(said[:-1], record)
+        before = _with_system(_joined(_asked(record), said[:-1], "messages"), record)
         assert not isinstance(before, str)
         return Pair(before, said[-1].content, every_turn=True)
     answer = "completion" if record.get("chosen") is None and "completion" in record else "chosen"
-    _check_label(record, answer)
-    prompt: Any = record.get("prompt")
+    prompt: Any = _asked(record)
     chosen, rejected = record.get(answer), record.get("rejected")
-    if isinstance(prompt, list | tuple):
-        prompt = conversation(prompt, "prompt")
     if isinstance(chosen, list | tuple):
         before, chosen = last_answer(chosen, answer)
         if rejected is not None:
@@ -188,19 +178,10 @@ def _pairs(record: Record) -> Pair:
     return Pair(prompt, chosen, rejected or "", float(record.get("label_prob", 1.0)))
 
 
-def _check_label(record: Record, answer: str) -> None:
-    """Malformed for a label_prob that is no probability, and for a completion that is called a bad one."""
-    label_prob, label = record.get("label_prob", 1.0), record.get("label")
-    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
-        raise Malformed("'label_prob' is not a number")
-    if not 0 <= label_prob <= 1:
-        raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
-    unpaired = answer == "completion" and record.get("rejected") is None
-    if unpaired and isinstance(label, bool | int) and not label:
-        raise Malformed(
-            f"'label' is {label!r}: the completion is a bad one, as rows for KTO have them, and would be "
-            "learned: keep the rows whose label is true, or make pairs (chosen, rejected) of both kinds"
-        )
+def _asked(record: Record) -> Any:
+    """What is in the column 'prompt', as a conversation if it is a list."""
+    prompt = record.get("prompt")
+    return conversation(prompt, "prompt") if isinstance(prompt, list | tuple) else prompt
 
 
 def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
@@ -212,8 +193,12 @@ def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
         turns = [message.content.strip() for message in before if message.role == "user"]
         if said and not turns:
             return (*before, Message("user", prompt))
-        if not said or said in turns or all(turn in said for turn in turns):
+        told = [m.content for m in before]
+        asked = [m.content for m in before if m.role != "system"]
+        if not said or said in turns or any(columns.says_no_more(said, x) for x in (told, asked)):
             return before
+    elif not isinstance(prompt, tuple):
+        raise Malformed("'prompt' is missing or not a text")
     elif before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt:
         return before
     elif prompt[len(prompt) - len(before) :] == before:
@@ -224,9 +209,11 @@ def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
 
 
 def _with_system(prompt: Any, record: Record) -> Any:
-    """The prompt behind what a column for the system says, which may have two names."""
-    told = {name: record[name] for name in ("system", "system_prompt") if record.get(name)}
-    for name, text in told.items():
+    """The prompt behind what a column for the system says, which may have several names."""
+    for name in SYSTEM:
+        text = record.get(name)
+        if not text or (isinstance(text, str) and not text.strip()):
+            continue
         if not isinstance(text, str):
             raise Malformed(f"{name!r} is not a text")
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
@@ -257,9 +244,7 @@ def conversation(value: Any, name: str) -> tuple[Message, ...]:
                 f"{name!r} holds {str(message)[:80]!r}: a message has a 'content' and a 'role' of "
                 f"{', '.join(ROLES)}, and its content is text"
             )
-        for more in UNREAD:
-            if message.get(more):
-                raise Malformed(f"{name!r} has a message with {more!r}, which is not read")
+        columns.check_message(message, name)
         made.append(Message(message["role"], content))
     return tuple(made)
 
@@ -304,13 +289,19 @@ def _dialogue(record: Record) -> Pair:
     if chosen[:-1] != rejected[:-1]:
         raise Unusable("chosen and rejected differ before the last answer")
     if len(chosen) < 2 or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
-        raise Unusable("the dialogue does not end with an answer")
-    return Pair(chosen[:-1], chosen[-1].content, rejected[-1].content)
+        raise Unusable("the dialogue does not end with an answer behind '\\n\\nAssistant:'")
+    if not (chosen[-1].content and rejected[-1].content):
+        raise Unusable("the last answer is empty")
+    if not any(message.content for message in chosen[:-1]):
+        raise Unusable("nothing is said before the last answer")
+    before = _with_system(_joined(_asked(record), chosen[:-1], "chosen"), record)
+    return Pair(before, chosen[-1].content, rejected[-1].content)
 
 
 def _spoken(text: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(text, str):
         raise Malformed(f"{name!r} is missing or not a text")
+    text = text.replace("\r\n", "\n")
     if text.lstrip().startswith(_FIRST_TURN):
         text = f"\n\n{text.lstrip()}"
     for marker, role in _TURNS.items():
@@ -360,7 +351,7 @@ def renamed(
     record: Record, names: Mapping[str, str], setting: str = "config.data.fields"
 ) -> dict[str, Any]:
     """The record with our names for some of its fields; Malformed where it lacks one."""
-    given = dict(record)
+    given = {name: value for name, value in record.items() if name not in names.values()}
     for ours, theirs in names.items():
         if theirs not in record:
             raise Malformed(f"there is no {theirs!r} ({setting}): it has {known(record)}")

@@ -24,10 +24,11 @@ def read(
 ) -> Iterator[Located]:
     """The records of a source, one after the other.
 
-    FILE.jsonl (or .json, .jsonl.gz), FILE.parquet, FILE.array_record (a JSON object each), a directory
-    written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs `datasets` and a network),
-    tfds:NAME (built already). split: of the last three. Several files are read one after the other: see
-    `files`. setting: the section that names the source, and what: what it is read for, for errors.
+    FILE.jsonl (or .json, .jsonl.gz; a .json may be one list), FILE.parquet, FILE.array_record (a JSON
+    object each), a directory written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs
+    `datasets` and a network), tfds:NAME (built already). split: of the last three. Several files are read
+    one after the other: see `files`. setting: the section that names the source, and what: what it is read
+    for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)
@@ -86,6 +87,8 @@ def files(source: str | Path) -> list[Path]:
     return found
 
 
+# What people bring and nothing here reads.
+OTHERS = (".csv", ".tsv", ".xlsx", ".zip", ".zst", ".xz", ".bz2", ".arrow", ".tar")
 FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".array_record")
 _SHARD = re.compile(r"^(.*?)-?(\d+)-of-(\d+)(.*)$")
 
@@ -108,6 +111,8 @@ def _file(path: Path) -> Iterator[Located]:
         yield from _parquet(path)
     elif path.name.endswith(".array_record"):
         yield from _array_record(path)
+    elif path.name.endswith(OTHERS):
+        raise UserError(f"{path} is of a kind that is not read: make it one of {', '.join(FILES)}")
     else:
         yield from _json_lines(path)
 
@@ -120,14 +125,17 @@ def say(sentence: str) -> None:
 
 
 def _json_lines(path: Path) -> Iterator[Located]:
-    """Blank lines are skipped, and counted."""
+    """Blank lines are skipped, and counted. A .json file may be one list of records, too."""
     number = 0
+    may_be_list = path.name.endswith((".json", ".json.gz"))
     try:
         with path.open("rb") as file, contextlib.ExitStack() as stack:
-            zipped = path.suffix == ".gz"
-            for text in stack.enter_context(gzip.open(file)) if zipped else file:
+            lines = stack.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
+            for text in lines:
                 number += 1
-                if text.strip():
+                if number == 1 and may_be_list and text.lstrip().startswith(b"["):
+                    yield from _listed(path, text + b"".join(lines))
+                elif text.strip():
                     where = f"{path}:{number}"
                     yield where, number, _parse(text, where)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -136,13 +144,23 @@ def _json_lines(path: Path) -> Iterator[Located]:
         ) from error
 
 
+def _listed(path: Path, text: bytes) -> Iterator[Located]:
+    for number, record in enumerate(_parse(text, str(path)), 1):
+        yield f"{path}:{number}", number, record
+
+
 def _parse(text: bytes, where: str) -> Any:
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        place = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise UserError(
+            f"{where}: not JSON ({error.msg} at {place}column {error.colno})"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{where}: JSON that cannot be read ({error})") from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON that is nested too deeply to be read") from error
 

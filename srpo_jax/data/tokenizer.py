@@ -278,7 +278,7 @@ def special_tokens(definition: str) -> dict[str, int]:
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model (.model file)."""
+    """A SentencePiece model (.model file), and tokens that were added to it."""
 
     def __init__(
         self,
@@ -290,11 +290,15 @@ class SentencePieceTokenizer:
         begins_with_bos: bool | None = None,
         special_tokens: Mapping[str, str | None] | None = None,
         chat_templates: Mapping[str, str] | None = None,
+        added: Mapping[str, tuple[int, bool]] | None = None,
     ):
-        """eos_id, bos_id: by default the model's own. Raises UserError where the file is no such model."""
+        """eos_id, bos_id: by default the model's own. added: {spelling: (id, only by special=True?)}.
+
+        Raises UserError where the file is no such model.
+        """
         self._arguments = (
             *(path, eos_id, bos_id, chat_template, stop_ids, begins_with_bos),
-            *(special_tokens, chat_templates),
+            *(special_tokens, chat_templates, added),
         )
         try:
             model = Path(path).read_bytes()
@@ -304,7 +308,10 @@ class SentencePieceTokenizer:
             self._rest = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         except (OSError, RuntimeError) as error:
             raise UserError(f"{path} is no SentencePiece model: {error}") from error
-        self.vocab_size: int = self._start.vocab_size()
+        self.own_size: int = self._start.vocab_size()  # without the tokens that were added to it
+        beyond = {t: one for t, one in (added or {}).items() if one[0] >= self.own_size}
+        self._beyond = {token_id: (token, special) for token, (token_id, special) in beyond.items()}
+        self.vocab_size: int = 1 + max([self.own_size - 1, *self._beyond])
         self.eos_id: int = self._start.eos_id() if eos_id is None else eos_id
         own = self._start.bos_id()
         self.bos_id: int | None = bos_id if bos_id is not None else own if own >= 0 else None
@@ -315,38 +322,67 @@ class SentencePieceTokenizer:
         self.chat_templates = chat_templates or {}
         self.special_tokens = _named(self, special_tokens or {})
         self.fingerprint = hashlib.sha256(
-            model + f"\neos {self.eos_id} bos {self.bos_id}".encode()
+            model
+            + f"\neos {self.eos_id} bos {self.bos_id}".encode()
+            + (repr(sorted(beyond.items())).encode() if beyond else b"")
         ).hexdigest()
-        controls = [
-            self._start.id_to_piece(i) for i in range(self.vocab_size) if self._start.is_control(i)
-        ]
-        pattern = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
-        self._controls = re.compile(f"({pattern})") if controls else None
-        self.added_tokens: Mapping[str, bool] = dict.fromkeys(controls, True)
+        controls = {
+            self._start.id_to_piece(i): i for i in range(self.own_size) if self._start.is_control(i)
+        }
+        self._whole = controls | {token: token_id for token, (token_id, _) in beyond.items()}
+        self.added_tokens: Mapping[str, bool] = {
+            **dict.fromkeys(controls, True),
+            **{token: special for token, (_, special) in beyond.items()},
+        }
+        self._parsing = _any_of(list(self._whole))
+        self._plain = _any_of([t for t, special in self.added_tokens.items() if not special])
 
     def piece_id(self, piece: str) -> int | None:
-        """The id of a piece as the vocabulary spells it, None where it has no such piece."""
+        """The id of a token as the vocabulary spells it, None where it has no such token."""
+        if piece in self._whole:
+            return self._whole[piece]
         found = self._start.piece_to_id(piece)
         return found if self._start.id_to_piece(found) == piece else None
 
     def encode(self, text: str, special: bool = False, continued: bool = False) -> list[int]:
-        parts = self._controls.split(text) if special and self._controls else [text]
+        pattern = self._parsing if special else self._plain
         ids: list[int] = []
-        for i, part in enumerate(parts):
+        for i, part in enumerate(pattern.split(text) if pattern else [text]):
             if i % 2:
-                ids.append(self._start.piece_to_id(part))
+                ids.append(self._whole[part])
             elif part:
                 processor = self._rest if continued or ids else self._start
                 ids.extend(processor.encode(part))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        text: str = self._start.decode([i for i in ids if not self._start.is_control(i)])
-        return text
+        text, run = "", list[int]()
+
+        def said() -> str:
+            # A space before a text is the model's own only where the text begins.
+            return str((self._rest if text else self._start).decode(run))
+
+        for token_id in ids:
+            if token_id < self.own_size:
+                if not self._start.is_control(token_id):
+                    run.append(token_id)
+                continue
+            token, special = self._beyond.get(token_id, ("", True))
+            if not special:
+                text, run = text + said() + token, []
+        return text + said()
 
     def token(self, token_id: int) -> str:
+        if token_id >= self.own_size:
+            return self._beyond.get(token_id, ("", True))[0]
         piece: str = self._start.id_to_piece(token_id)
         return piece
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self._arguments
+
+
+def _any_of(tokens: Sequence[str]) -> re.Pattern[str] | None:
+    """Splits a text at tokens, the longest first; None for no tokens."""
+    pattern = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+    return re.compile(f"({pattern})") if tokens else None

@@ -46,7 +46,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     names = _optional(directory / "special_tokens_map.json") | config
     template, templates = _chat_templates(directory, config)
     begins = config.get("add_bos_token")
-    text, lookup = _definition(directory)
+    added = _added(directory, config)
+    text, lookup = _definition(directory, added)
 
     def named(key: str) -> int | None:
         """The id of a special token: by its name, else the number in config.json."""
@@ -78,12 +79,27 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     try:
         if text:
             return TokenizersTokenizer(text, **given)
-        return SentencePieceTokenizer(directory / PIECES, **given)
+        return SentencePieceTokenizer(directory / PIECES, **given, added=added)
     except UserError as error:
         raise UserError(f"{directory}: {error}") from error
 
 
-def _definition(directory: Path) -> tuple[str, Callable[[str], int | None]]:
+def _added(directory: Path, config: dict[str, Any]) -> dict[str, tuple[int, bool]]:
+    """Tokens that were added to a SentencePiece model, {spelling: (id, whether a special one)}."""
+    names = (config, _optional(directory / "special_tokens_map.json"))
+    special = {_spelling(names_[key]) for names_ in names for key in SPECIAL if key in names_}
+    found = {
+        token: (token_id, token in special)
+        for token, token_id in _optional(directory / "added_tokens.json").items()
+    }
+    for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
+        found[entry["content"]] = (int(token_id), bool(entry.get("special")))
+    return found
+
+
+def _definition(
+    directory: Path, added: dict[str, tuple[int, bool]]
+) -> tuple[str, Callable[[str], int | None]]:
     """The text of tokenizer.json, empty where there is none, and the id of a token by its name."""
     definition, pieces = directory / "tokenizer.json", directory / PIECES
     if definition.is_file():
@@ -93,7 +109,7 @@ def _definition(directory: Path) -> tuple[str, Callable[[str], int | None]]:
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read {definition}: {error}") from error
     if pieces.is_file():
-        return "", SentencePieceTokenizer(pieces, eos_id=-1).piece_id
+        return "", SentencePieceTokenizer(pieces, eos_id=-1, added=added).piece_id
     raise UserError(f"{directory} has neither tokenizer.json nor {PIECES}")
 
 

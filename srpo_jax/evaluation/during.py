@@ -21,7 +21,7 @@ from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation.curve import Revised, curve
 from srpo_jax.judges import Judge
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
 from srpo_jax.reporting.wording import percent

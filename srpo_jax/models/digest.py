@@ -84,7 +84,12 @@ class Digests:
         directory, step = loading.split_step(source)
         if loading.is_run(directory) and step is None:
             source = f"{directory}@{max(_steps(directory), default=0)}"
-        return self._parts(source, weights)
+        try:
+            return self._parts(source, weights)
+        except FileNotFoundError as error:
+            raise loading.rest_is_gone(
+                workdir, f"there is no {error.filename or source}"
+            ) from error
 
     def _tree(self, directory: Path, paths: set[Path]) -> dict[str, str]:
         return {path.relative_to(directory).as_posix(): self.file(path) for path in sorted(paths)}

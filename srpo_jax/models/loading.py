@@ -8,7 +8,6 @@ newest checkpoint is then meant; WORKDIR@STEP means another.
 import dataclasses
 import functools
 import re
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,11 @@ from jax.sharding import Mesh
 from srpo_jax.data import assets
 from srpo_jax.data.tokenizer import (
     ByteTokenizer,
+    SentencePieceTokenizer,
     Tokenizer,
     TokenizersTokenizer,
 )
-from srpo_jax.data.tokenizer_files import FILES, read_tokenizer
+from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.data.within_model import WithinModel
 from srpo_jax.models import gguf, huggingface, weights
 from srpo_jax.models.architecture import DecoderConfig
@@ -33,6 +33,7 @@ from srpo_jax.models.decoder import Decoder
 from srpo_jax.models.experts import Grouped
 from srpo_jax.models.lora import Projection, check_dropout
 from srpo_jax.models.settings import LoraSettings, ModelSettings
+from srpo_jax.models.source import Source
 from srpo_jax.models.weights import CHECKPOINTS, Parameters
 from srpo_jax.runtime import files, storage
 from srpo_jax.runtime import mesh as mesh_module
@@ -40,7 +41,7 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
 
-KEPT = "model"  # of a workdir: what `keep` writes
+KEPT = "model"  # of a workdir: what says the architecture and tokenizer of its run
 TINY = DecoderConfig(
     vocab_size=ByteTokenizer().vocab_size,
     width=64,
@@ -50,19 +51,6 @@ TINY = DecoderConfig(
     head_dim=16,
     mlp_width=128,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Architecture, tokenizer and, unless weights are to be drawn at random, how to read them.
-
-    files: the directory with config.json and the tokenizer's files, where there is one.
-    """
-
-    config: DecoderConfig
-    tokenizer: Tokenizer
-    read_parameters: Callable[[], Parameters] | None
-    files: Path | None = None
 
 
 def open_source(name: str, *, rewards: bool = False) -> Source:
@@ -140,7 +128,11 @@ def within(tokenizer: Tokenizer, architecture: DecoderConfig, directory: Path) -
     size = architecture.vocab_size
     if tokenizer.vocab_size <= size:
         return tokenizer
-    own = tokenizer.own_size if isinstance(tokenizer, TokenizersTokenizer) else tokenizer.vocab_size
+    own = (
+        tokenizer.own_size
+        if isinstance(tokenizer, TokenizersTokenizer | SentencePieceTokenizer)
+        else tokenizer.vocab_size
+    )
     if own > size:
         raise UserError(
             f"{directory}: the tokenizer has {own} tokens, more than the {size} of the model's "
@@ -200,25 +192,10 @@ def _open_workdir(workdir: Path, step: int | None) -> Source:
     return Source(config, base.tokenizer, lambda: _trained(workdir, run, step), base.files)
 
 
-def keep(source: Source, workdir: Path) -> None:
-    """config.json and tokenizer of the model that a run starts from, beside its checkpoints.
-
-    The run is then read without the source, where it trained all weights. Nothing is kept of a source
-    without such files.
-    """
-    if source.files is None:
-        return
-    (workdir / KEPT).mkdir(parents=True, exist_ok=True)
-    for name in ("config.json", *FILES):
-        if (path := source.files / name).is_file():
-            with files.whole(workdir / KEPT / name) as part:
-                shutil.copyfile(path, part)
-
-
 def _described(workdir: Path, source: str) -> str:
     """What says a run's architecture and tokenizer: what it kept or, before runs did, its source."""
     kept = workdir / KEPT
-    return str(kept) if (kept / "config.json").is_file() else source
+    return str(storage.local_folder(kept)) if (kept / "config.json").is_file() else source
 
 
 def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
@@ -235,9 +212,7 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     try:
         base = open_source(run.model.source)
     except UserError as error:
-        raise UserError(
-            f"{workdir} holds only what was trained, and the rest is not where it was: {error}"
-        ) from error
+        raise rest_is_gone(workdir, str(error)) from error
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
     whole = {name: given[name] for name in rest}
     for path, part in nnx.iter_modules(model):
@@ -248,6 +223,13 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
             kernel = given[f"{name}.kernel"]
             whole[f"{name}.kernel"] = weights.Adapted(kernel, a, b, part.scale, experts)
     return trained | whole
+
+
+def rest_is_gone(workdir: Path, why: str) -> UserError:
+    """That a run trained a part of its model, and its source is not there for the rest."""
+    return UserError(
+        f"{workdir} holds only what was trained, and the rest is not where it was: {why}"
+    )
 
 
 def _drawn(config: DecoderConfig, seed: int) -> Parameters:

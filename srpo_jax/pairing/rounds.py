@@ -25,7 +25,7 @@ from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
 from srpo_jax.models import creation, loading
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.objectives.online import adapted
 from srpo_jax.prompts import Renderer
 from srpo_jax.prompts.selection import select

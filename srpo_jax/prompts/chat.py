@@ -39,8 +39,8 @@ class Frame:
     """How the template frames an answer behind the prompt of generation.
 
     lead: what stands before the answer, None where the answer stands behind other words than that prompt.
-    trail: what stands between the answer and `end`, a token ("" where the template writes none). rest: all
-    that stands behind the answer.
+    trail: what stands between the answer and `end`, a token: one that is written behind it or, if there is
+    none, once another turn follows; else "". rest: all that stands behind the answer.
     """
 
     lead: str | None
@@ -213,7 +213,20 @@ class Chat:
             return None
         lead = before[len(begun) :] if before.startswith(begun) else None
         end = self._added.search(rest)
-        return Frame(lead, rest[: end.start()], end[0], rest) if end else Frame(lead, "", "", rest)
+        if end is None:
+            return Frame(lead, "", self._end_of_earlier(), rest)
+        return Frame(lead, rest[: end.start()], end[0], rest)
+
+    def _end_of_earlier(self) -> str:
+        """The token that ends an answer once another turn follows; "" where there is none."""
+        try:
+            text = self._render(("user", "assistant", "user"), ("a", SHOWN, "a"), False)
+            opening = self._render(("user",), (SHOWN,), True)
+        except UserError:
+            return ""
+        end = self._added.search(text.partition(SHOWN)[2])
+        # What opens the user's turn ends no answer.
+        return "" if end is None or end[0] in opening.partition(SHOWN)[0] else end[0]
 
     def _left_out(self, roles: tuple[str, ...], begin_answer: bool) -> tuple[int, ...]:
         """Numbers of the messages that the template does not write, whatever they say."""

@@ -66,7 +66,7 @@ def conversation(chat: Chat, messages: Sequence[Message]) -> list[tuple[int, ...
             )
         segments.append(chat.encode(text[first:last], text[:first]))
         at = last
-    if spans[-1].turn == len(messages) - 1 and not chat.frame.end:
+    if spans[-1].turn == len(messages) - 1 and chat.stop(chat.frame.rest) is None:
         # A template that writes no end leaves it to the end of the text.
         segments[-1] = (*segments[-1], chat.end)
     return segments
@@ -119,9 +119,9 @@ def _joins(chat: Chat, text: str, first: int, begin: int, end: int) -> bool:
 
 
 def _end_at(chat: Chat, text: str, at: int) -> int:
-    """Where the end of sequence ends that stands there, behind white space at most; else `at`."""
-    eos = re.escape(chat.tokenizer.token(chat.tokenizer.eos_id))
-    found = re.compile(rf"\s*{eos}").match(text, at)
+    """Where the end of a turn ends that stands there, behind white space at most; else `at`."""
+    ends = {chat.tokenizer.token(chat.tokenizer.eos_id), chat.frame.end} - {""}
+    found = re.compile(rf"\s*({'|'.join(map(re.escape, sorted(ends)))})").match(text, at)
     return found.end() if found else at
 
 

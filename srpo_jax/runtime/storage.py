@@ -150,13 +150,37 @@ def local_copy(path: Path) -> Path:
     """
     if not is_remote(path):
         return path
-    key = hashlib.sha256(repr((str(path), stamp(path))).encode()).hexdigest()[:32]
-    kept = Path(tempfile.gettempdir()) / f"srpo_jax_copies_{os.getuid()}" / f"{key}-{path.name}"
+    kept = _copy_of(path, stamp(path))
     if not kept.is_file() or size(kept) != size(path):
         part = kept.with_name(f".{os.getpid()}-{kept.name}")
         copy(path, part)
         part.replace(kept)
     return kept
+
+
+def local_folder(path: Path) -> Path:
+    """The folder itself, or of one in a store a copy on this machine, as `local_copy`."""
+    if not is_remote(path):
+        return path
+    held = list(below(path))
+    kept = _copy_of(path, [(file.name, stamp(file)) for file in held])
+    if not kept.is_dir():
+        part = kept.with_name(f".{os.getpid()}-{kept.name}")
+        for file in held:
+            copy(file, part / file.relative_to(path).as_posix())
+        try:
+            part.replace(kept)
+        except OSError:
+            if not kept.is_dir():  # else another process was faster
+                raise
+            remove_folder(part)
+    return kept
+
+
+def _copy_of(path: Path, stamps: Any) -> Path:
+    """Where the copy of a store's file or folder lies, as it is now."""
+    key = hashlib.sha256(repr((str(path), stamps)).encode()).hexdigest()[:32]
+    return Path(tempfile.gettempdir()) / f"srpo_jax_copies_{os.getuid()}" / f"{key}-{path.name}"
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import numpy as np
 
 from srpo_jax.models import creation, loading
 from srpo_jax.models.architecture import DecoderConfig
-from srpo_jax.models.loading import Source
+from srpo_jax.models.source import Source
 from srpo_jax.runtime import digest, metrics, storage
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError

@@ -74,6 +74,19 @@ def read(tmp_path, *rows, **more):
             ASKED,
         ),
         ({"system": None, "prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, "Hi"),
+        ({"system": " ", "prompt": "Hi", "chosen": "Yes.", "rejected": "No."}, "Hi"),
+        (
+            {"system_message": "Be brief.", "prompt": "Hi", "chosen": "Yes.", "rejected": "No."},
+            ASKED,
+        ),
+        (
+            {
+                "prompt": "<|system|>Be brief.\n\nHuman: Hi\n\nAssistant:",
+                "chosen": [BE, HI, YES],
+                "rejected": [BE, HI, NO],
+            },
+            ASKED,
+        ),
         (
             {
                 "prompt": [
@@ -114,9 +127,39 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "chosen": "a"},
             "its content is text",
         ),
+        *(
+            (row | {"label": label}, f"'label' is {label!r}: the completion is a bad one")
+            for row, label in (
+                ({"prompt": "a", "completion": "b"}, False),
+                ({"prompt": "a", "completion": "b"}, 0.0),
+                ({"prompt": "a", "completion": "b"}, -1),
+                ({"prompt": "a", "completion": "b"}, "false"),
+                ({"prompt": [HI], "completion": [YES]}, False),
+                ({"messages": [HI, YES]}, False),
+            )
+        ),
         (
-            {"prompt": "a", "completion": "b", "label": False},
-            "'label' is False: the completion is a bad one",
+            {"prompt": "Be rude. Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
+            "'prompt' is not what 'chosen' answers",
+        ),
+        ({"prompt": 5, "chosen": [HI, YES], "rejected": [HI, NO]}, "'prompt' is missing or not a"),
+        ({"prompt": "Why?", "messages": [HI, YES]}, "'prompt' is not what 'messages' answers"),
+        (
+            {"messages": [HI, YES | {"weight": 0}, HI, YES]},
+            "a message with weight=0, which would be learned",
+        ),
+        (
+            {"prompt": "Translate.", "input": "Hi", "completion": "b"},
+            "'input' is not read: put its text into 'prompt'",
+        ),
+        *(
+            ({"prompt": "a", "completion": "b", name: value}, f"'{name}' is not {said}")
+            for name, value, said in (
+                ("functions", '[{"name": "f"}]', "given to the chat template"),
+                ("images", ["a.png"], "shown to the model"),
+                ("history", [["a", "b"]], "read: make 'prompt' a list of messages"),
+                ("chat_template_kwargs", {"thinking": False}, "read: take the column out"),
+            )
         ),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"name": "search"}]},
@@ -129,9 +172,25 @@ def test_what_would_be_lost_without_a_word_is_refused(record, said, tmp_path):
         read(tmp_path, record, rejected="chosen" in record)
 
 
-def test_completions_that_are_called_good_are_learned(tmp_path):
-    row = {"prompt": "a", "completion": "b", "label": True}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"label": True},
+        {"label": 1},
+        {"label": "desirable"},
+        {"tools": "null", "images": [], "history": None, "input": "", "chat_template_kwargs": {}},
+        {"input": "a"},
+    ],
+)
+def test_columns_that_take_nothing_away_are_passed_over(more, tmp_path):
+    row = {"prompt": "a", "completion": "b"} | more
     assert read(tmp_path, row, rejected=False) == [Pair("a", "b")]
+
+
+def test_a_column_that_is_read_by_another_name_is_not_missed(tmp_path):
+    row = {"input": "Hi", "prompt": "a title", "best": "b", "worst": "c"}
+    fields = ("prompt=input", "chosen=best", "rejected=worst")
+    assert read(tmp_path, row, fields=fields) == [Pair("Hi", "b", "c")]
 
 
 def test_equal_completions_are_left_out_and_counted(tmp_path, capsys):
@@ -161,6 +220,36 @@ def test_the_first_turn_of_a_stripped_dialogue(begin, tmp_path):
     row = {name: f"{begin}Human: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
     pairs = read(tmp_path, row, format="dialogue")
     assert pairs == [Pair((Message("user", "Hi"),), "chosen", "rejected")]
+
+
+def test_a_dialogue_from_windows_with_a_system_column(tmp_path):
+    begin = "\r\n\r\nHuman: Hi\r\n\r\nAssistant: "
+    row = {name: begin + name for name in ("chosen", "rejected")}
+    row |= {"system": "Be brief.", "prompt": "\n\nHuman: Hi\n\nAssistant:"}
+    assert read(tmp_path, row, format="dialogue") == [Pair(ASKED, "chosen", "rejected")]
+    with pytest.raises(UserError, match=r"a\.jsonl:1: 'prompt' is not what 'chosen' answers"):
+        read(tmp_path, row | {"prompt": "Why?"}, format="dialogue")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("Human: Hi\n\nAssistant: a", "Human: Hi\n\nAssistant:", "the last answer is empty"),
+        ("Human:\n\nAssistant: a", "Human:\n\nAssistant: b", "nothing is said before the last"),
+        (
+            "Human: Hi\nAssistant: a",
+            "Human: Hi\nAssistant: b",
+            "does not end with an answer behind",
+        ),
+    ],
+)
+def test_dialogues_that_say_nothing_are_left_out_for_their_reason(
+    chosen, rejected, reason, tmp_path, capsys
+):
+    good = {"chosen": "Human: Hi\n\nAssistant: a", "rejected": "Human: Hi\n\nAssistant: b"}
+    bad = {"chosen": chosen, "rejected": rejected}
+    assert len(read(tmp_path, bad, good, format="dialogue")) == 1
+    assert f"1 records left out: {reason}" in capsys.readouterr().err.replace("the dialogue ", "")
 
 
 def test_text_before_the_first_turn_is_not_lost_without_a_count(tmp_path, capsys):

@@ -137,6 +137,31 @@ def test_json_that_is_nested_without_end(tmp_path):
         records.read_pairs(tmp_path / "a.jsonl")
 
 
+def test_a_file_of_one_list_and_one_from_windows(tmp_path):
+    for indent in (None, 1):
+        (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=indent))
+        pairs = records.read_pairs(tmp_path / "a.json")
+        assert pairs == PAIRS
+        assert [pair.line for pair in pairs] == [1, 2]
+    (tmp_path / "a.json").write_text(json.dumps(ROWS, indent=1)[:-9])
+    with pytest.raises(UserError, match=r"a\.json: not JSON \(.* at line 1\d, column"):
+        records.read_pairs(tmp_path / "a.json")
+    lines(tmp_path / "b.jsonl")
+    text = (tmp_path / "b.jsonl").read_text().replace("\n", "\r\n")
+    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8-sig", newline="")
+    assert records.read_pairs(tmp_path / "b.jsonl") == PAIRS
+
+
+def test_what_cannot_be_read_is_refused_for_its_reason(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"n": ' + "9" * 5000 + "}\n")
+    with pytest.raises(UserError, match=r"a\.jsonl:1: JSON that cannot be read"):
+        records.read_pairs(tmp_path / "a.jsonl")
+    for name in ("a.csv", "a.jsonl.zst"):
+        (tmp_path / name).write_text("prompt,chosen")
+        with pytest.raises(UserError, match=rf"{name} is of a kind that is not read: .*\.parquet"):
+            records.read_pairs(tmp_path / name)
+
+
 def test_a_path_that_is_missing():
     with pytest.raises(UserError, match=r"no pairs at nowhere.jsonl: set config.data.pairs"):
         list(sources.read("nowhere.jsonl"))

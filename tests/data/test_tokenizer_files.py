@@ -58,6 +58,33 @@ def test_sentencepiece(pieces):
     assert again.fingerprint == tokenizer.fingerprint
 
 
+def test_tokens_that_were_added_to_sentencepiece(pieces, tmp_path):
+    """As fine-tuned models have them: beside the pieces, in one of two files, and one ends a turn."""
+    (tmp_path / "tokenizer.model").write_bytes((pieces / "tokenizer.model").read_bytes())
+    plain = read_tokenizer(pieces)
+    more = {"<|im_end|>": 320, "<call>": 321}
+    (tmp_path / "added_tokens.json").write_text(json.dumps(more))
+    said = {"eos_token": "<|im_end|>", "bos_token": "<s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    one = read_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").unlink()
+    decoder = {str(i): {"content": t, "special": t == "<|im_end|>"} for t, i in more.items()}
+    decoder["2"] = {"content": "</s>", "special": True}
+    said |= {"added_tokens_decoder": decoder}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    other = pickle.loads(pickle.dumps(read_tokenizer(tmp_path)))
+    assert one.fingerprint == other.fingerprint != plain.fingerprint
+    for tokenizer in (one, other):
+        assert (tokenizer.eos_id, tokenizer.vocab_size, tokenizer.own_size) == (320, 322, 320)
+        assert tokenizer.added_tokens["<|im_end|>"]
+        hello, there = plain.encode("hello"), plain.encode("there", continued=True)
+        assert tokenizer.encode("hello<call>there") == [*hello, 321, *there]
+        assert tokenizer.encode("hello<|im_end|>", special=True) == [*hello, 320]
+        assert 320 not in tokenizer.encode("hello<|im_end|>")
+        assert tokenizer.decode([*hello, 321, *there, 320]) == "hello<call>there"
+        assert (tokenizer.token(320), tokenizer.token(5)) == ("<|im_end|>", plain.token(5))
+
+
 def test_sentencepiece_as_tokenizers_knows_it(pieces, tmp_path):
     """The same pieces as a tokenizer.json, whose space before a text is a normaliser."""
     model = sentencepiece.SentencePieceProcessor(str(pieces / "tokenizer.model"))

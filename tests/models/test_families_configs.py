@@ -125,6 +125,11 @@ HARMLESS = [
     {"n_embd": 48, "n_layer": 4, "n_head": 4, "activation_function": "silu"},
     {"rope_theta": 10_000.0},
     {"rope_interleaved": False, "logit_scale": 1.0, "num_experts": 1},
+    {"n_layers": 4, "n_heads": 4, "n_kv_heads": 2, "dim": 48, "hidden_dim": 64},
+    {"use_flash_attention": True, "bf16": True, "is_causal": True, "rope_ratio": 1.0},
+    {"hidden_activation": "silu", "max_seq_length": 256, "rms_norm_epsilon": 1e-6},
+    # What older versions of transformers wrote of every model.
+    {"add_cross_attention": False, "pruned_heads": {}, "torchscript": False, "prefix": None},
 ]
 
 
@@ -140,6 +145,12 @@ def test_entries_that_ask_for_nothing_are_taken(extra):
         ({"interpolate_factor": 2}, "asks for interpolate_factor=2, which this decoder does not"),
         ({"rope_interleaved": True}, "asks for rope_interleaved=True"),
         ({"n_embd": 64}, "n_embd=64 and hidden_size=48, which are two names for one thing"),
+        ({"n_kv_heads": 4}, "n_kv_heads=4 and num_key_value_heads=2, which are two names for one"),
+        ({"rope_ratio": 2.0}, r"asks for rope_ratio=2\.0"),
+        ({"is_causal": False}, "asks for is_causal=False"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "asks for quantization="),
+        ({"clip_qkv": 8.0}, r"asks for clip_qkv=8\.0"),
+        ({"use_qk_norm": True}, "asks for use_qk_norm=True"),
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types says another thing than the"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
@@ -171,6 +182,21 @@ def test_experts_that_this_decoder_does_not_have_are_refused(kind, changes, mess
     content = getattr(transformers, kind)(**SMALL).to_dict()
     with pytest.raises(UserError, match=message):
         read(content | changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "neutral", "asks"),
+    [
+        ("CohereConfig", {"rope_interleaved": True}, {"rope_interleaved": False}),
+        ("CohereConfig", {"norm_type": "layer_norm"}, {"norm_type": "rms_norm"}),
+        ("GPTNeoXConfig", {"norm_type": "layernorm"}, {"norm_type": "rms_norm"}),
+    ],
+)
+def test_what_asks_for_nothing_depends_on_the_family(kind, neutral, asks):
+    content = getattr(transformers, kind)(**SMALL).to_dict()
+    assert read(content | neutral) == read(content)
+    with pytest.raises(UserError, match=f"asks for {next(iter(asks))}="):
+        read(content | asks)
 
 
 def test_the_number_of_experts_has_two_names():

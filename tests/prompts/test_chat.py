@@ -237,3 +237,26 @@ def test_an_empty_answer_is_its_end(tokenizer):
 def test_white_space_in_a_conversation_is_the_templates_affair(tokenizer):
     direct = Renderer("dialogue", tokenizer).prompt([Message("user", " Hi\n")]).direct
     assert text(tokenizer, direct) == "<|user|> Hi\n<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("behind", "first", "ends"),
+    [
+        ("{{ '<|end|>' }}", "Hello.<|end|>", ["<|end|>", "</s>"]),
+        ("{{ '\n<|end|>' }}", "Hello.\n<|end|>", ["<|end|>", "</s>"]),
+        ("", "Hello.", ["</s>"]),
+    ],
+)
+def test_an_end_that_only_earlier_turns_have(behind, first, ends, tmp_path):
+    """The template leaves the last turn open, as one that goes on; what opens a turn is no end."""
+    save_tokenizer(
+        tmp_path,
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}"
+        f"{{% if not loop.last %}}{behind}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{behind}{{{{ '<|assistant|>' }}}}{{% endif %}}",
+    )
+    tokenizer = read_tokenizer(tmp_path)
+    renderer = Renderer("dialogue", tokenizer)
+    segments = renderer.conversation([Message(**m) for m in TALK], "Because.")
+    assert [text(tokenizer, s) for s in segments[1::2]] == [first, "Because." + ends[0]]
+    assert [tokenizer.token(i) for i in renderer.stop_ids] == ends

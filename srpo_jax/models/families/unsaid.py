@@ -88,6 +88,8 @@ SILENT = frozenset(
     classifier_dropout chunk_size_feed_forward original_max_position_embeddings max_window_layers
     no_rope_layer_interval sliding_window_pattern unsloth_fixed unsloth_version model_max_length
     tokenizer_class task_specific_params output_router_logits router_aux_loss_coef
+    use_flash_attention use_flash_attention_2 use_flash_attn flash_attn gradient_checkpointing
+    use_gradient_checkpointing fp16 bf16 fp32
     """.split()  # noqa: SIM905 (a list of names reads worse)
 )
 # Settings of generation: they belong into generation_config.json, and older programs kept them here.
@@ -109,6 +111,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "interpolate_factor": (1,),
     "rope_interleaved": (False,),
     "rope_type": ("default",),
+    "rope_ratio": (1,),
+    "rope_scaling_factor": (1,),
     "rotary_pct": (1,),
     "position_embedding_type": ("rope", "rotary"),
     "norm_type": ("rms_norm", "rmsnorm"),
@@ -121,10 +125,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_scaling": (1,),
     "embedding_multiplier": (1,),
     "residual_multiplier": (1,),
+    "residual_scale": (1,),
+    "scale_emb": (1,),
+    "is_causal": (True,),
+    "causal": (True,),
 }
 # The same of single families, by model_type.
 _COHERE: dict[str, tuple[Any, ...]] = {
     "position_embedding_type": ("rope_gptj",),
+    "rope_interleaved": (True,),
+    "norm_type": ("layer_norm", "layernorm"),
     "order_of_interleaved_layers": ("local_attn_first",),
     "use_embedding_sharing": (True,),
     "use_parallel_embedding": (True,),
@@ -134,6 +144,7 @@ _COHERE: dict[str, tuple[Any, ...]] = {
 OWN_NEUTRAL: dict[str, dict[str, tuple[Any, ...]]] = {
     "cohere": _COHERE,
     "cohere2": _COHERE,
+    "gpt_neox": {"norm_type": ("layer_norm", "layernorm")},
     "starcoder2": {
         "mlp_type": ("default",),
         "norm_type": ("layer_norm",),
@@ -153,6 +164,17 @@ OLDER = {
     "max_seq_len": "max_position_embeddings",
     "seq_length": "max_position_embeddings",
     "d_model": "hidden_size",
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "hidden_dim": "intermediate_size",
+    "d_ff": "intermediate_size",
+    "max_seq_length": "max_position_embeddings",
+    "max_sequence_length": "max_position_embeddings",
+    "padded_vocab_size": "vocab_size",
+    "hidden_activation": "hidden_act",
+    "rms_norm_epsilon": "rms_norm_eps",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",

@@ -1,0 +1,89 @@
+"""What the columns of a record say beside its texts: what would be lost without a word is refused."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_TOOLS = (
+    "is not given to the chat template, which would show them: take the column out, or tell of the tools "
+    "in a 'system' column"
+)
+_SEEN = "is not shown to the model, which reads text alone: take the column out, or the record"
+# Columns that would change what the model sees, and what to do about them.
+UNREAD = {
+    "tools": _TOOLS,
+    "functions": _TOOLS,
+    **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _SEEN),
+    "history": "is not read: make 'prompt' a list of messages that begins with it",
+    "chat_template_kwargs": "is not read: take the column out, and give all rows the same by "
+    "config.data.template_arguments",
+}
+# Of a message, the same; and what says by a 0 or false that it is not to be learned.
+UNREAD_OF_MESSAGE = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+LEARNED = ("weight", "train", "trainable", "training")
+_BAD = frozenset(("false", "0", "no", "bad", "undesirable", "rejected"))
+# What a text that tells of a conversation calls those who speak.
+_SPEAKERS = frozenset(("system", "user", "human", "assistant", "model", "prompt", "h", "a"))
+_MARKER = re.compile(r"<[^<>\s]*>+|\[/?[A-Z]+\]")
+
+
+class Malformed(Exception):
+    """What is wrong with a record, as the end of a sentence."""
+
+
+def check_read(record: Mapping[str, Any]) -> None:
+    """Malformed for a column that is not empty and not read, and would change what the model sees."""
+    for name, what in UNREAD.items():
+        if not _is_empty(record.get(name)):
+            raise Malformed(f"{name!r} {what}")
+    more, prompt = record.get("input"), record.get("prompt")
+    if isinstance(more, str) and isinstance(prompt, str) and more.strip() not in prompt:
+        raise Malformed("'input' is not read: put its text into 'prompt'")
+
+
+def check_message(message: Mapping[str, Any], name: str) -> None:
+    """The same of one message of the conversation called name."""
+    for key in UNREAD_OF_MESSAGE:
+        if message.get(key):
+            raise Malformed(f"{name!r} has a message with {key!r}, which is not read")
+    for key in LEARNED:
+        if message.get(key) in (0, False) and message.get("role") == "assistant":
+            raise Malformed(
+                f"{name!r} has a message with {key}={message[key]!r}, which would be learned: give each "
+                "answer that is to be learned a row of its own (prompt, completion)"
+            )
+
+
+def _is_empty(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null")
+    return value is None or (hasattr(value, "__len__") and len(value) == 0)
+
+
+def check_label(record: Mapping[str, Any]) -> None:
+    """Malformed for a label_prob that is no probability, and for a bad answer that stands alone."""
+    label_prob, label = record.get("label_prob", 1.0), record.get("label")
+    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
+        raise Malformed("'label_prob' is not a number")
+    if not 0 <= label_prob <= 1:
+        raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
+    if isinstance(label, str):
+        is_bad = label.strip().lower() in _BAD
+    else:
+        is_bad = isinstance(label, int | float) and label <= 0
+    if is_bad and record.get("rejected") is None:
+        raise Malformed(
+            f"'label' is {label!r}: the completion is a bad one, as rows for KTO have them, and would be "
+            "learned: keep the rows whose label is true, or make pairs (chosen, rejected) of both kinds"
+        )
+
+
+def says_no_more(text: str, messages: Iterable[str]) -> bool:
+    """Whether a text is these messages, all of them, with nothing between but who speaks."""
+    rest = text
+    for message in sorted((m.strip() for m in messages), key=len, reverse=True):
+        if message not in rest:
+            return False
+        rest = rest.replace(message, "\n", 1)
+    words = re.findall(r"\w+", _MARKER.sub(" ", rest))
+    return all(word.lower() in _SPEAKERS for word in words)
