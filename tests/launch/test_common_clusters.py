@@ -308,8 +308,8 @@ def test_sky_knows_the_command_and_the_task(tmp_path, monkeypatch):
         assert resources.accelerators == {name: int(count or 1)}
         assert resources.job_recovery["recover_on_exit_codes"] == 130
     wrong = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
-    wrong["resources"]["job_recovery"]["max_restarts"] = 3
-    with pytest.raises(ValueError, match="max_restarts"):
+    wrong["resources"]["use_spots"] = True
+    with pytest.raises(ValueError, match="use_spots"):
         sky.Task.from_yaml_config(wrong)
     jobs = sky_command.cli.commands["jobs"].commands
     for action, name in (("status", "queue"), ("logs", "logs"), ("delete", "cancel")):
@@ -368,7 +368,7 @@ def test_a_dry_run_prints_commands_and_needs_no_tool(script, tmp_path, monkeypat
         ("queued.sh", ("watch", *WHERE, "--type=v4-8"), "watch needs a command after --"),
         ("gke.sh", ("submit", "--name=n", *POD, "--chip=v9", "--topology=1", "--", "x"), "--chip is"),
         ("gke.sh", ("submit", "--name=n", *POD, "--chip=v4", "--topology=3", "--", "x"), "--topology=3"),
-        ("gke.sh", ("create", *POOL, "--chip=v5e", "--topology=2x2", "--slices=2"), "--slices=2 of one host"),
+        ("gke.sh", ("create", *POOL, "--chip=v5e", "--topology=2x2", "--slices=2"), "--slices=2 of one"),
         ("sky.sh", ("submit", "--name=n", "--gpus=tpu-v6e-8", "--nodes=2", "--", "x"), "--nodes=2"),
         ("slurm.sh", ("submit", "--name=n", "--dry-run"), "submit needs a command"),
         ("sky.sh", ("submit", "--name=n", "--gpu=x"), "unknown option '--gpu=x'"),
