@@ -7,9 +7,8 @@
 #   launch/gke.sh status | logs | stop --name NAME
 #   launch/gke.sh delete --cluster C --location L --chip CHIP --topology T [--slices N]
 #
-#   create   makes a node pool for each slice, in a cluster that is there. Its nodes may use all of Google
-#            Cloud that their service account may: the pods share the nodes' network, so that is the account
-#            that reads and writes gs://…
+#   create   makes a node pool for each slice, in a cluster that is there. The pods share the nodes' network,
+#            and with it the nodes' service account, which must be allowed to write to the bucket
 #   submit   hands the JobSet to the cluster. After a preemption, or a failure, the JobSet starts all its
 #            pods again, and the command goes on from its last checkpoint: its --workdir is gs://…
 #            A mistake of the user's (status 2) is not tried again

@@ -276,6 +276,7 @@ def test_several_hosts_of_sky_find_each_other(extra, expected, tmp_path):
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     assert done.stdout.strip() == expected
 
@@ -391,7 +392,10 @@ def test_flags_of_xla_are_those_of_the_chip():
     flags = call("xla_flags.sh", "gpu").stdout.strip()
     code = "import jax; print(jax.devices())"
     done = subprocess.run(  # XLA ends at a flag that it does not know
-        [sys.executable, "-c", code], env=os.environ | dict([flags.split("=", 1)]), check=False
+        [sys.executable, "-c", code],
+        env=os.environ | dict([flags.split("=", 1)]),
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0
 
@@ -400,6 +404,10 @@ def test_flags_of_xla_are_those_of_the_chip():
 def test_shellcheck_finds_nothing():
     scripts = sorted(map(str, LAUNCH.glob("*.sh")))
     done = subprocess.run(
-        ["shellcheck", "-x", "-P", ".", *scripts], cwd=ROOT, capture_output=True, check=False
+        ["shellcheck", "-x", "-P", ".", *scripts],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, json.dumps(done.stdout.decode())
