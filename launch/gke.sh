@@ -1,30 +1,35 @@
 #!/usr/bin/env bash
 # Runs a program on TPUs of a GKE cluster, as a JobSet: one slice or several.
 #
-#   launch/gke.sh create --cluster C --location L --chip CHIP --topology T [--slices N] [--spot | --reservation R]
+#   launch/gke.sh create --cluster C --location L --chip CHIP --topology T [--slices N] [OPTION ...]
 #   launch/gke.sh submit --name NAME --image IMAGE --chip CHIP --topology T [OPTION ...] -- COMMAND ...
 #   launch/gke.sh resume --name NAME … -- COMMAND ...    as submit, once its restarts are used up
 #   launch/gke.sh status | logs | stop --name NAME
 #   launch/gke.sh delete --cluster C --location L --chip CHIP --topology T [--slices N]
 #
-#   create   makes a node pool for each slice, in a cluster that is there
+#   create   makes a node pool for each slice, in a cluster that is there. The pods share the nodes' network,
+#            and with it the nodes' service account, which must be allowed to write to the bucket
 #   submit   hands the JobSet to the cluster. After a preemption, or a failure, the JobSet starts all its
 #            pods again, and the command goes on from its last checkpoint: its --workdir is gs://…
 #            A mistake of the user's (status 2) is not tried again
 #   stop     deletes the JobSet: the pods are asked to save, and have --grace seconds
 #   delete   deletes the node pools
 #
+#   --zone Z             where the nodes are, one zone that has the chips: create (and --xpk); the location
+#                        may be a region
 #   --chip CHIP          v4, v5e, v5p or v6e
 #   --topology T         of one slice, such as 4x4
-#   --slices N           default 1; the command's mesh.replica must be a multiple of it
+#   --slices N           default 1; the command's mesh.replica must be a multiple of it. Several slices must
+#                        have several hosts each
 #   --image IMAGE        with this repository installed (see docs/launch.md)
 #   --restarts N         default 100
 #   --grace SECONDS      default 300
-#   --service-account S  of Kubernetes, that may write to the bucket
+#   --service-account S  of Kubernetes
 #   --spot               nodes that may be taken away: create and submit
 #   --reservation R      create on reserved capacity
 #   --chips-per-host N   default 4
-#   --xpk                submit by `xpk workload create` (needs --cluster and --type, the accelerator type)
+#   --xpk                submit by `xpk workload create`, to a cluster that xpk made (needs --cluster and
+#                        --type, the accelerator type)
 #   --manifest           prints the JobSet of a submit, and does nothing
 #   --dry-run            prints the commands, and runs nothing
 
@@ -35,11 +40,11 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/common.sh"
 actions=(create submit resume status logs stop delete)
 valued=(name cluster location chip topology slices image restarts grace service-account reservation
-  chips-per-host type project)
+  chips-per-host type project zone)
 switches=(spot xpk manifest)
 # What read_options sets.
-name='' cluster='' location='' chip='' topology='' slices='' image='' restarts='' grace='' project=''
-service_account='' reservation='' chips_per_host='' type='' spot='' xpk='' manifest=''
+name='' cluster='' location='' zone='' chip='' topology='' slices='' image='' restarts='' grace=''
+service_account='' reservation='' chips_per_host='' type='' spot='' xpk='' manifest='' project=''
 read_options "$@"
 slices=${slices:-1} restarts=${restarts:-100} grace=${grace:-300} chips_per_host=${chips_per_host:-4}
 
@@ -59,6 +64,8 @@ count_hosts() { # sets `hosts` of a slice
   ((chips % chips_per_host == 0)) ||
     fail "--topology=$topology has $chips chips, no multiple of --chips-per-host=$chips_per_host"
   hosts=$((chips / chips_per_host))
+  ((hosts > 1 || slices == 1)) ||
+    fail "--slices=$slices of one host each (--topology=$topology): only slices of several are joined"
 }
 
 json() { # WORD ...: a JSON array of texts
@@ -91,7 +98,8 @@ spec:
   failurePolicy:
     maxRestarts: $restarts
     rules:
-    - action: FailJobSet
+    - name: mistake
+      action: FailJobSet
       onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
   - name: slice
@@ -136,9 +144,12 @@ submit() {
     needs cluster "where xpk is to run it"
     needs type "the accelerator type, such as v5litepod-16"
     tool xpk "pip install xpk"
+    given project zone
+    # xpk restarts after 127 and more, not after 1. `exec`: the request to save reaches the program itself.
     act xpk workload create --cluster "$cluster" --workload "$name" --tpu-type="$type" \
       --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" \
-      --command="SRPO_DISTRIBUTED=cluster $(words "${command[@]}")"
+      --restart-on-exit-codes=1 --termination-grace-period-seconds="$grace" "${chosen[@]}" \
+      --command="exec env SRPO_DISTRIBUTED=cluster $(words "${command[@]}")"
     return
   fi
   needs chip "such as v5e"
@@ -165,13 +176,16 @@ pools() { # create or delete
   tool gcloud "install the Google Cloud CLI"
   local slice where=("--cluster=$cluster" "--location=$location") how=()
   [[ -z $project ]] || where+=("--project=$project")
+  [[ -z $zone ]] || how+=("--node-locations=$zone")
+  # A topology makes a slice of several nodes; of one, the machine's type says it all.
+  ((hosts == 1)) || how+=("--tpu-topology=$topology")
   [[ -z $spot ]] || how+=(--spot)
   [[ -z $reservation ]] ||
     how+=(--reservation-affinity=specific "--reservation=$reservation")
   for ((slice = 0; slice < slices; slice++)); do
     if [[ $action == create ]]; then
       act gcloud container node-pools create "srpo-$chip-$topology-$slice" "${where[@]}" \
-        "--machine-type=$machine" "--tpu-topology=$topology" "--num-nodes=$hosts" "${how[@]}"
+        "--machine-type=$machine" "--num-nodes=$hosts" --scopes=cloud-platform "${how[@]}"
     else
       act gcloud container node-pools delete "srpo-$chip-$topology-$slice" "${where[@]}" --quiet
     fi
@@ -191,7 +205,8 @@ case $action in
   resume)
     if [[ -n $xpk ]]; then
       needs cluster "where xpk is to run it"
-      act xpk workload delete --cluster "$cluster" --workload "$name"
+      given project zone
+      act xpk workload delete --cluster "$cluster" --workload "$name" "${chosen[@]}"
     else
       act kubectl delete jobset "$name" --ignore-not-found --wait
     fi

@@ -4,16 +4,17 @@
 #   launch/sky.sh submit --name NAME --gpus ACCELERATORS [--nodes N] [OPTION ...] -- COMMAND [ARGUMENT ...]
 #   launch/sky.sh status | logs | delete --name NAME
 #
-#   submit   hands the job over (launch/sky.yaml). After a preemption SkyPilot finds other machines, installs
-#            this repository there and starts the command again, which goes on from its last checkpoint: its
-#            --workdir is gs://… or s3://…. A command that fails by itself is started 3 times more
+#   submit   hands the job over (launch/sky.yaml). After a preemption SkyPilot finds other machines,
+#            installs this repository there and starts the command again, which goes on from its last
+#            checkpoint: its --workdir is gs://… or s3://…. A command that fails by itself is started 3 times
+#            more; one that was asked to save (status 130), always
 #   resume   as submit: once a job has ended, the same command goes on
 #   status   of all managed jobs
 #   logs     output of the job
 #   delete   cancels the job and deletes its machines
 #
-#   --gpus ACCELERATORS   such as H100:8 or tpu-v5e-8, of each machine
-#   --nodes N             machines (default 1)
+#   --gpus ACCELERATORS   of each machine, such as H100:8; or a TPU: tpu-v6e-8, tpu-v5litepod-16
+#   --nodes N             machines with GPUs (default 1); a TPU of several hosts counts as one
 #   --infra INFRA         where, such as gcp/us-central1; default: where it is cheapest
 #   --on-demand           no spot machines
 #   --dry-run             prints the commands, and runs nothing
@@ -33,16 +34,20 @@ tool sky "pip install skypilot"
 
 case $action in
   submit | resume)
-    needs gpus "such as H100:8 or tpu-v5e-8"
+    needs gpus "such as H100:8 or tpu-v6e-8"
     [[ ${#command[@]} -gt 0 ]] || fail "$action needs a command after --"
     spot=--use-spot
     [[ -z $on_demand ]] || spot=--no-use-spot
     where=()
     [[ -z $infra ]] || where=(--infra "$infra")
     extra=cuda
-    [[ $gpus != tpu* ]] || extra=tpu
-    act sky jobs launch "$here/sky.yaml" --name "$name" --gpus "$gpus" --num-nodes "${nodes:-1}" \
-      "$spot" "${where[@]}" --env "SRPO_EXTRA=$extra" --env "SRPO_COMMAND=$(words "${command[@]}")" --yes
+    if [[ $gpus == tpu-* ]]; then
+      extra=tpu
+      [[ ${nodes:-1} == 1 ]] || fail "--nodes=$nodes: several TPUs are not joined; ask for a larger one"
+    fi
+    act sky jobs launch "$here/sky.yaml" --name "$name" --workdir "${here%/*}" --gpus "$gpus" \
+      --num-nodes "${nodes:-1}" "$spot" "${where[@]}" --env "SRPO_EXTRA=$extra" \
+      --env "SRPO_COMMAND=$(words "${command[@]}")" --yes
     ;;
   status) act sky jobs queue ;;
   logs) act sky jobs logs --name "$name" ;;

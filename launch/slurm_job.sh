@@ -3,9 +3,10 @@
 #
 #   slurm_job.sh COMMAND [ARGUMENT ...]
 #
-# SIGTERM comes when the job's time is almost over, or it is preempted: the command is asked to save, and
-# the job goes back to the queue. SIGUSR1 (launch/slurm.sh stop) asks it to save, and ends the job.
-# --requeue of sbatch brings the job back after the failure of a node.
+# SIGTERM comes when the job's time is almost over: the command is asked to save, and the job goes back to
+# the queue. SIGUSR1 (launch/slurm.sh stop) asks it to save, and ends the job. At a preemption SLURM itself
+# asks the command (or this script, where the cluster has PreemptParameters=send_user_signal).
+# --requeue of sbatch brings the job back after that, and after the failure of a node.
 
 set -uo pipefail
 
@@ -24,7 +25,7 @@ while kill -0 "$steps" 2>/dev/null; do # `wait` returns at a signal, the steps a
   code=$?
 done
 if [[ -n $again ]] && ((code != 0 && code != 2)); then
-  echo "saved; back to the queue"
-  scontrol requeue "$SLURM_JOB_ID"
+  # A job that is being cancelled gets SIGTERM too: `incomplete` leaves it cancelled.
+  scontrol requeue incomplete "$SLURM_JOB_ID" && echo "asked to save; back to the queue"
 fi
 exit "$code"

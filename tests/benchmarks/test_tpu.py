@@ -24,12 +24,17 @@ tree, rows = (tpu.estimate(group[n], small, where) for n in ("SRPO, trees", tpu.
 assert 0 < tree.cycles < 0.5 * rows.cycles and 0 < tree.kernel_cycles, (tree, rows)
 assert not tree.warnings
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_unknown_chips_are_refused():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.tpu", "--topology=v9"], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks.tpu", "--topology=v9"],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert "--topology=v9 is no machine known here" in done.stderr

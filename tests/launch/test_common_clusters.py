@@ -182,6 +182,34 @@ def test_the_jobs_of_a_jobset_are_what_kubernetes_knows():
         schemas.validate(whole, version, strict=True)
 
 
+def test_rules_of_a_jobset_have_the_names_that_its_schema_asks_for():
+    (rule,) = jobset()["spec"]["failurePolicy"]["rules"]
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+
+
+def test_node_pools_are_slices_whose_pods_reach_the_bucket():
+    what = ("--cluster=c", "--location=us-west4", "--zone=us-west4-a", "--chip=v5e", "--dry-run")
+    done = call("gke.sh", "create", *what, "--topology=4x4", "--slices=2", "--spot")
+    pools = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [words[4] for words in pools] == ["srpo-v5e-4x4-0", "srpo-v5e-4x4-1"]
+    for word in ("--num-nodes=4", "--tpu-topology=4x4", "--node-locations=us-west4-a", "--spot"):
+        assert word in pools[0]
+    assert "--scopes=cloud-platform" in pools[0]
+    done = call("gke.sh", "create", *what, "--topology=2x2")
+    assert "--machine-type=ct5lp-hightpu-4t --num-nodes=1" in done.stdout
+    assert "--tpu-topology" not in done.stdout  # of one host, the machine's type says it
+
+
+def test_xpk_is_told_what_the_jobset_would_say():
+    what = ("--name=srpo", "--image=i", "--cluster=c", "--type=v5litepod-16", "--zone=z", "--xpk")
+    done = call("gke.sh", "resume", *what, "--grace=90", "--dry-run", "--", "train", "--seed=1")
+    delete, create = map(shlex.split, done.stdout.splitlines())
+    assert shlex.join(delete) == "xpk workload delete --cluster c --workload srpo --zone=z"
+    for word in ("--restart-on-exit-codes=1", "--termination-grace-period-seconds=90", "--zone=z"):
+        assert word in create
+    assert create[-1] == "--command=exec env SRPO_DISTRIBUTED=cluster train --seed=1"
+
+
 def test_gke_starts_preempted_pods_again(cloud):
     what = ("--name=srpo", "--image=i", "--chip=v6e", "--topology=2x2")
     done = call("gke.sh", "submit", *what, "--", "bash", "-c", PROGRAM)
@@ -201,8 +229,8 @@ def test_gke_starts_preempted_pods_again(cloud):
 
 def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
     program = (
-        "echo \"$SRPO_DISTRIBUTED\" >>starts; [[ -e saved ]] && exit; trap 'touch saved; exit 130' TERM;"
-        " while :; do sleep 0.02; done"
+        "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED\" >>starts;"
+        " [[ -e saved ]] && exit; while :; do sleep 0.02; done"
     )
     options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00")
     done = call("slurm.sh", "submit", *options, "--", "bash", "-c", program)
@@ -213,6 +241,8 @@ def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
         "--job-name=srpo --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --requeue"
     )
     assert [line.split()[0] for line in lines[1:]] == ["srun", "scontrol", "srun"]
+    # What is cancelled gets the same signal, and would be brought back without this word.
+    assert lines[2] == "scontrol requeue incomplete 7"
     (cloud / "saved").unlink()
     (cloud / "warned").unlink()
     (cloud / "starts").unlink()
@@ -221,14 +251,76 @@ def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
 
 
 def test_sky_starts_a_preempted_job_again(cloud):
-    options = ("--name=srpo", "--gpus=tpu-v5e-8", "--infra=gcp")
+    options = ("--name=srpo", "--gpus=tpu-v6e-8", "--infra=gcp")
     done = call("sky.sh", "submit", *options, "--", "bash", "-c", PROGRAM)
     assert done.returncode == 0, done.stderr
     assert len((cloud / "starts").read_text().splitlines()) == 2
     assert "--use-spot --infra gcp --env SRPO_EXTRA=tpu" in asked(cloud)[0]
 
 
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [("cuda", "2 1 10.0.0.1:8476 unset"), ("tpu", "unset unset unset cluster")],
+)
+def test_several_hosts_of_sky_find_each_other(extra, expected, tmp_path):
+    names = ("PROCESSES", "PROCESS_ID", "COORDINATOR", "DISTRIBUTED")
+    said = " ".join(f"${{SRPO_{name}:-unset}}" for name in names)
+    hosts = {"NUM_NODES": "2", "NODE_RANK": "1", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
+    env = {f"SKYPILOT_{name}": value for name, value in hosts.items()}
+    env |= {"SRPO_EXTRA": extra, "SRPO_COMMAND": f"bash -c 'echo {said}'"}
+    run = yaml.safe_load((LAUNCH / "sky.yaml").read_text())["run"]
+    done = subprocess.run(
+        ["bash", "-c", run],
+        env={"PATH": os.environ["PATH"]} | env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    assert done.stdout.strip() == expected
+
+
+def test_sky_knows_the_command_and_the_task(tmp_path, monkeypatch):
+    """By SkyPilot's own command line and schema. It wants an environment of its own: CONTRIBUTING.md."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    sky = pytest.importorskip("sky")
+    from sky.client.cli import command as sky_command
+
+    launch = sky_command.cli.commands["jobs"].commands["launch"]
+    for options in (("--gpus=H100:8", "--nodes=2"), ("--gpus=tpu-v6e-8", "--infra=gcp/us-east5")):
+        program = ("python", "-c", "print('a  b')")
+        done = call("sky.sh", "submit", "--name=srpo", *options, "--dry-run", "--", *program)
+        words = shlex.split(done.stdout)
+        assert words[:3] == ["sky", "jobs", "launch"]
+        given = launch.make_context(
+            "launch", words[3:]
+        ).params  # ends at an option it does not know
+        assert Path(given["workdir"]) == ROOT
+        task = sky.Task.from_yaml(words[3])
+        task.update_envs(dict(given["env"]))
+        assert tuple(shlex.split(task.envs["SRPO_COMMAND"])) == program
+        wanted = {"accelerators": given["gpus"], "use_spot": True, "infra": given["infra"]}
+        task.set_resources_override(wanted)
+        (resources,) = task.resources
+        assert resources.use_spot
+        name, _, count = options[0].removeprefix("--gpus=").partition(":")
+        assert resources.accelerators == {name: int(count or 1)}
+        assert resources.job_recovery["recover_on_exit_codes"] == 130
+    wrong = yaml.safe_load((LAUNCH / "sky.yaml").read_text())
+    wrong["resources"]["use_spots"] = True
+    with pytest.raises(ValueError, match="use_spots"):
+        sky.Task.from_yaml_config(wrong)
+    jobs = sky_command.cli.commands["jobs"].commands
+    for action, name in (("status", "queue"), ("logs", "logs"), ("delete", "cancel")):
+        words = shlex.split(call("sky.sh", action, "--name=srpo", "--dry-run").stdout)
+        assert words[:3] == ["sky", "jobs", name]
+        jobs[name].make_context(name, words[3:])
+
+
 POD = ("--image=i",)
+POOL = ("--cluster=c", "--location=l")
 DRY = {
     "queued.sh": ("create watch status logs delete", (*WHERE, "--type=v5p-8"), "watch"),
     "gke.sh": (
@@ -277,6 +369,8 @@ def test_a_dry_run_prints_commands_and_needs_no_tool(script, tmp_path, monkeypat
         ("queued.sh", ("watch", *WHERE, "--type=v4-8"), "watch needs a command after --"),
         ("gke.sh", ("submit", "--name=n", *POD, "--chip=v9", "--topology=1", "--", "x"), "--chip is"),
         ("gke.sh", ("submit", "--name=n", *POD, "--chip=v4", "--topology=3", "--", "x"), "--topology=3"),
+        ("gke.sh", ("create", *POOL, "--chip=v5e", "--topology=2x2", "--slices=2"), "--slices=2 of one"),
+        ("sky.sh", ("submit", "--name=n", "--gpus=tpu-v6e-8", "--nodes=2", "--", "x"), "--nodes=2"),
         ("slurm.sh", ("submit", "--name=n", "--dry-run"), "submit needs a command"),
         ("sky.sh", ("submit", "--name=n", "--gpu=x"), "unknown option '--gpu=x'"),
         ("slurm.sh", ("status", "--name"), "--name needs a value"),
@@ -298,7 +392,10 @@ def test_flags_of_xla_are_those_of_the_chip():
     flags = call("xla_flags.sh", "gpu").stdout.strip()
     code = "import jax; print(jax.devices())"
     done = subprocess.run(  # XLA ends at a flag that it does not know
-        [sys.executable, "-c", code], env=os.environ | dict([flags.split("=", 1)]), check=False
+        [sys.executable, "-c", code],
+        env=os.environ | dict([flags.split("=", 1)]),
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0
 
@@ -307,6 +404,10 @@ def test_flags_of_xla_are_those_of_the_chip():
 def test_shellcheck_finds_nothing():
     scripts = sorted(map(str, LAUNCH.glob("*.sh")))
     done = subprocess.run(
-        ["shellcheck", "-x", "-P", ".", *scripts], cwd=ROOT, capture_output=True, check=False
+        ["shellcheck", "-x", "-P", ".", *scripts],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        timeout=300,
     )
     assert done.returncode == 0, json.dumps(done.stdout.decode())

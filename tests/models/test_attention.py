@@ -288,7 +288,11 @@ def test_the_kernels_compile_for_tpus():
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }
     result = subprocess.run(
-        [sys.executable, "-c", COMPILE], env=os.environ | settings, capture_output=True, text=True
+        [sys.executable, "-c", COMPILE],
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert result.stdout.strip().endswith("compiled"), result.stderr[-3000:]
 

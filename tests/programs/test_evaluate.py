@@ -206,6 +206,7 @@ def test_reports_are_put_into_one_by_the_command(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     both = from_json((tmp_path / "comparison" / "report" / "results.json").read_text())

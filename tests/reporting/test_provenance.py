@@ -15,7 +15,7 @@ def test_a_commit_is_named_with_whether_anything_was_changed(tmp_path):
     (tmp_path / "__init__.py").write_text("")
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        subprocess.run([*git, *command], check=True)
+        subprocess.run([*git, *command], check=True, timeout=60)
     clean = provenance.commit(tmp_path)
     assert clean.startswith("commit ")
     assert len(clean) == len("commit ") + 12

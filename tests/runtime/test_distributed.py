@@ -139,6 +139,16 @@ def test_a_signal_asks_to_stop(number: signal.Signals, capfd: pytest.CaptureFixt
     assert "stopping" in capfd.readouterr().err
 
 
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop.requested(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_second_interrupt_aborts_at_once() -> None:
     code = """
 import os, signal, time

@@ -14,7 +14,9 @@ TOOL = Path(__file__).parents[2] / "tools" / "keep_results.py"
 
 def ran(*arguments):
     command = [sys.executable, TOOL, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOOL.parents[1])
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=TOOL.parents[1], timeout=300
+    )
 
 
 def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):

@@ -14,7 +14,11 @@ TOOL = Path(__file__).parents[2] / "tools" / "split_documents.py"
 
 def ran(file, folder):
     return subprocess.run(
-        [sys.executable, TOOL, file, folder], capture_output=True, text=True, check=False
+        [sys.executable, TOOL, file, folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
 
 
