@@ -6,8 +6,8 @@
 #
 #   submit   hands the job over (launch/sky.yaml). After a preemption SkyPilot finds other machines,
 #            installs this repository there and starts the command again, which goes on from its last
-#            checkpoint: its --workdir is gs://… or s3://…. A command that fails by itself is started 3 times
-#            more; one that was asked to save (status 130), always
+#            checkpoint: its --workdir is gs://…, or a mounted bucket. A command that fails by itself is
+#            started 3 times more; one that was asked to save (status 130), always
 #   resume   as submit: once a job has ended, the same command goes on
 #   status   of all managed jobs
 #   logs     output of the job

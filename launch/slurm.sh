@@ -7,7 +7,7 @@
 #   submit   queues the job; the command starts once on each GPU. When the job's time is almost over, or
 #            it is preempted (where the cluster's PreemptMode is REQUEUE), the command is asked to save, and
 #            the job goes back to the queue; it then goes on from its last checkpoint: its --workdir is a
-#            folder that all nodes see, or s3://…
+#            folder that all nodes see, or gs://…
 #   resume   submits the last job of this name once more, after a failure that was not a preemption
 #   status   its place in the queue
 #   logs     output of the job, of all its starts

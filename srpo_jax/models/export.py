@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from srpo_jax.data.tokenizer_files import FILES
-from srpo_jax.models import families, huggingface, weights
+from srpo_jax.models import families, huggingface, tensor_digests, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
 from srpo_jax.models.weights import Adapted, Parameters
@@ -39,7 +39,7 @@ def write_model(
     files: Path | Mapping[str, str],
     file_bytes: int = FILE_BYTES,
 ) -> None:
-    """config.json, safetensors and tokenizer files, all or nothing.
+    """config.json, safetensors with a digest of each tensor, and tokenizer files, all or nothing.
 
     described: config.json's content. files: a directory to take the tokenizer's files from, or
     {name: content}.
@@ -59,6 +59,7 @@ def write_model(
                 f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)
             ]
         )
+        digests: dict[str, str] = {}
         for name, group in zip(names, groups, strict=True):
             arrays = {}
             for tensor in group:
@@ -66,7 +67,9 @@ def write_model(
                 held = {p: once(p, tensor.layer) for p in tensor.parameters}
                 # safetensors writes memory as it lies; cast and put in order in one copy.
                 arrays[tensor.name] = np.ascontiguousarray(tensor.pack(held), jnp.dtype(dtype))
+            digests |= {name: tensor_digests.digest(array) for name, array in arrays.items()}
             save_file(arrays, part / name, metadata={"format": "pt"})
+        tensor_digests.write(part, digests)
         if len(groups) > 1:
             where = {t.name: name for name, group in zip(names, groups, strict=True) for t in group}
             size = sum(_size(tensor, dtype) for group in groups for tensor in group)

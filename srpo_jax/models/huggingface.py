@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import safetensors
 
-from srpo_jax.models import families, weights
+from srpo_jax.models import families, tensor_digests, weights
 from srpo_jax.models.architecture import SCORE, DecoderConfig
 from srpo_jax.models.families import Family
 from srpo_jax.runtime.errors import UserError
@@ -199,6 +199,7 @@ class Files:
         self.dtypes: dict[str, str] = {}
         self.left_out: list[str] = []
         self._stored: dict[str, str] = {}  # the name in the file
+        self._digests = tensor_digests.read(directory)
         whole = read_json(directory / "config.json").get("vision_config") is None
         for path in self._paths():
             with _opened(path) as file:
@@ -223,16 +224,21 @@ class Files:
         return [self.directory / name for name in sorted(set(names.values()))]
 
     def read(self, name: str) -> np.ndarray:
+        """Raises UserError for a tensor that is not what this project has exported."""
         with _opened(self.where[name]) as file:
-            tensor: np.ndarray = file.get_tensor(self._stored[name])
+            return self._get(file, name)
+
+    def _get(self, file: Any, name: str) -> np.ndarray:
+        tensor: np.ndarray = file.get_tensor(self._stored[name])
+        tensor_digests.check(self._digests, self._stored[name], tensor, self.where[name])
         return tensor
 
     def read_all(self, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
-        """Each with its array; a file is opened once for those that stand together in it."""
+        """Each with its array, as `read`; a file is opened once for those that stand together in it."""
         for path, some in itertools.groupby(tensors, lambda tensor: self.where[tensor.name]):
             with _opened(path) as file:
                 for tensor in some:
-                    yield tensor, file.get_tensor(self._stored[tensor.name])
+                    yield tensor, self._get(file, tensor.name)
 
 
 def _alone(name: str) -> str:

@@ -26,6 +26,15 @@ BEST = "best"  # in a checkpoint's metrics
 FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))
 
 
+def check_place(directory: Path | str) -> None:
+    """UserError for a store that Orbax writes no checkpoints to: it knows folders and gs://."""
+    if str(directory).startswith("s3://"):
+        raise UserError(
+            f"{directory}: checkpoints cannot lie in s3://, for which Orbax has no writer: give a folder "
+            "that all hosts see (a mounted bucket is one) or gs://"
+        )
+
+
 class Checkpoints:
     """The checkpoints of one run, in `directory/<step>/`.
 
@@ -44,7 +53,7 @@ class Checkpoints:
             must then be left alone until `wait`. None: all at once, so that training soon goes on.
 
     Raises:
-        UserError: `read_only`, and there is no such directory.
+        UserError: `read_only`, and there is no such directory; or a store, see `check_place`.
     """
 
     def __init__(
@@ -58,6 +67,7 @@ class Checkpoints:
         keep_every: int = 0,
         keep_best: int = 0,
     ) -> None:
+        check_place(directory)
         context = ocp.Context()
         if in_flight is not None:
             context.memory.transfer_concurrent_bytes = in_flight

@@ -14,7 +14,7 @@ from srpo_jax import config as config_module
 from srpo_jax import convert, train
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
-from srpo_jax.models import export, loading
+from srpo_jax.models import export, loading, tensor_digests
 from srpo_jax.models.huggingface import INDEX, SINGLE
 from srpo_jax.runtime.errors import UserError
 from tests.checkpoints import CASES, save, save_tokenizer, save_with_vision
@@ -111,6 +111,27 @@ def test_several_files_with_an_index_hold_the_same(tmp_path):
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
     convert.export_model(str(tmp_path / "parts"), tmp_path / "again")
     np.testing.assert_array_equal(logits(tmp_path / "again"), logits(given))
+
+
+def test_a_bit_that_flips_in_an_export_is_found_when_it_is_read(tmp_path):
+    convert.export_model(str(checkpoint(tmp_path / "given")), tmp_path / "out")
+    path, rng = tmp_path / "out" / SINGLE, np.random.default_rng(0)
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in rng.integers(header, len(content), 20):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(
+            UserError, match=r"safetensors: '.*' has other bits than were exp"
+        ):
+            convert.import_model(str(tmp_path / "out"), tmp_path / "again")
+    path.write_bytes(content)
+    convert.import_model(str(tmp_path / "out"), tmp_path / "again")
+    # Who changes the weights takes the digests away.
+    rewrite(path, lambda held: held.update({"model.norm.weight": held["model.norm.weight"] + 1}))
+    (tmp_path / "out" / tensor_digests.FILE).unlink()
+    convert.import_model(str(tmp_path / "out"), tmp_path / "changed")
 
 
 @pytest.fixture(scope="module")
