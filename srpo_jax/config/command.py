@@ -53,6 +53,9 @@ def run(
 
     def checked(arguments: list[str]) -> int | None:
         folder, further = flags.FLAGS.workdir, arguments[1:]
+        asked = [name for name in instead if flags.FLAGS[name].value is not None]
+        if len(asked) > 1:
+            raise UserError(f"--{asked[0]} and --{asked[1]} are two things: give one of them")
         for name, (_, runs) in instead.items():
             if (first := flags.FLAGS[name].value) is not None:
                 runs([first, *further], storage.folder(folder, "--workdir") if folder else None)

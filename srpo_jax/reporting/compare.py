@@ -66,14 +66,19 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
         texts=tuple(texts.values()),
         tables=tuple(tables.values()),
         judges=common_judges(reports, names),
-        facts=tuple(
-            (f"{name}: {label}", value)
-            for name, each in zip(names, reports, strict=True)
-            for label, value in (*each.facts, ("command", each.command))
-        ),
+        facts=common_facts(reports, names),
         command=f"python -m srpo_jax.evaluate --compare {' '.join(map(str, folders))}",
     )
     return assemble(evidence, common_rules([each.rules for each in found], names))
+
+
+def common_facts(parts: Sequence[Evidence], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The facts and the command of all, each behind its report's name."""
+    return tuple(
+        (f"{name}: {label}", value)
+        for name, part in zip(names, parts, strict=True)
+        for label, value in (*part.facts, ("command", part.command))
+    )
 
 
 def common_rules(rules: Sequence[Rules], names: Sequence[str]) -> Rules:

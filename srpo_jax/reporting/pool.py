@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from srpo_jax.reporting.assemble import assemble
-from srpo_jax.reporting.compare import common_judges, common_rules, read, short_names
+from srpo_jax.reporting.compare import (
+    common_facts,
+    common_judges,
+    common_rules,
+    read,
+    short_names,
+)
 from srpo_jax.reporting.data import Report
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.verdicts import VerdictTable
@@ -37,11 +43,7 @@ def pool(folders: Sequence[str | Path], *, title: str) -> Report:
         texts=tuple(_texts(parts, each) for each in parts[0].texts),
         tables=tuple(_table(parts, each) for each in parts[0].tables),
         judges=common_judges(parts, names),
-        facts=tuple(
-            (f"{name}: {label}", value)
-            for name, part in zip(names, parts, strict=True)
-            for label, value in (*part.facts, ("command", part.command))
-        ),
+        facts=common_facts(parts, names),
         command=f"python -m srpo_jax.evaluate --pool {' '.join(map(str, folders))}",
     )
     return assemble(evidence, common_rules([each.rules for each in found], names))

@@ -122,9 +122,7 @@ def test_a_bit_that_flips_in_an_export_is_found_when_it_is_read(tmp_path):
         flipped = bytearray(content)
         flipped[place] ^= 1 << int(rng.integers(8))
         path.write_bytes(flipped)
-        with pytest.raises(
-            UserError, match=r"safetensors: '.*' has other bits than were exp"
-        ):
+        with pytest.raises(UserError, match=r"safetensors: '.*' has other bits than were exp"):
             convert.import_model(str(tmp_path / "out"), tmp_path / "again")
     path.write_bytes(content)
     convert.import_model(str(tmp_path / "out"), tmp_path / "again")

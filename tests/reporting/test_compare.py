@@ -4,7 +4,6 @@ import gzip
 import pytest
 
 from srpo_jax.reporting.assemble import assemble
-from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.compare import compare
 from srpo_jax.reporting.verdicts import GOLD
 from srpo_jax.runtime.errors import UserError
@@ -19,18 +18,6 @@ def of(model, **changes):
         "tables": (verdicts("start"), verdicts(model, rows=[[1.0, 1.0, 1.0]] * 4)),
     }
     return evidence(**(base | changes))
-
-
-@pytest.fixture
-def folders(tmp_path):
-    def save(**runs):
-        for name, made in runs.items():
-            folder = tmp_path / name / "report"
-            folder.mkdir(parents=True)
-            (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
-        return [tmp_path / name / "report" for name in runs]
-
-    return save
 
 
 def test_models_of_several_reports_are_compared_with_each_other(folders):

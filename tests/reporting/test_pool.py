@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from srpo_jax.reporting.assemble import assemble
-from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.pool import pool
 from srpo_jax.reporting.verdicts import GOLD, Key
 from srpo_jax.runtime.errors import UserError
@@ -24,18 +23,6 @@ def part(start, count, **changes):
         ),
     }
     return evidence(**(base | changes))
-
-
-@pytest.fixture
-def folders(tmp_path):
-    def save(**runs):
-        for name, made in runs.items():
-            folder = tmp_path / name / "report"
-            folder.mkdir(parents=True)
-            (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
-        return [tmp_path / name / "report" for name in runs]
-
-    return save
 
 
 def test_parts_make_the_report_of_the_whole(folders):
