@@ -74,6 +74,7 @@ def train(
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
+    objectives.check_log_odds(objective, data.label_prob, hyper)
     sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)

@@ -12,6 +12,7 @@ HYPER = {
     "dpo": {"beta": 0.2, "label_smoothing": 0.1},
     "robust_dpo": {"beta": 0.2, "label_smoothing": 0.1},
     "ipo": {"beta": 0.3},
+    "copg": {"beta": 0.3, "label_smoothing": 0.1},
     "slic": {"beta": 0.07},
     "rpo": {"beta": 0.2, "nll_weight": 0.6},
     "simpo": {"beta": 2.0, "gamma": 0.8},

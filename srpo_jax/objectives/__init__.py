@@ -6,7 +6,7 @@ model, no mesh.
 
 from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES, Metrics, Scores
 from srpo_jax.objectives.settings import ObjectiveSettings, check_hyperparameters
-from srpo_jax.objectives.table import OBJECTIVES, Objective, check_label_prob, get
+from srpo_jax.objectives.table import OBJECTIVES, Objective, check_label_prob, check_log_odds, get
 
 __all__ = [
     "DIRECT_SCORES",
@@ -18,5 +18,6 @@ __all__ = [
     "Scores",
     "check_hyperparameters",
     "check_label_prob",
+    "check_log_odds",
     "get",
 ]

@@ -11,9 +11,9 @@ but rewards, which a reward model reads at the end of the completion. Notation o
     |y|    = number of scored tokens of y
     sigma  = the logistic function
 
-Every loss of a pair takes soft labels as the mean over the two labels, p L(w, l) + (1-p) L(l, w);
-squared losses drop the constant of that mean and regress to the mean label, which has the same
-gradient. `sft` looks at the chosen completion alone and reads no label.
+Every loss of a pair but `copg` takes soft labels as the mean over the two labels,
+p L(w, l) + (1-p) L(l, w); squared losses drop the constant of that mean and regress to the mean label,
+which has the same gradient. `sft` looks at the chosen completion alone and reads no label.
 
 Arguments are arrays [B] by score name (policy, reference), label_prob [B], `lengths` (numbers of
 scored tokens [B] by score name) where a loss declares it, and hyperparameters; a default is the
@@ -162,6 +162,30 @@ def ipo(
         g = _per_token(g, lengths, "ipo")
     difference = g["w"] - g["l"]
     loss = (difference - (2 * label_prob - 1) / (2 * beta)) ** 2
+    return loss, {"margin": beta * difference}
+
+
+def copg(
+    scores: Scores,
+    reference: Scores,
+    label_prob: Values,
+    *,
+    beta: Number = 0.1,
+    label_smoothing: Number,
+) -> tuple[Values, Metrics]:
+    """Contrastive policy gradient (Flet-Berliac et al., arXiv:2406.19185) on pairs that anybody wrote.
+
+        L = -(r - beta/2 d) d,    d = g(w) - g(l),    r = log p' - log (1 - p')
+
+    with p' = (1 - label_smoothing) p + label_smoothing (1 - p): r is the difference of the two rewards that
+    a label says by Bradley and Terry, so a hard label needs label_smoothing > 0. Smallest at beta d = r, as
+    DPO is, from which it differs by a square in place of a logarithm. It is the one loss here that is not
+    the mean over the two labels: that would be `ipo`. `online.copg` is the same for rewards of a judge.
+    """
+    difference = _direct_margin(scores, reference, 1.0)
+    smoothed = (1 - label_smoothing) * label_prob + label_smoothing * (1 - label_prob)
+    gain = jnp.log(smoothed) - jnp.log1p(-smoothed)
+    loss = -(gain - beta / 2 * difference) * difference
     return loss, {"margin": beta * difference}
 
 

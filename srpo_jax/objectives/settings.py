@@ -23,7 +23,7 @@ class ObjectiveSettings:
     beta: float | None = setting(0.1, "strength of the KL term", _STRENGTH)
     alpha: float | None = setting(0.5, "SRPO: weight of the self-improvement loss", _SHARE)
     label_smoothing: float | None = setting(
-        None, "DPO, robust DPO: probability that a label is wrong", _NOISE
+        None, "DPO, robust DPO, CoPG: probability that a label is wrong", _NOISE
     )
     reduction: str | None = setting(
         None, "IPO, SFT, sft_improve: over a completion's tokens", one_of("sum", "mean")

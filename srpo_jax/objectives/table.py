@@ -38,12 +38,14 @@ class Objective:
       needs: names of the scores read, of the policy and (if needs_reference) of the reference.
       loss: a function of `objectives/losses.py`.
       needs_reference: False where the loss reads no reference score.
+      log_odds: whether the loss reads the log-odds of the label, which 0 and 1 do not have.
     """
 
     name: str
     needs: tuple[str, ...]
     loss: Callable[..., tuple[Values, Metrics]]
     needs_reference: bool = True
+    log_odds: bool = False
 
     @property
     def rewards(self) -> bool:
@@ -137,6 +139,7 @@ OBJECTIVES: dict[str, Objective] = {
         Objective("dpo", DIRECT_SCORES, losses.dpo),
         Objective("robust_dpo", DIRECT_SCORES, losses.robust_dpo),
         Objective("ipo", DIRECT_SCORES, losses.ipo),
+        Objective("copg", DIRECT_SCORES, losses.copg, log_odds=True),
         Objective("slic", DIRECT_SCORES, losses.slic),
         Objective("rpo", DIRECT_SCORES, losses.rpo),
         Objective("simpo", DIRECT_SCORES, losses.simpo, needs_reference=False),
@@ -165,6 +168,19 @@ def check_label_prob(label_prob: np.ndarray) -> None:
     if bad.size:
         raise UserError(
             f"label_prob must be in [0, 1], and pair {bad[0]} (counted from 0) has {values[bad[0]]}"
+        )
+
+
+def check_log_odds(objective: Objective, label_prob: np.ndarray, hyper: Mapping[str, Any]) -> None:
+    """Raises UserError for a label of 0 or 1 (label_prob [n]) whose log-odds the objective would read."""
+    if not objective.log_odds or hyper["label_smoothing"] > 0:
+        return
+    sure = np.flatnonzero((label_prob <= 0) | (label_prob >= 1))
+    if sure.size:
+        raise UserError(
+            f"objective {objective.name!r} reads a difference of rewards, log p / (1 - p), and "
+            f"{sure.size} of {len(label_prob)} pairs have a label_prob of 0 or 1, where it is not finite: "
+            "set config.objective.label_smoothing above 0, to the share of wrong labels"
         )
 
 

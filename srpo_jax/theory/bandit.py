@@ -168,7 +168,8 @@ def fit(
       objective_name: one of SMOOTH_OBJECTIVES.
       preference, reference, reference_improve: as in `solve`.
       behaviour: [K] probabilities, none of them 0: who wrote the pairs.
-      labels: "soft" or "hard", see `population`; the minimiser is the same.
+      labels: "soft" or "hard", see `population`; the minimiser is the same ("copg" takes
+        soft ones: it reads log-odds).
       **hyper: the objective's hyperparameters.
 
     Returns:
@@ -203,6 +204,7 @@ def fit_pairs(
     hyper = {key: value for key, value in hyper.items() if value is not None}
     objectives.check_hyperparameters(objective_name, **hyper)
     objectives.check_label_prob(pairs.label_prob)
+    objectives.check_log_odds(objectives.get(objective_name), pairs.label_prob, hyper)
     _check_has_minimiser(objective_name, hyper)
     _check_determined(objective_name, pairs, size)
     static = tuple(sorted((k, v) for k, v in hyper.items() if isinstance(v, str)))

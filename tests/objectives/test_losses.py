@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from srpo_jax import objectives
+from srpo_jax.objectives import online
 from srpo_jax.runtime.errors import UserError
 from tests.scores import ALL_SCORES, HYPER, B, as_jax, draw
 
@@ -15,7 +16,7 @@ SWAPPED = {"w": "l", "l": "w", "w|l": "l|w", "l|w": "w|l", "l|l": "w|w", "w|w": 
 SWAPPED |= {"w_end": "l_end", "l_end": "w_end"}
 # The named objectives, and SRPO with its likelihood anchor.
 CASES = HYPER | {"srpo, anchored": HYPER["srpo"] | {"nll_weight": 0.4}}
-PAIR_CASES = [case for case in CASES if case not in ("sft", "sft_improve")]
+PAIR_CASES = [case for case in CASES if case not in ("sft", "sft_improve", "copg")]
 
 
 def objective_of(case):
@@ -50,6 +51,9 @@ def expected_loss(name, s, r, n):
         return (-0.9 * log_sigma(m) + 0.1 * log_sigma(-m)) / 0.8
     if name == "ipo":
         return (g["w"] - g["l"] - 1 / (2 * 0.3)) ** 2
+    if name == "copg":
+        d = g["w"] - g["l"]
+        return -(math.log(0.9 / 0.1) - 0.3 / 2 * d) * d
     if name == "slic":
         return np.maximum(0, 1 - 0.07 * (g["w"] - g["l"]))
     if name == "rpo":
@@ -188,6 +192,16 @@ def test_label_smoothing_is_a_softer_label():
     smoothed, _ = dpo(scores, reference, jnp.ones(B), beta=0.2, label_smoothing=0.1)
     soft, _ = dpo(scores, reference, jnp.full(B, 0.9), beta=0.2)
     np.testing.assert_allclose(smoothed, soft, rtol=1e-6)
+
+
+def test_copg_of_labels_is_copg_of_the_rewards_that_they_say():
+    scores, reference, *_ = map(as_jax, draw(3))
+    reward = jax.random.normal(jax.random.key(0), (B, 2))
+    label_prob = jax.nn.sigmoid(reward[:, 0] - reward[:, 1])
+    loss, _ = objectives.get("copg")(scores, reference, label_prob, beta=0.3, label_smoothing=0)
+    k = lambda tree: jnp.stack([tree["w"], tree["l"]], axis=-1)
+    given, _ = online.copg(k(scores), k(reference), reward, beta=0.3)
+    np.testing.assert_allclose(loss, given, rtol=1e-4, atol=1e-5)
 
 
 def srpo_gradient(alpha):

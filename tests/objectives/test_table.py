@@ -98,3 +98,12 @@ def test_label_prob_outside_0_1_is_refused(bad):
     objectives.check_label_prob(np.array([0.0, 0.5, 1.0]))
     with pytest.raises(UserError, match=r"label_prob must be in \[0, 1\], and pair 1 "):
         objectives.check_label_prob(np.array([0.5, bad]))
+
+
+def test_a_label_without_log_odds_is_refused_where_they_are_read():
+    copg, labels = objectives.get("copg"), np.array([0.3, 1.0, 0.0])
+    with pytest.raises(UserError, match="2 of 3 pairs have a label_prob of 0 or 1"):
+        objectives.check_log_odds(copg, labels, {"label_smoothing": 0.0})
+    objectives.check_log_odds(copg, labels, {"label_smoothing": 0.1})
+    objectives.check_log_odds(copg, labels[:1], {"label_smoothing": 0.0})
+    objectives.check_log_odds(objectives.get("dpo"), labels, {})

@@ -132,14 +132,15 @@ def test_behaviour_moves_dpo_and_ipo_but_not_srpo(example, beta):
     assert moves("dpo", beta=beta) > 0.05
 
 
-def test_dpo_on_bradley_terry_preferences_is_the_rlhf_policy():
+@pytest.mark.parametrize(("name", "hyper"), [("dpo", {}), ("copg", {"label_smoothing": 0.0})])
+def test_on_bradley_terry_preferences_it_is_the_rlhf_policy(name, hyper):
     # Rafailov et al. 2023, equation 4: pi = ref exp(r / beta) / Z where P(a>b) = sigma(r_a - r_b).
     rng = np.random.default_rng(3)
     reward, reference = rng.normal(0, 1, 4), simplex(rng, 4)
     preference = 1 / (1 + np.exp(reward[None, :] - reward[:, None]))
     exact = reference * np.exp(reward / 0.5)
     pi, _ = bandit.fit(
-        "dpo", preference, skewed(rng, 4), reference, np.full((4, 4), 0.25), beta=0.5
+        name, preference, skewed(rng, 4), reference, np.full((4, 4), 0.25), beta=0.5, **hyper
     )
     assert total_variation(pi, exact / exact.sum()) < 1e-6
 
