@@ -1,17 +1,22 @@
 """Asks the Shannon judge of an evaluation that another judge has judged, and keeps its scores.
 
     python tools/second_judge.py WORKDIR KEPT.json.gz --source=MODEL [--revisions 0 5]
+    python tools/second_judge.py RESULTS.json.gz KEPT.json.gz --source=MODEL --documents=FILE.jsonl
     python tools/second_judge.py --show KEPT.json.gz …
 
 The first scores what WORKDIR's models wrote (its report/results.json) and the golds, and writes the scores,
-in nats a token of the document, without texts. The second prints P(y_k over the gold) and P(y_k over the
-first revision asked for), P the sigmoid of 50 times a difference, with 95 % intervals over the documents of
-all files together. MODEL must be none of those compared, see srpo_jax/judges/shannon.py.
+in nats a token of the document, without texts. The second does so for results that tools/keep_results.py
+has kept; their documents are taken from the file that they came from. The third prints P(y_k over the gold)
+and P(y_k over the first revision asked for), P the sigmoid of 50 times a difference, with 95 % intervals
+over the documents of all files together. MODEL must be none of those compared, see
+srpo_jax/judges/shannon.py.
 """
 
 import argparse
+import dataclasses
 import gzip
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from srpo_jax.data import document_sets
+from srpo_jax.data.document_sets import DocumentSet
 from srpo_jax.judges import shannon
 from srpo_jax.judges.judge import preference
 from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.reporting.compare import read
+from srpo_jax.reporting.evidence import Documents
 from srpo_jax.reporting.winrate import rate
 from srpo_jax.runtime.errors import UserError
 
@@ -32,17 +40,29 @@ SCALE = JudgeSettings().scale
 Kept = dict[str, Any]
 
 
-def scored(workdir: Path, judge: ScoreJudge, name: str, revisions: Sequence[int]) -> Kept:
+def scored(
+    place: Path,
+    judge: ScoreJudge,
+    name: str,
+    revisions: Sequence[int],
+    source: Path | None = None,
+) -> Kept:
     """Scores of the evaluation's first set: {"set", "ids", "judge", "gold", "scores"}, NaN as None.
 
-    Raises UserError where there is no report, or a revision that was not written.
+    place: a workdir, or a file of results. source: the file of the documents, for results without their
+    texts. Raises UserError where there is no report, a document is not in the file or another one there,
+    or a revision was not written.
     """
-    evidence = read(workdir / "report").evidence
+    evidence = read(place if place.is_file() else place / "report").evidence
     documents = evidence.sets[0]
+    if source:
+        documents = with_texts(documents, source)
+    if not all(documents.prompts):
+        raise UserError(f"{place} has no texts of its documents: name their file by --documents")
     texts = {model: evidence.written(model, documents.name) for model in evidence.models}
     least = min(written.count for written in texts.values())
     if not 0 <= min(revisions) <= max(revisions) < least:
-        raise UserError(f"--revisions must be 0 to {least - 1}, as {workdir} has them: {revisions}")
+        raise UserError(f"--revisions must be 0 to {least - 1}, as {place} has them: {revisions}")
 
     def ask(completions: Sequence[str]) -> list[float | None]:
         found = judge.scores(documents.prompts, completions)
@@ -58,6 +78,21 @@ def scored(workdir: Path, judge: ScoreJudge, name: str, revisions: Sequence[int]
             for model, written in texts.items()
         },
     }
+
+
+def with_texts(kept: Documents, source: Path) -> Documents:
+    """Documents of kept results with the texts of the file that they came from, found by their ids."""
+    there = {one.id: one for one in document_sets.read(DocumentSet(str(source)), "--documents")}
+    found = []
+    for name, silent in zip(kept.ids, kept.golds, strict=True):
+        one = there.get(name)
+        if one is None:
+            raise UserError(f"{source} has no document {name!r}, and the results have")
+        if silent is not None and re.sub(r"\S", "·", one.gold or "") != silent:
+            raise UserError(f"{source}: document {name!r} has another gold than in the results")
+        found.append(one)
+    prompts = tuple(str(one.prompt) for one in found)
+    return dataclasses.replace(kept, prompts=prompts, golds=tuple(one.gold for one in found))
 
 
 def table(kept: Sequence[Kept]) -> str:
@@ -94,21 +129,28 @@ def _rate(a: np.ndarray, b: np.ndarray) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("workdir", type=Path, nargs="?")
+    parser.add_argument("place", type=Path, nargs="?", help="a workdir, or kept results")
     parser.add_argument("kept", type=Path, nargs="?")
     parser.add_argument("--source", help="the judge's model")
+    parser.add_argument("--documents", type=Path, help="file of the documents of kept results")
     parser.add_argument("--dtype", default="float32", help="of its products (%(default)s)")
     parser.add_argument("--revisions", type=int, nargs="+", default=[0, 5], help="(0 5)")
     parser.add_argument("--show", type=Path, nargs="+", help="files of scores, to print")
     chosen = parser.parse_args(arguments)
     if not chosen.show:
-        if not (chosen.workdir and chosen.kept and chosen.source):
-            parser.error("WORKDIR, KEPT and --source are needed, or --show")
+        if not (chosen.place and chosen.kept and chosen.source):
+            parser.error("WORKDIR or RESULTS, KEPT and --source are needed, or --show")
         settings = JudgeSettings(
             name="shannon", source=chosen.source, dtype=chosen.dtype, batch_size=16
         )
         name = f"shannon, source {chosen.source}, nats a token of the text"
-        found = scored(chosen.workdir, shannon.judge(settings), name, sorted(chosen.revisions))
+        found = scored(
+            chosen.place,
+            shannon.judge(settings),
+            name,
+            sorted(chosen.revisions),
+            chosen.documents,
+        )
         chosen.kept.parent.mkdir(parents=True, exist_ok=True)
         chosen.kept.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
     files = chosen.show or [chosen.kept]

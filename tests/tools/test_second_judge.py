@@ -1,8 +1,10 @@
 """Another judge's scores are kept without texts, and become win rates."""
 
+import dataclasses
 import gzip
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +31,16 @@ class Longer:
         return np.array([len(text) / 100 if text else np.nan for text in completions])
 
 
+JUDGE = ScoreJudge("length", "", Longer())
+
+
 @pytest.fixture
 def kept(tmp_path):
     made = evidence(sets=(documents(),), texts=(texts("srpo"),), tables=(verdicts("srpo"),))
     folder = tmp_path / "report"
     folder.mkdir()
     (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
-    return second_judge.scored(tmp_path, ScoreJudge("length", "", Longer()), "length", (0, 2))
+    return second_judge.scored(tmp_path, JUDGE, "length", (0, 2))
 
 
 def test_scores_become_win_rates(kept):
@@ -62,4 +67,30 @@ def test_files_of_other_documents_are_pooled_and_of_the_same_refused(kept, tmp_p
 
 def test_a_revision_that_was_not_written_is_named(kept, tmp_path):
     with pytest.raises(UserError, match="must be 0 to 2"):
-        second_judge.scored(tmp_path, ScoreJudge("length", "", Longer()), "length", (0, 3))
+        second_judge.scored(tmp_path, JUDGE, "length", (0, 3))
+
+
+def test_results_without_texts_are_judged_by_the_file_of_their_documents(kept, tmp_path):
+    whole = documents()
+    silent = dataclasses.replace(
+        whole,
+        prompts=("",) * 4,
+        golds=tuple(gold and re.sub(r"\S", "·", gold) for gold in whole.golds),
+    )
+    made = evidence(sets=(silent,), texts=(texts("srpo"),), tables=(verdicts("srpo"),))
+    results = tmp_path / "kept.json.gz"
+    results.write_bytes(gzip.compress(to_json(assemble(made)).encode()))
+    with pytest.raises(UserError, match="name their file by --documents"):
+        second_judge.scored(results, JUDGE, "length", (0, 2))
+
+    def written(golds):
+        rows = zip(whole.ids, whole.prompts, golds, strict=True)
+        lines = [json.dumps({"id": i, "prompt": x, "gold": y}) for i, x, y in rows]
+        path = tmp_path / "documents.jsonl"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
+
+    same = second_judge.scored(results, JUDGE, "length", (0, 2), written(whole.golds))
+    assert same == kept
+    with pytest.raises(UserError, match="has another gold than in the results"):
+        second_judge.scored(results, JUDGE, "length", (0, 2), written(("another",) * 4))
