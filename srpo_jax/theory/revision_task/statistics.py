@@ -1,11 +1,9 @@
 """Means over seeds with Student's interval."""
 
-import functools
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy.special import stdtrit
 
 
 class Mean(NamedTuple):
@@ -28,22 +26,9 @@ def mean_of(values: np.ndarray | list[float]) -> Mean:
     if len(numbers) < 2:
         return Mean(float(numbers.mean()), float("nan"))
     error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return Mean(float(numbers.mean()), float(student(len(numbers) - 1) * error))
+    return Mean(float(numbers.mean()), float(stdtrit(len(numbers) - 1, 0.975) * error))
 
 
 def means_of(rows: np.ndarray) -> list[Mean]:
     """Of each column of [n, columns]."""
     return [mean_of(column) for column in np.asarray(rows).T]
-
-
-@functools.cache
-def student(degrees: int) -> float:
-    """The 0.975 quantile of Student's distribution, by bisection of its distribution function."""
-    low, high = 0.0, 20.0  # 12.7 with one degree
-    with jax.enable_x64(True):
-        for _ in range(60):
-            middle = (low + high) / 2
-            x = jnp.float64(degrees / (degrees + middle**2))
-            beyond = 0.5 * float(jax.scipy.special.betainc(degrees / 2, 0.5, x))
-            low, high = (middle, high) if beyond > 0.025 else (low, middle)
-    return middle
