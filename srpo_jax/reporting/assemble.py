@@ -189,6 +189,8 @@ def _differences(
             count=value.n,
             p=value.p_value,
             adjusted=value.p_holm,
+            wins=value.wins,
+            losses=value.losses,
         )
         for (a, k, b, j), value in found.items()
     )
