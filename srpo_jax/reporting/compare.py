@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +29,12 @@ def read(place: str | Path) -> Report:
         if path.name.endswith(".gz"):
             content = gzip.decompress(content)
         return from_json(content.decode())
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path} is not gzipped: name the results of a report") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not gzipped, or is damaged: name the results of a report"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: name the results of a report") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): name the folder of a report"
