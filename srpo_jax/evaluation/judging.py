@@ -13,7 +13,7 @@ from srpo_jax.evaluation import store
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges import Estimate, Judge, Prompt, estimate, total, validation
 from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
-from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
+from srpo_jax.reporting.verdicts import GOLD, NO_GOLD, OWN, Key, Missing, VerdictTable
 from srpo_jax.revision.samples import Written
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
@@ -155,7 +155,8 @@ def verdicts(
 def _table(judge: Judge, match: Match) -> VerdictTable:
     """A judge's verdicts on one comparison, revision after revision."""
     documents, ks = match.chosen.documents, range(len(match.a[0]))
-    golds = match.judged
+    rows = match.judged
+    alone = set(range(len(documents))) - set(rows)
     probabilities = np.full((len(documents), len(ks)), np.nan)
     orders = np.full((2, *probabilities.shape), np.nan)
     ordered, missing = False, []
@@ -163,16 +164,16 @@ def _table(judge: Judge, match: Match) -> VerdictTable:
     with Progress(what, len(ks), unit="revisions") as progress:
         for k in ks:
             said = judge.judge(*match.at(k))
-            probabilities[golds, k] = said.probabilities
+            probabilities[rows, k] = said.probabilities
             if said.orders is not None:
-                ordered, orders[:, golds, k] = True, said.orders
-            reasons = {golds[place]: reason for place, reason in said.missing.items()}
-            for i in np.flatnonzero(np.isnan(probabilities[:, k])):
-                usual = "no verdict" if i in golds else "no gold"
-                missing.append(Missing(int(i), k, reasons.get(int(i), usual)))
+                ordered, orders[:, rows, k] = True, said.orders
+            reasons = {rows[place]: reason for place, reason in said.missing.items()}
+            for i in map(int, np.flatnonzero(np.isnan(probabilities[:, k]))):
+                usual = NO_GOLD if i in alone else "no verdict"
+                missing.append(Missing(i, k, reasons.get(i, usual)))
             progress.advance()
-    if missing:
-        status(f"{what}: {len(missing)} of {probabilities.size} verdicts are missing")
+    if silent := len(missing) - len(alone) * len(ks):
+        status(f"{what}: {silent} of {len(rows) * len(ks)} verdicts are missing")
     key = match.key(judge.name)
     return VerdictTable(key, probabilities, orders if ordered else None, tuple(missing))
 

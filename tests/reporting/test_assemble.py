@@ -159,6 +159,15 @@ def test_missing_verdicts_are_counted_by_reason():
     absence = report().absences[0]
     assert (absence.judge, absence.asked, absence.missing) == ("clerk", 6 * 12, 3)
     assert absence.reasons == {"refused": 3}
+    silent = dataclasses.replace(
+        verdicts("start"),
+        missing=(dataclasses.replace(verdicts("start").missing[0], reason=NO_GOLD),),
+    )
+    absence = report(tables=(silent,)).absences[0]
+    assert (absence.asked, absence.missing) == (
+        11,
+        0,
+    )  # nobody was asked about a document without gold
 
 
 def test_swapping_the_sides_mirrors_a_report():
