@@ -73,7 +73,7 @@ def evaluate(
         asked = judges.load_all(settings.judge, workdir) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
-            records, tables = judging.verdicts(workdir, found, [one.name for one in asked])
+            records, tables = judging.verdicts(workdir, found, judges.names(settings.judge))
             evidence = Evidence(
                 title=title,
                 sets=tuple(_documents(one, settings.data.template) for one in chosen),

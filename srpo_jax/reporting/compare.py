@@ -17,7 +17,6 @@ from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 FILE = "results.json"
-_IDENTITY = ("description", "prompt", "facts")  # of a judge
 
 
 def read(place: str | Path) -> Report:
@@ -144,7 +143,7 @@ def common_judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Ju
                 found[judge.name] = (judge, name)
                 continue
             first, owner = found[judge.name]
-            if any(getattr(first, part) != getattr(judge, part) for part in _IDENTITY):
+            if first.identity != judge.identity:
                 raise UserError(
                     f"the judge {judge.name!r} of {owner} has another description, prompt or parameters "
                     f"than that of {name}: their verdicts cannot be compared"
