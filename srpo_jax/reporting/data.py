@@ -92,7 +92,7 @@ class Difference:
 
     @property
     def contrary(self) -> bool:
-        """Whether most documents that differ say the opposite of the mean: few large differences make it."""
+        """Whether most documents that differ say the opposite of the mean, which few large ones make."""
         return (self.wins - self.losses) * self.mean < 0
 
     @property
