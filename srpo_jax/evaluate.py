@@ -62,6 +62,8 @@ def evaluate(
     """
     who = contestants(settings.evaluate, models)
     who.opponents(settings.evaluate)  # before anything is written
+    own = settings.evaluate
+    store.require_apart(who.names, document_sets.resolve(own.documents, own.split))
     judges.require_apart(settings.judge, who.models)
     if "write" in stages:
         check_templates(settings, who.models)
@@ -73,7 +75,7 @@ def evaluate(
         asked = judges.load_all(settings.judge, workdir) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
-            records, tables = judging.verdicts(workdir, found, [one.name for one in asked])
+            records, tables = judging.verdicts(workdir, found, judges.names(settings.judge))
             evidence = Evidence(
                 title=title,
                 sets=tuple(_documents(one, settings.data.template) for one in chosen),
@@ -133,8 +135,8 @@ def _read(
     settings: Settings, workdir: Path, who: Contestants
 ) -> tuple[list[Chosen], list[Written], list[judging.Match]]:
     """The documents, what is written about them, and what is to be compared."""
-    names = [one.name for one in document_sets.resolve(settings.evaluate.documents, "")]
-    chosen = store.read_documents(workdir, names)
+    own = settings.evaluate
+    chosen = store.read_documents(workdir, document_sets.resolve(own.documents, own.split))
     written = store.read_written(workdir, chosen, who.names)
     found = judging.matches(chosen, written, who.opponents(settings.evaluate))
     return chosen, written, found
@@ -176,7 +178,11 @@ def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) ->
     stages = STAGES if stage is None else (stage,)
     models, title = _compared(settings, workdir)
     if dry_run:
-        distributed.from_main(lambda: estimated(settings, workdir, models))
+
+        def say() -> None:  # estimates are nothing that the other processes could be told
+            estimated(settings, workdir, models)
+
+        distributed.from_main(say)
     else:
         evaluate(settings, workdir, models, title=settings.evaluate.title or title, stages=stages)
 

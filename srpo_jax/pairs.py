@@ -31,6 +31,12 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import keep_compiled
 
+# Settings of config.judge by which its labels become others.
+JUDGE = (
+    *("name", "source", "reward_template", "scale", "members", "combine"),
+    *("base_url", "model", "template", "temperature", "parameters"),
+)
+
 
 def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     """Writes `output`, JSON lines of {prompt, chosen, rejected, label_prob}; does nothing if it is there.
@@ -114,7 +120,7 @@ def write(settings: Settings, output: Path, pairs: list[Pair], what: str) -> Non
     if not pairs:
         raise UserError(f"pairs: none is left for {output}: 0 {what}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    said = made_of(settings) | {"judge.name": settings.judge.name}
+    said = made_of(settings) | judged_by(settings)
     files.write_json(_beside(output), said)
     write_pairs(output, pairs)
     status(f"pairs: {output}: {len(pairs)} {what}")
@@ -139,12 +145,21 @@ def is_made(settings: Settings, output: Path) -> bool:
 
 def say_made(settings: Settings, output: Path) -> None:
     """Process 0: that the pairs are there, and whether another judge than today's has labelled them."""
-    name = settings.judge.name
     there = _beside(output).is_file()
     kept = files.read_json(_beside(output), f"delete it and {output.name}") if there else {}
-    other = kept.get("judge.name", name)
-    note = f", judged by {other!r} and not by {name!r}: delete it for that" if other != name else ""
+    now: dict[str, Any] = json.loads(json.dumps(judged_by(settings)))
+    others = [
+        f"{key}={kept[key]!r} and not {value!r}"
+        for key, value in now.items()
+        if comparing.needs_judge(settings.pairs) and kept.get(key, value) != value
+    ]
+    note = f", judged with {', '.join(others)}: delete it for that" if others else ""
     status(f"pairs: {output} is there already{note}")
+
+
+def judged_by(settings: Settings) -> dict[str, Any]:
+    """The settings that say who the judge is."""
+    return {f"judge.{key}": getattr(settings.judge, key) for key in JUDGE}
 
 
 def made_of(settings: Settings) -> dict[str, Any]:

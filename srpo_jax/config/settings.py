@@ -26,7 +26,7 @@ from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.mesh import MeshSettings
-from srpo_jax.runtime.settings import at_least, build, check, kinds, setting, without_none
+from srpo_jax.runtime.settings import Check, build, check, kinds, setting, without_none
 from srpo_jax.training.optimizer import OptimizerSettings
 from srpo_jax.training.settings import (
     DataSettings,
@@ -35,6 +35,8 @@ from srpo_jax.training.settings import (
     TrainSettings,
 )
 
+# What JAX's programs take; a larger one would end in its traceback, or draw as a smaller one does.
+_SEED = Check(lambda value: 0 <= value < 2**31, "in [0, 2147483648)")
 RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
 
@@ -42,7 +44,7 @@ RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program
 class Settings:
     """The settings of all programs; each program reads the sections it needs."""
 
-    seed: int = setting(0, "of initialisation, data order and sampling", at_least(0))
+    seed: int = setting(0, "of initialisation, data order and sampling", _SEED)
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     lora: LoraSettings = dataclasses.field(default_factory=LoraSettings)
     mesh: MeshSettings = dataclasses.field(default_factory=MeshSettings)

@@ -8,6 +8,7 @@ from srpo_jax import config as config_module
 from srpo_jax.config import Settings
 from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.models import loading
+from srpo_jax.prompts import TEMPLATES
 from srpo_jax.reporting.verdicts import GOLD, OWN
 from srpo_jax.runtime.errors import UserError
 
@@ -77,15 +78,22 @@ def contestants(settings: EvaluateSettings, models: Mapping[str, str]) -> Contes
 
 
 def check_templates(settings: Settings, models: Mapping[str, str]) -> None:
-    """UserError for a run that was trained with another template than its revisions would be asked in."""
+    """UserError for a run that was trained with another template than its revisions would be asked in, or
+    gave a chat template other arguments."""
+    now = settings.data
+    keys = ["template"]
+    if TEMPLATES[now.template].chat:
+        keys += ["template_arguments", "template_date"]
     for source in models.values():
         directory, _ = loading.split_step(source)
-        if loading.is_run(directory):
-            trained = config_module.read(directory / "config.json").data.template
-            if trained != settings.data.template:
+        if not loading.is_run(directory):
+            continue
+        trained = config_module.read(directory / "config.json").data
+        for key in keys:
+            if getattr(trained, key) != getattr(now, key):
                 raise UserError(
-                    f"{directory} was trained with data.template={trained!r}, and config.data.template "
-                    f"is {settings.data.template!r}: evaluate it with the same"
+                    f"{directory} was trained with data.{key}={getattr(trained, key)!r}, and "
+                    f"config.data.{key} is {getattr(now, key)!r}: evaluate it with the same"
                 )
 
 

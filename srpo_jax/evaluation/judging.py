@@ -13,7 +13,7 @@ from srpo_jax.evaluation import store
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges import Estimate, Judge, Prompt, estimate, total, validation
 from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
-from srpo_jax.reporting.verdicts import GOLD, OWN, Key, Missing, VerdictTable
+from srpo_jax.reporting.verdicts import GOLD, NO_GOLD, OWN, Key, Missing, VerdictTable
 from srpo_jax.revision.samples import Written
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
@@ -92,8 +92,7 @@ def judge(
 ) -> None:
     """Writes every judge's verdicts, with what it said of itself, to workdir/verdicts."""
     for one in judges:
-        for match in found:
-            store.write_table(workdir, _table(one, match), match.digest, one.description)
+        tables = [_table(one, match) for match in found]
         checks = _check(one, settings, found)
         record = JudgeRecord(
             name=one.name,
@@ -104,39 +103,48 @@ def judge(
             cost=dict(one.cost()),
             checks=tuple(JudgeCheck(**dataclasses.asdict(check)) for check in checks),
         )
+        # What a judge is may only be known once it was asked: where an endpoint's verdicts are read.
+        for match, table in zip(found, tables, strict=True):
+            store.write_table(workdir, table, match.digest, record.identity)
         store.write_judge(workdir, record)
 
 
 def estimates(
     judges: Sequence[Judge], found: Sequence[Match], settings: EvaluateSettings
 ) -> list[Estimate]:
-    """What `judge` would cost, of each judge, its check included; nothing is asked."""
+    """What `judge` would cost, of each judge, its check included; nothing is asked.
+
+    Of all comparisons at once: what a revision leaves as it was is asked once, and counted once.
+    """
     held_out = _held_out(settings, found)
-    whole = []
-    for one in judges:
-        parts = [
-            estimate(one, prompts, a, b)
-            for match in found
-            for k in range(len(match.a[0]))
-            for prompts, a, b in [match.at(k)]
-        ]
-        whole.append(total([*parts, validation.cost(one, held_out)]))
-    return whole
+    prompts: list[Prompt] = []
+    a: list[str] = []
+    b: list[str] = []
+    for match in found:
+        for k in range(len(match.a[0])):
+            asked, ours, theirs = match.at(k)
+            prompts += asked
+            a += ours
+            b += theirs
+    return [total([estimate(one, prompts, a, b), validation.cost(one, held_out)]) for one in judges]
 
 
 def verdicts(
     workdir: Path, found: Sequence[Match], first: Sequence[str] = ()
 ) -> tuple[list[JudgeRecord], list[VerdictTable]]:
-    """Judges and their tables, of all judges that have judged these texts; those named in `first` first.
+    """Judges and their tables, of all judges that have judged these texts.
 
-    Says which others have judged something else. Raises UserError where there is none.
+    Those named in `first` come first, in that order, then the others by name. Says which have judged
+    something else. Raises UserError where there is none.
     """
     entries, tables = [], []
     reasons = []
-    for entry in sorted(store.read_judges(workdir), key=lambda e: (e.name not in first, e.name)):
+    places = {name: place for place, name in enumerate(first)}
+    judged = store.read_judges(workdir)
+    for entry in sorted(judged, key=lambda e: (places.get(e.name, len(places)), e.name)):
         try:
             tables += [
-                store.read_table(workdir, m.key(entry.name), m.digest, entry.description)
+                store.read_table(workdir, m.key(entry.name), m.digest, entry.identity)
                 for m in found
             ]
         except UserError as error:
@@ -155,7 +163,8 @@ def verdicts(
 def _table(judge: Judge, match: Match) -> VerdictTable:
     """A judge's verdicts on one comparison, revision after revision."""
     documents, ks = match.chosen.documents, range(len(match.a[0]))
-    golds = match.judged
+    rows = match.judged
+    alone = set(range(len(documents))) - set(rows)
     probabilities = np.full((len(documents), len(ks)), np.nan)
     orders = np.full((2, *probabilities.shape), np.nan)
     ordered, missing = False, []
@@ -163,16 +172,16 @@ def _table(judge: Judge, match: Match) -> VerdictTable:
     with Progress(what, len(ks), unit="revisions") as progress:
         for k in ks:
             said = judge.judge(*match.at(k))
-            probabilities[golds, k] = said.probabilities
+            probabilities[rows, k] = said.probabilities
             if said.orders is not None:
-                ordered, orders[:, golds, k] = True, said.orders
-            reasons = {golds[place]: reason for place, reason in said.missing.items()}
-            for i in np.flatnonzero(np.isnan(probabilities[:, k])):
-                usual = "no verdict" if i in golds else "no gold"
-                missing.append(Missing(int(i), k, reasons.get(int(i), usual)))
+                ordered, orders[:, rows, k] = True, said.orders
+            reasons = {rows[place]: reason for place, reason in said.missing.items()}
+            for i in map(int, np.flatnonzero(np.isnan(probabilities[:, k]))):
+                usual = NO_GOLD if i in alone else "no verdict"
+                missing.append(Missing(i, k, reasons.get(i, usual)))
             progress.advance()
-    if missing:
-        status(f"{what}: {len(missing)} of {probabilities.size} verdicts are missing")
+    if silent := len(missing) - len(alone) * len(ks):
+        status(f"{what}: {silent} of {len(rows) * len(ks)} verdicts are missing")
     key = match.key(judge.name)
     return VerdictTable(key, probabilities, orders if ordered else None, tuple(missing))
 

@@ -9,6 +9,7 @@ So a judge added later needs neither the models nor the data sets.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,18 @@ def samples_path(workdir: Path, model: str, documents: str) -> Path:
     return workdir / "samples" / f"{slug(model)}-{slug(documents)}.jsonl"
 
 
+def require_apart(models: Sequence[str], sets: Sequence[DocumentSet]) -> None:
+    """UserError where two models, each on a set of its own, would be kept in one file."""
+    found: dict[Path, tuple[str, str]] = {}
+    for model, one in itertools.product(models, sets):
+        path, mine = samples_path(Path(), model, one.name), (model, one.name)
+        if (other := found.setdefault(path, mine)) != mine:
+            raise UserError(
+                f"config.evaluate: the model {model!r} on {one.name!r} and the model {other[0]!r} on "
+                f"{other[1]!r} would be kept in one file, {path}: give one of them another name"
+            )
+
+
 def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
     """Each set's file, whole or not at all."""
     for one in chosen:
@@ -56,15 +69,20 @@ def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
         _put(_documents_path(workdir, one.name), text)
 
 
-def read_documents(workdir: Path, names: Sequence[str]) -> list[Chosen]:
-    """What `write_documents` wrote of these sets; UserError where it has not."""
+def read_documents(workdir: Path, sets: Sequence[DocumentSet]) -> list[Chosen]:
+    """What `write_documents` wrote of these sets; UserError where it has not, or another split of one."""
     found = []
-    for name in names:
-        path = _documents_path(workdir, name)
+    for asked in sets:
+        path = _documents_path(workdir, asked.name)
         if not path.is_file():
             raise UserError(f"{path} is missing: write first, with --stage=write")
         described, records = samples.read(path)
         one = DocumentSet(**{**(described or {}), "fields": tuple((described or {})["fields"])})
+        if one.split != asked.split:
+            raise UserError(
+                f"{path} is of the split {one.split!r}, and {asked.split!r} is asked for: write that, with "
+                "--stage=write, or set config.evaluate.split"
+            )
         found.append(Chosen(one, tuple(map(document_sets.from_json, records))))
     return found
 
@@ -79,7 +97,7 @@ def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) 
 
 
 def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> None:
-    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's description."""
+    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's identity."""
     value = {
         "judged": judged,
         "judge": judge,
@@ -94,7 +112,7 @@ def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable
     """The verdicts of a comparison; `judged` and `judge` as for `write_table`.
 
     Raises UserError where there are none, they are about other texts, or by the judge as it once was
-    (another version, another model): such must not stand in one report with the others.
+    (another version, model or parameter): such must not stand in one report with the others.
     """
     path = _table_path(workdir, key)
     if not path.is_file():
@@ -104,8 +122,8 @@ def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable
         raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
     if value.get("judge") != judge:
         raise UserError(
-            f"{path} is by the judge {key.judge!r} as it was before (another model, template or "
-            "version): judge again, with --stage=judge"
+            f"{path} is by the judge {key.judge!r} as it was before (another model, template, "
+            "parameter or version): judge again, with --stage=judge"
         )
     orders = value["orders"]
     return VerdictTable(

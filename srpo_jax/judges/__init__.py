@@ -5,7 +5,7 @@ programs.
 """
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
-from srpo_jax.judges.loading import asks_endpoint, load, load_all, require_apart
+from srpo_jax.judges.loading import asks_endpoint, load, load_all, names, require_apart
 from srpo_jax.judges.rewards import rewards
 from srpo_jax.judges.settings import JudgeSettings
 
@@ -19,6 +19,7 @@ __all__ = [
     "estimate",
     "load",
     "load_all",
+    "names",
     "readable",
     "require_apart",
     "rewards",

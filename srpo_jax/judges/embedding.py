@@ -72,11 +72,13 @@ class EmbeddingJudge:
             `assets.fetch`).
     """
 
-    name = "embedding"
     is_proxy = True
     fitted_to = frozenset(DAMAGES) | (TRICKS.keys() - HELD_OUT)
 
-    def __init__(self, weights: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(
+        self, weights: Mapping[str, Sequence[float]] | None = None, name: str = "embedding"
+    ) -> None:
+        self.name = name
         chosen = weights or WEIGHTS
         self._weights = np.array([chosen[name] for name in FEATURES], np.float64)
         self.embedder = Embedder()

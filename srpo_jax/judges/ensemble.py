@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 
 import numpy as np
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, exact, total
+
+
+def _version(members: Sequence[Judge]) -> str:
+    """Eight hexadecimal digits of what the members are, where an endpoint's verdicts are read apart, which
+    is not known before it was asked."""
+    facts = [{**getattr(member, "facts", {}), "verdict": ""} for member in members]
+    said = [[member.description for member in members], facts]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
 
 class Ensemble:
@@ -22,7 +32,10 @@ class Ensemble:
         self._combine = combine
         how = "the mean" if combine == "mean" else "the majority"
         names = ", ".join(member.name for member in members)
-        self.description = f"{how} of {names}; on a pair that one of them is silent on, it is too"
+        self.description = (
+            f"{how} of {names}; on a pair that one of them is silent on, it is too "
+            f"(members as of {_version(members)})"
+        )
         self.is_proxy = any(member.is_proxy for member in members)
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:

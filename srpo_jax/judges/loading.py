@@ -73,7 +73,7 @@ def _load(settings: JudgeSettings, folder: str | Path, ask: bool) -> Judge:
     if settings.name == "embedding":
         from srpo_jax.judges.embedding import EmbeddingJudge
 
-        return EmbeddingJudge()
+        return EmbeddingJudge(name=settings.label or settings.name)
     if settings.name == "reward":
         from srpo_jax.judges import reward
 
@@ -94,6 +94,11 @@ def sections(settings: JudgeSettings) -> tuple[JudgeSettings, ...]:
     whose keys are those of the section; what it leaves out has its default.
     """
     return settings, *_entries(settings, settings.others, "others")
+
+
+def names(settings: JudgeSettings) -> tuple[str, ...]:
+    """What the judges of `sections` are called, in that order; none of them is loaded."""
+    return tuple(each.label or each.name for each in sections(settings))
 
 
 def asks_endpoint(settings: JudgeSettings) -> bool:

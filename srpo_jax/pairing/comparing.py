@@ -39,6 +39,7 @@ class Counts:
     no_verdict: int = 0
     too_far: int = 0
     too_close: int = 0
+    ties: int = 0
     kept: int = 0
 
     def __str__(self) -> str:
@@ -47,6 +48,7 @@ class Counts:
             (self.no_verdict, "comparisons without a verdict"),
             (self.too_far, "beyond config.pairs.max_distance"),
             (self.too_close, "within config.pairs.margin"),
+            (self.ties, "ties, of which neither is better"),
             (self.kept, "drafts kept as they are"),
         )
         return "".join(f"; {number} {what}" for number, what in said if number)
@@ -83,6 +85,10 @@ def make(
     counts.too_far = len(meetings) - len(near)
     clear = [one for one in near if not abs(one.p - 0.5) < own.margin]
     counts.too_close = len(near) - len(clear)
+    one_is_better = own.labels == "hard" if own.goal == "preferences" else own.edits == "better"
+    if one_is_better:
+        decided = [one for one in clear if one.p != 0.5]
+        counts.ties, clear = len(clear) - len(decided), decided
     if own.goal == "preferences":
         return [_preference(one, own.labels) for one in clear], counts
     return [_edit(one, own, counts) for one in clear], counts

@@ -29,7 +29,7 @@ from srpo_jax.reporting.data import (
 from srpo_jax.reporting.evidence import START, Evidence, Texts
 from srpo_jax.reporting.interval import resample_spread
 from srpo_jax.reporting.length_control import length_controlled
-from srpo_jax.reporting.verdicts import Key, VerdictTable
+from srpo_jax.reporting.verdicts import NO_GOLD, Key, VerdictTable
 
 Mask = npt.NDArray[np.bool_]
 
@@ -189,6 +189,8 @@ def _differences(
             count=value.n,
             p=value.p_value,
             adjusted=value.p_holm,
+            wins=value.wins,
+            losses=value.losses,
         )
         for (a, k, b, j), value in found.items()
     )
@@ -302,6 +304,6 @@ def _absences(evidence: Evidence) -> tuple[Absence, ...]:
     for judge in evidence.judges:
         tables = [table for table in evidence.tables if table.key.judge == judge.name]
         reasons = Counter(entry.reason for table in tables for entry in table.missing)
-        asked = sum(table.probabilities.size for table in tables)
+        asked = sum(table.probabilities.size for table in tables) - reasons.pop(NO_GOLD, 0)
         results.append(Absence(judge.name, asked, reasons.total(), dict(reasons.most_common())))
     return tuple(results)

@@ -83,10 +83,17 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
 
 def _decode_record(value: dict[str, Any], kind: type, where: str) -> Any:
     kinds = typing.get_type_hints(kind)
-    if set(value) != set(kinds):
-        missing, unknown = sorted(set(kinds) - set(value)), sorted(set(value) - set(kinds))
+    # What has a default was not there yet when older reports were written.
+    needed = {field.name for field in dataclasses.fields(kind) if _is_needed(field)}
+    if not needed <= set(value) <= set(kinds):
+        missing, unknown = sorted(needed - set(value)), sorted(set(value) - set(kinds))
         raise ValueError(f"{where} lacks the keys {missing} and has the unknown keys {unknown}")
-    return kind(**{key: _decode(value[key], kinds[key], f"{where}.{key}") for key in kinds})
+    return kind(**{key: _decode(value[key], kinds[key], f"{where}.{key}") for key in value})
+
+
+def _is_needed(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.default is missing and field.default_factory is missing
 
 
 def _decode_array(value: Any, where: str) -> np.ndarray:

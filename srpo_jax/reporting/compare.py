@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,6 @@ from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 FILE = "results.json"
-_IDENTITY = ("description", "prompt", "facts")  # of a judge
 
 
 def read(place: str | Path) -> Report:
@@ -28,8 +28,12 @@ def read(place: str | Path) -> Report:
         if path.name.endswith(".gz"):
             content = gzip.decompress(content)
         return from_json(content.decode())
-    except gzip.BadGzipFile as error:
-        raise UserError(f"{path} is not gzipped: name the results of a report") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{path} is not gzipped, or is damaged: name the results of a report"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text: name the results of a report") from error
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror}): name the folder of a report"
@@ -139,7 +143,7 @@ def common_judges(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Ju
                 found[judge.name] = (judge, name)
                 continue
             first, owner = found[judge.name]
-            if any(getattr(first, part) != getattr(judge, part) for part in _IDENTITY):
+            if first.identity != judge.identity:
                 raise UserError(
                     f"the judge {judge.name!r} of {owner} has another description, prompt or parameters "
                     f"than that of {name}: their verdicts cannot be compared"

@@ -70,7 +70,8 @@ class Difference:
     """Win rate of `model` at `revision` less that of `baseline`, over documents both were judged on.
 
     p: of the sign test on the same pairs; adjusted: after Holm's correction over the report's
-    differences under the same judge and opponent.
+    differences under the same judge and opponent. wins, losses: documents on which `model` does better, and
+    worse; 0 in a report made before they were kept.
     """
 
     documents: str
@@ -86,11 +87,21 @@ class Difference:
     count: int
     p: float
     adjusted: float
+    wins: int = 0
+    losses: int = 0
+
+    @property
+    def contrary(self) -> bool:
+        """Whether most documents that differ say the opposite of the mean, which few large ones make."""
+        return (self.wins - self.losses) * self.mean < 0
 
     @property
     def significant(self) -> bool:
-        """Whether it is told from zero at SIGNIFICANT, the other tests allowed for."""
-        return self.adjusted < SIGNIFICANT
+        """Whether it is told from zero at SIGNIFICANT, the other tests allowed for.
+
+        Not where it is contrary: the test is of signs, and would tell the opposite.
+        """
+        return self.adjusted < SIGNIFICANT and not self.contrary
 
     @property
     def by_revision(self) -> bool:

@@ -6,6 +6,7 @@ derived from something else here.
 
 from __future__ import annotations
 
+import json
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -104,6 +105,11 @@ class JudgeRecord:
     facts: dict[str, str] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
     checks: tuple[JudgeCheck, ...] = ()
+
+    @property
+    def identity(self) -> str:
+        """All that its verdicts depend on, as text; with those of another identity they share no table."""
+        return json.dumps([self.description, self.prompt, self.facts], sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,7 +59,12 @@ _STYLE: dict[Any, Any] = {
 def looks(models: Sequence[str]) -> dict[str, Look]:
     """The look of each model; known ones look the same in every report."""
     unknown = [model for model in models if model.lower() not in _LOOKS]
-    spare = {model: Look(model, *_SPARE[i % len(_SPARE)]) for i, model in enumerate(unknown)}
+    count = len(_SPARE)
+    # Behind the first four, their colours with each other's markers.
+    spare = {
+        model: Look(model, _SPARE[i % count][0], _SPARE[(i + i // count) % count][1])
+        for i, model in enumerate(unknown)
+    }
     return {model: spare.get(model) or _LOOKS[model.lower()] for model in models}
 
 

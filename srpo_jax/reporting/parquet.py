@@ -38,12 +38,14 @@ SCHEMA = pa.schema(
 
 
 def to_parquet(evidence: Evidence) -> bytes:
-    """The rows as a Parquet file (zstd; strings stored once each, so that texts may repeat)."""
-    tables = [
-        pa.Table.from_pylist(list(_rows(evidence, table)), SCHEMA) for table in evidence.tables
-    ]
+    """The rows as a Parquet file (zstd; strings stored once each, so that texts may repeat).
+
+    One comparison after the other: in memory every row has its prompt.
+    """
     sink = io.BytesIO()
-    pq.write_table(pa.concat_tables(tables or [SCHEMA.empty_table()]), sink, compression="zstd")
+    with pq.ParquetWriter(sink, SCHEMA, compression="zstd") as writer:
+        for table in evidence.tables:
+            writer.write_table(pa.Table.from_pylist(list(_rows(evidence, table)), SCHEMA))
     return sink.getvalue()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,17 +19,20 @@ from srpo_jax.reporting.compare import (
 )
 from srpo_jax.reporting.data import Report
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
+from srpo_jax.reporting.interval import student
 from srpo_jax.reporting.verdicts import VerdictTable
+from srpo_jax.reporting.wording import percent, points
 from srpo_jax.runtime.errors import UserError
 
 
 def pool(folders: Sequence[str | Path], *, title: str) -> Report:
     """One report of all documents of the reports in `folders` (see `compare.read`), models by name.
 
-    A model of one name may have other weights in each: trained with another seed, say. Then a rate is that
-    of the recipe rather than of one set of weights, and since no document counts twice its interval is over
-    documents and seeds together. Raises UserError for fewer than two folders, a document that two reports
-    have, and reports whose models, sets, comparisons, judges or rules differ.
+    A model of one name may have other weights in each: trained with another seed, say. Intervals and tests
+    are over documents, as if all of one part's had not the same weights in common: what other seeds would
+    bring is not in them. It is in the facts: the change from y_0 in each part, and its mean over parts with
+    Student's interval. Raises UserError for fewer than two folders, a document that two reports have,
+    and reports whose models, sets, comparisons, judges or rules differ.
     """
     if len(folders) < 2:
         raise UserError("--pool needs at least two folders of reports")
@@ -43,10 +47,36 @@ def pool(folders: Sequence[str | Path], *, title: str) -> Report:
         texts=tuple(_texts(parts, each) for each in parts[0].texts),
         tables=tuple(_table(parts, each) for each in parts[0].tables),
         judges=common_judges(parts, names),
-        facts=common_facts(parts, names),
+        facts=(*_changes(found, names), *common_facts(parts, names)),
         command=f"python -m srpo_jax.evaluate --pool {' '.join(map(str, folders))}",
     )
-    return assemble(evidence, common_rules([each.rules for each in found], names))
+    made = assemble(evidence, common_rules([each.rules for each in found], names))
+    return replace(
+        made, notes=made.notes | {"interval": f"{made.notes['interval']} of these parts"}
+    )
+
+
+def _changes(found: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A fact of each comparison: first and last win rate of each part, and their mean change over parts."""
+    for curve in found[0].curves:
+        own = [next(c for c in each.curves if c.key == curve.key) for each in found]
+        ends = [(each.cells[0].rate, each.cells[-1].rate) for each in own]
+        gains = [each.gain(part) for each, part in zip(found, own, strict=True)]
+        said = [
+            f"{name} {percent(first.mean)} to {percent(last.mean)} % ({points(gain.mean)})"
+            for name, (first, last), gain in zip(names, ends, gains, strict=True)
+            if first and last and gain
+        ]
+        if len(said) < len(found):
+            continue  # nothing is revised, or nobody judged it
+        changes = np.array([gain.mean for gain in gains if gain])
+        mean = float(changes.mean())
+        half = student(len(changes) - 1) * float(changes.std(ddof=1)) / math.sqrt(len(changes))
+        key, ends_at = curve.key, f"{points(mean - half)} to {points(mean + half)}"
+        yield (
+            f"by part: {key.model} on {key.documents}, {key.judge} against {key.opponent}",
+            f"{'; '.join(said)}; over parts {points(mean)} ({ends_at}, 95 % by Student's t)",
+        )
 
 
 def _require_alike(first: Evidence, other: Evidence, name: str, other_name: str) -> None:

@@ -95,5 +95,8 @@ def _rate(rate: Interval) -> str:
 
 def _change(gain: Difference) -> str:
     told = "told from chance" if gain.significant else "not told from chance"
+    if gain.contrary:
+        most, fewest = max(gain.wins, gain.losses), min(gain.wins, gain.losses)
+        told += f": {most:,} documents against {fewest:,} changed the other way"
     p = p_value(gain.adjusted)
     return f"{points(gain.mean)} points, {told} (p {p if p.startswith('<') else f'= {p}'} by Holm)"

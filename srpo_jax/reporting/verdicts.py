@@ -10,6 +10,7 @@ import numpy as np
 
 GOLD = "gold"  # the human-written completion
 OWN = "own y_0"  # the same model's completion before any revision
+NO_GOLD = "no gold"  # why nobody was asked: the document has no opponent's completion
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,14 @@ class VerdictTable:
         return int(self.probabilities.shape[1])
 
     def filled(self, ties: bool) -> np.ndarray:
-        """The probabilities [D, K + 1] with missing ones as ties, or left NaN."""
+        """The probabilities [D, K + 1] with missing ones as ties, or left NaN; NO_GOLD is never a tie."""
         if not ties:
             return self.probabilities
-        return np.where(np.isnan(self.probabilities), 0.5, self.probabilities)
+        filled = self.probabilities.copy()
+        for entry in self.missing:
+            if entry.reason != NO_GOLD:
+                filled[entry.document, entry.revision] = 0.5
+        return filled
 
 
 def nulls(values: np.ndarray, digits: int | None = None) -> list[Any]:

@@ -164,6 +164,12 @@ def _output(line: Mapping[str, Any], where: str) -> tuple[str, list[str]]:
     texts = line.get("revisions", [line["output"]] if "output" in line else None)
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise UserError(f"{where}: there is no 'output', a text, nor 'revisions', a list of texts")
+    try:
+        "".join((str(name), *texts)).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: half of a character (a lone surrogate) cannot be kept: mend this line"
+        ) from error
     return str(name), texts
 
 

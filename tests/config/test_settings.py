@@ -274,7 +274,8 @@ def test_settings_are_frozen_and_checked_wherever_they_are_made():
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("seed", -1, "0 or more"),
+        ("seed", -1, r"in \[0, 2147483648\)"),
+        ("seed", 2**31, r"in \[0, 2147483648\)"),
         ("model.dtype", "half", "'float32' or 'bfloat16'"),
         ("model.parameters", "float16", "'float32' or 'bfloat16'"),
         ("model.remat", "some", "'none', 'dots', 'full' or 'offload'"),

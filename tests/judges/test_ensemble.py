@@ -58,5 +58,8 @@ def test_what_it_is_and_costs_is_what_its_members_are_and_cost():
     assert ensemble.is_proxy
     assert not Ensemble("several", MEMBERS[:1], "mean").is_proxy
     assert "the mean of one, two, three" in ensemble.description
+    other = (*MEMBERS[:2], dataclasses.replace(MEMBERS[2], description="of another version"))
+    assert Ensemble("several", other, "mean").description != ensemble.description
+    assert Ensemble("several", MEMBERS, "mean").description == ensemble.description
     assert ensemble.cost() == {"requests": 4, "price": 0.5}
     assert ensemble.estimate([], [], []).requests == 9

@@ -92,10 +92,10 @@ def test_one_order_without_verdict_is_no_verdict(endpoint):
     assert np.isnan(found.probabilities).all()
 
 
-def test_missing_verdicts_count_as_ties_where_that_is_set(endpoint):
+def test_missing_verdicts_are_none_whatever_they_count_as(endpoint):
     endpoint.answer = on_one(reply("Both."))
     found = make(endpoint, missing="tie", missing_share=0.2).judge(*numbered(8))
-    assert found.probabilities.tolist() == [1, 1, 1, 0.5, 1, 1, 1, 1]
+    np.testing.assert_array_equal(found.probabilities, [1, 1, 1, np.nan, 1, 1, 1, 1])
     assert found.missing == {3: "no verdict in the answer"}
 
 

@@ -29,6 +29,13 @@ def test_members_judge_beside_their_ensemble_and_are_the_same_objects():
     ]
 
 
+def test_names_are_those_of_the_judges_in_their_order(monkeypatch):
+    monkeypatch.setattr("srpo_jax.judges.embedding.Embedder", lambda: None)
+    settings = JudgeSettings("embedding", label="proxy", others=("shorter", "longer"))
+    assert judges.names(settings) == ("proxy", "shorter", "longer")
+    assert names(settings) == ["proxy", "shorter", "longer"]
+
+
 def test_what_a_member_has_been_asked_is_not_asked_again():
     pytest.importorskip("openai")
     endpoint = Endpoint(prefers_good)

@@ -127,3 +127,13 @@ def test_the_judge_is_asked_once_for_all_documents():
     found = [(dataclasses.replace(DOCUMENT, id=str(i)), TEXTS) for i in range(3)]
     pairs, _ = comparing.make(own, found, judge)
     assert len(judge.asked) == len(pairs) == 9
+
+
+def test_of_a_tie_neither_is_better():
+    """No hard label, and no better edit: the one that was drawn first would win them all."""
+    for decided in ({"labels": "hard"}, {"goal": "improve", "edits": "better"}):
+        pairs, counts = make(("a b", "c d", "e"), choose="all", **decided)
+        assert {pair.rejected for pair in pairs} == {"e"}
+        assert (len(pairs), counts.ties) == (2, 1)
+    soft, _ = make(("a b", "c d"), choose="all")
+    assert soft[0].label_prob == 0.5

@@ -16,6 +16,7 @@ from srpo_jax import evaluate, revision
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation import store, writing
+from srpo_jax.evaluation.contestants import check_templates
 from srpo_jax.judges import Verdicts, loading
 from srpo_jax.reporting import report
 from srpo_jax.reporting.assemble import assemble
@@ -272,6 +273,67 @@ def test_an_ensemble_stands_beside_its_members_with_their_agreement(config, tmp_
     rates = {curve.key.judge: curve.cells[0].rate.mean for curve in report.curves}
     assert rates["ensemble"] == 0.5
     assert (rates["longer"], rates["shorter"]) == (0.8, pytest.approx(0.2))
+
+
+@pytest.fixture
+def outputs(config, tmp_path, monkeypatch):
+    """No model: three equal revisions of each document, in a file; and no pictures are drawn."""
+    monkeypatch.setattr(evaluate, "_show", lambda *_: None)
+    lines = [{"id": d.id, "revisions": ["two words"] * 3} for ds in DOCUMENTS.values() for d in ds]
+    (tmp_path / "gpt.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config.evaluate.outputs = (f"gpt={tmp_path / 'gpt.jsonl'}",)
+    return config
+
+
+def test_the_judge_of_the_settings_comes_first(outputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.judges, "load_all", loading.load_all)
+    outputs.judge.update({"name": "shorter", "others": ("longer",)})
+    for stages in (evaluate.STAGES, ("report",)):
+        made = run(outputs, tmp_path / "run", stages=stages)
+        assert made.views == (("shorter", "gold"), ("longer", "gold"))
+
+
+def test_verdicts_of_other_parameters_are_not_mixed(outputs, tmp_path, monkeypatch):
+    judge = LongerThanGold()
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_: (judge,))
+    judge.facts = {"temperature": "0"}
+    run(outputs, tmp_path / "run")
+    judge.facts = {"temperature": "1"}
+    outputs.evaluate.documents = ("wikipedia",)
+    run(outputs, tmp_path / "run")
+    outputs.evaluate.documents = ("wikipedia", "aclsum")
+    with pytest.raises(UserError, match=r"aclsum-gpt.* is by the judge 'length' as it was before"):
+        run(outputs, tmp_path / "run", stages=("report",))
+
+
+def test_what_revision_leaves_alone_costs_nothing_more(outputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.judges, "load_all", loading.load_all)
+    outputs.judge.update({"name": "llm", "model": "m", "api_key_env": "NOBODY_SET_IT"})
+    run(outputs, tmp_path / "run", stages=("write",))
+    (cost,) = evaluate.estimated(config_module.checked(outputs), tmp_path / "run", {})
+    assert cost.requests == 2 * 2 * 5  # both orders of ten documents, not of their three revisions
+
+
+def test_a_dry_run_of_several_hosts_tells_the_others_what_json_holds(
+    outputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "keep_compiled", lambda _: None)
+    monkeypatch.setattr(evaluate, "estimated", lambda *_: [evaluate.judges.Estimate(requests=2)])
+    said = []
+    monkeypatch.setattr(
+        evaluate.distributed, "from_main", lambda work: said.append(json.dumps(work()))
+    )
+    evaluate.main(config_module.checked(outputs), tmp_path, None, True)
+    assert said == ["null"]
+
+
+def test_a_run_with_other_arguments_of_its_chat_template_is_refused(config, tmp_path):
+    config.data.template = "dialogue"
+    config.data.template_arguments = ("enable_thinking=false",)
+    config_module.save(config_module.checked(config), tmp_path / "config.json")
+    config.data.template_arguments = ()
+    with pytest.raises(UserError, match=r"data\.template_arguments=\('enable_thinking=false',\)"):
+        check_templates(config_module.checked(config), {"a": str(tmp_path)})
 
 
 def test_a_model_does_not_judge_itself(config, tmp_path):

@@ -80,6 +80,16 @@ def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypat
     assert "; 1 comparisons without a verdict; " in capsys.readouterr().out
 
 
+def test_another_judge_of_the_same_name_is_told_of(config, tmp_path, capsys):
+    output = tmp_path / "pairs.jsonl"
+    config.judge.update({"name": "reward", "source": "a"})
+    pairs.write(config_module.checked(config), output, [records.Pair("x", "y", "z")], "pairs")
+    config.judge.source = "b"
+    assert pairs.is_made(config_module.checked(config), output)
+    pairs.say_made(config_module.checked(config), output)
+    assert "judged with judge.source='a' and not 'b': delete it for that" in capsys.readouterr().out
+
+
 def test_an_interrupted_attempt_goes_on_and_ends_with_the_same_pairs(config, tmp_path, monkeypatch):
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "whole.jsonl")
     calls, real = [], revision.Trunks.write

@@ -8,8 +8,8 @@ import pytest
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.data import Interval, Rules
-from srpo_jax.reporting.summary import warnings
-from srpo_jax.reporting.verdicts import GOLD, OWN
+from srpo_jax.reporting.summary import findings, warnings
+from srpo_jax.reporting.verdicts import GOLD, NO_GOLD, OWN
 from tests.reports import documents, evidence, report, texts, verdicts
 
 GOLDS = ("clerk", GOLD)
@@ -79,6 +79,24 @@ def test_a_strong_difference_is_marked():
     assert [d.significant for d in made.differences] == [False, True]
 
 
+def test_a_mean_against_the_signs_of_most_documents_is_not_told_from_chance():
+    """Twenty documents lose a little and four win much: the sign test rejects, for the losses."""
+    rows = [[0.5, 0.5, 0.45]] * 20 + [[0.2, 0.2, 1.0]] * 4
+    made = assemble(
+        evidence(
+            sets=(documents(count=24),),
+            texts=(texts("srpo", count=24),),
+            tables=(verdicts("srpo", judge="model", rows=rows),),
+        )
+    )
+    gain = made.gain(made.curves[0])
+    assert gain.mean > 0 > gain.wins - gain.losses
+    assert gain.adjusted < 0.05
+    assert not gain.significant
+    (found,) = findings(made)
+    assert "not told from chance: 20 documents against 4 changed the other way (p = 0.003" in found
+
+
 def test_texts_are_measured():
     style = report().styled("Wikipedia")[0]
     assert style.mean_words == (3.0, 4.0, 4.0)
@@ -141,6 +159,15 @@ def test_missing_verdicts_are_counted_by_reason():
     absence = report().absences[0]
     assert (absence.judge, absence.asked, absence.missing) == ("clerk", 6 * 12, 3)
     assert absence.reasons == {"refused": 3}
+    silent = dataclasses.replace(
+        verdicts("start"),
+        missing=(dataclasses.replace(verdicts("start").missing[0], reason=NO_GOLD),),
+    )
+    absence = report(tables=(silent,)).absences[0]
+    assert (absence.asked, absence.missing) == (
+        11,
+        0,
+    )  # nobody was asked about a document without gold
 
 
 def test_swapping_the_sides_mirrors_a_report():

@@ -19,6 +19,14 @@ def test_json_round_trip_restores_the_report(made):
     assert restored.missing == table.missing
 
 
+def test_a_report_from_before_a_number_was_kept_is_read():
+    data = json.loads(to_json(report()))
+    for each in data["differences"]:
+        del each["wins"], each["losses"]
+    again = from_json(json.dumps(data)).differences
+    assert [(d.p, d.wins) for d in again] == [(d.p, 0) for d in report().differences]
+
+
 def test_json_is_strict_and_numbered():
     text = to_json(report())
     assert json.loads(text)["schema"] == SCHEMA

@@ -47,8 +47,12 @@ def test_results_are_read_from_a_file_of_any_name(folders, tmp_path):
     made = compare([a, kept], title="both")
     assert made.evidence.models == ("start", "srpo", "dpo")
     assert ("kept: machine", "2 cores") in made.evidence.facts
-    kept.write_bytes(b"{}")
-    with pytest.raises(UserError, match=r"kept.json.gz is not gzipped"):
+    for damaged in (b"{}", kept.read_bytes()[:-20]):
+        kept.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"kept.json.gz is not gzipped, or is damaged"):
+            compare([a, kept], title="both")
+    kept.write_bytes(gzip.compress(b"\xff"))
+    with pytest.raises(UserError, match=r"kept.json.gz is no text"):
         compare([a, kept], title="both")
 
 

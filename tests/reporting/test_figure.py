@@ -81,3 +81,8 @@ def test_evidence_models_decide_the_looks():
         "SRPO",
         "mine",
     ]
+
+
+def test_sixteen_models_that_nobody_knows_look_different():
+    found = figure.looks([f"run_{i}" for i in range(16)]).values()
+    assert len({(look.colour, look.marker) for look in found}) == 16

@@ -1,6 +1,7 @@
 """The page as text: well formed, offline, escaped. In a browser: test_page_browser.py."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from srpo_jax.reporting.page import render
-from tests.reports import HOSTILE, hostile, report
+from tests.reports import HOSTILE, documents, hostile, report, texts, verdicts
 
 
 class Page(HTMLParser):
@@ -120,3 +121,17 @@ def test_the_page_says_nothing_of_a_proxy_where_no_judge_is_one():
     made = report().evidence
     source = render(report(judges=made.judges[:1], tables=made.tables[:2]))
     assert "proxy" not in Page(source).text
+
+
+def test_what_was_revised_fewer_times_has_no_rate_after_all_revisions():
+    few = dataclasses.replace(texts("mine"), revisions=(("one",),) * 4, cut=())
+    made = report(
+        sets=(documents(),),
+        texts=(texts("srpo"), few),
+        tables=(
+            verdicts("srpo", rows=[[0.0, 0.0, 0.0]] * 4),
+            verdicts("mine", rows=[[1.0]] * 4),
+        ),
+    )
+    summary = Page(render(made)).text.partition("win rate in %")[2].partition("Win rates")[0]
+    assert summary.count("100.0") == 2  # the rate unrevised, and its interval's upper end

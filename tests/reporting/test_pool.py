@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.pool import pool
@@ -74,3 +75,19 @@ def test_parts_that_do_not_fit_are_named(folders, other, message):
 def test_one_report_is_not_pooled(folders):
     with pytest.raises(UserError, match="at least two"):
         pool(folders(a=part(0, 3)), title="no")
+
+
+def test_the_change_of_each_part_is_a_fact_with_the_interval_over_parts(folders):
+    """Three seeds that differ by more than documents do: the interval over documents hides it."""
+    rises = (0.2, 0.3, 0.7)
+    tables = [verdicts("srpo", rows=[[0.1, 0.1, 0.1 + rise]] * 3) for rise in rises]
+    parts = {f"seed_{i}": part(3 * i, 3, tables=(table,)) for i, table in enumerate(tables)}
+    pooled = pool(folders(**parts), title="seeds")
+    said = dict(pooled.evidence.facts)["by part: srpo on Wikipedia, clerk against gold"]
+    low, high = stats.t.interval(0.95, 2, np.mean(rises), stats.sem(rises))
+    assert said.startswith("seed_0 10.0 to 30.0 % (+20.0); seed_1 10.0 to 40.0 % (+30.0); seed_2")
+    assert said.endswith(
+        f"over parts +40.0 (−{-100 * low:.1f} to +{100 * high:.1f}, 95 % by Student's t)"
+    )
+    assert low < pooled.gain(pooled.curves[0]).low
+    assert pooled.notes["interval"].endswith("of these parts")

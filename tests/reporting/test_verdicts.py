@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from srpo_jax.reporting.verdicts import GOLD, Key, Missing, VerdictTable, table
+from srpo_jax.reporting.verdicts import GOLD, NO_GOLD, Key, Missing, VerdictTable, table
 
 KEY = Key("Wikipedia", "srpo", "clerk", GOLD)
 NAN = float("nan")
@@ -35,6 +35,8 @@ def test_missing_verdicts_count_as_ties_only_where_asked_for():
     made = VerdictTable(KEY, np.array([[1.0], [NAN]]), None, (Missing(1, 0, "refused"),))
     np.testing.assert_array_equal(made.filled(ties=True), [[1.0], [0.5]])
     np.testing.assert_array_equal(made.filled(ties=False), [[1.0], [NAN]])
+    nobody_asked = VerdictTable(KEY, made.probabilities, None, (Missing(1, 0, NO_GOLD),))
+    np.testing.assert_array_equal(nobody_asked.filled(ties=True), [[1.0], [NAN]])
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def test_outputs_by_id(tmp_path, capsys):
         ([{"id": "1"}], "a.jsonl:1: there is no 'output'"),
         ([{"output": "a"}], "a.jsonl:1: there is no 'id'"),
         ([{"id": "1", "output": "a"}] * 2, "a.jsonl:2: the document '1' is in .*:1 too"),
+        ([{"id": "1", "output": "cut \ud83d"}], "a.jsonl:1: half of a character"),
         ([{"id": "1", "revisions": ["a", "b"]}, {"id": "2", "output": "a"}], ":2: 1 revisions, others"),
     ],
 )  # fmt: skip

@@ -26,7 +26,8 @@ _ROUGH = {"logprobs": 2, "json": 10, "text": 4}  # tokens of an answer, if none 
 class LlmJudge:
     """P(a better than b | x): the mean verdict of both orders (A 1, tie 1/2, B 0, or between).
 
-    What is no verdict is none: NaN, with a reason, kept as such and asked again by the next run.
+    What is no verdict is none: NaN, with a reason, kept as such and asked again by the next run. What it
+    counts as (`settings.missing`) is for who makes numbers of the verdicts.
     folder: what `settings.cache` is relative to. ask: False for one that only estimates its cost: it
     needs neither package nor key. `template` is what is asked: its task, text and digest are for reports.
 
@@ -89,8 +90,6 @@ class LlmJudge:
             if reason:
                 missing[i] = reason
         self._require_enough([key for key, record in records.items() if record.reason])
-        if self._settings.missing == "tie":
-            probabilities[list(missing)] = 0.5
         return Verdicts(probabilities, orders, missing)
 
     def probabilities(
