@@ -64,8 +64,9 @@ class Objects(AbstractFileSystem):
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if source in self.held:
-            self.held[target] = self.held[source]
+        if source not in self.held:
+            raise FileNotFoundError(source)  # a folder is no object
+        self.held[target] = self.held[source]
 
     def rm_file(self, path: str) -> None:
         self._rm(path)

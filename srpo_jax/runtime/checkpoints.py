@@ -287,7 +287,8 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
-                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+                damaged = self.directory / f"{step}.damaged"
+                storage.rename_folder(self.directory / str(step), damaged)
         _any_process(False)  # nobody looks again before the renaming is done
         self._manager.reload()
 

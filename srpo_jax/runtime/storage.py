@@ -135,6 +135,18 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def rename_folder(path: Path, target: Path) -> None:
+    """`target` is not there. A store has no folders: its objects are copied, and the old ones removed."""
+    if not is_remote(path):
+        path.rename(target)
+        return
+    # Not epath's `rename`: the clients fail at a copy of what is no object, the folder itself.
+    client = fsspec.filesystem(str(path).partition("://")[0])
+    for file in below(path):
+        client.cp_file(str(file), str(target / file.relative_to(path).as_posix()))
+    remove_folder(path)
+
+
 def copy(source: Path, target: Path) -> None:
     """A file from or to a store, a piece at a time."""
     if not is_remote(target):

@@ -265,7 +265,7 @@ def _server() -> dict[str, Any]:
 
 def _words(leaf: Any) -> tuple[Any, dict[str, str]]:
     """An array as it is stored: of random keys their words, and their kind beside them."""
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if not jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf, {}
     return jax.random.key_data(leaf), {"key": str(jax.random.key_impl(leaf))}
 
