@@ -29,7 +29,7 @@ from srpo_jax.objectives import Objective, ObjectiveSettings
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import chips, distributed, storage
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.runtime.checkpoints import Checkpoints, check_place
+from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
@@ -64,7 +64,6 @@ def train(
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
-    check_place(workdir)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)

@@ -1,7 +1,7 @@
 """A store of objects that is not there: gs:// and s3:// in this process, and over HTTP for TensorStore.
 
 As in the real ones, objects are written whole; there is no append, and folders are beginnings of names.
-`Objects` is what fsspec (so epath) sees, `serve` what TensorStore's driver of Google's storage asks.
+`Objects` is what fsspec (so epath) sees, `serve` what TensorStore's drivers of Google's storage and S3 ask.
 """
 
 import contextlib
@@ -24,6 +24,7 @@ class Objects(AbstractFileSystem):
     protocol = ("gs", "gcs", "s3")
     cachable = False
     held: ClassVar[dict[str, bytes]] = {}
+    refused: ClassVar[set[str]] = set()  # beginnings of names that S3 gives and takes nothing of
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
@@ -63,8 +64,9 @@ class Objects(AbstractFileSystem):
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
-        if source in self.held:
-            self.held[target] = self.held[source]
+        if source not in self.held:
+            raise FileNotFoundError(source)  # a folder is no object
+        self.held[target] = self.held[source]
 
     def rm_file(self, path: str) -> None:
         self._rm(path)
@@ -136,8 +138,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if query.get("ifGenerationNotMatch") == generation:
             self._say(304)
             return
+        self._give(content, **{"x-goog-generation": generation})
+
+    def _give(self, content: bytes, **headers: str) -> None:
+        """An object, or the bytes of it that are asked for."""
         status, part = 200, content
-        headers = {"x-goog-generation": generation, "Date": self.date_time_string()}
+        headers["Date"] = self.date_time_string()
         if ask := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(ask[1]), min(int(ask[2] or len(content)), len(content) - 1)
             status, part = 206, content[first : last + 1]
@@ -164,6 +170,44 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _S3Handler(_Handler):
+    """The part of S3's interface that TensorStore asks for: /bucket/name is read and written."""
+
+    def parse_request(self) -> bool:
+        known = super().parse_request()
+        if known and self._named().startswith(tuple(Objects.refused)):
+            self.send_error(403)
+            return False
+        return known
+
+    def _named(self) -> str:
+        return urllib.parse.unquote(urllib.parse.urlsplit(self.path).path.strip("/"))
+
+    def _tag(self, name: str) -> str:
+        return f'"{_described(name)["generation"]}"' if name in Objects.held else ""
+
+    def do_HEAD(self) -> None:
+        self._say(200, **{"x-amz-bucket-region": "nowhere-1"})
+
+    def do_GET(self) -> None:
+        name = self._named()
+        if name not in Objects.held:
+            self._say(404)
+        elif self.headers.get("If-None-Match") == self._tag(name):
+            self._say(304)
+        else:
+            self._give(Objects.held[name], ETag=self._tag(name))
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        name = self._named()
+        if self.headers.get("If-None-Match") == "*" and name in Objects.held:
+            self._say(412)
+            return
+        Objects.held[name] = content
+        self._say(200, ETag=self._tag(name))
+
+
 def _described(name: str) -> dict[str, str]:
     content = Objects.held.get(name)
     generation = "0" if content is None else str(1 + hash(content) % 10**15)
@@ -172,12 +216,17 @@ def _described(name: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve() -> Iterator[str]:
-    """The address of a server of `Objects`; fsspec has them as gs:// and s3:// from now on."""
+def serve(scheme: str = "gs") -> Iterator[str]:
+    """The address of a server of `Objects`; fsspec has them as gs:// and s3:// from now on.
+
+    scheme: gs or s3, the language that the server speaks.
+    """
     for name in Objects.protocol:
         fsspec.register_implementation(name, Objects, clobber=True)
     Objects.held.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+    Objects.refused.clear()
+    handler = {"gs": _Handler, "s3": _S3Handler}[scheme]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"

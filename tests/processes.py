@@ -1,12 +1,14 @@
 """Programs as their users start them, in processes of their own, one or several to a run."""
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +42,33 @@ def start(
     ]
 
 
+@contextlib.contextmanager
+def within(seconds: float, process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that is ended if it is there for longer: who reads or awaits it goes on, and fails."""
+
+    def end() -> None:
+        process.terminate()  # what launches others ends these
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.start()
+    try:
+        with process:
+            yield process
+    finally:
+        timer.cancel()
+
+
 def finish(started: Started) -> tuple[list[int], list[tuple[str, str]]]:
     """Exit status, and what was said on standard output and error, of each."""
-    said = [process.communicate(timeout=500) for process in started]
+    try:
+        said = [process.communicate(timeout=500) for process in started]
+    except subprocess.TimeoutExpired:
+        for process in started:
+            process.kill()
+        raise
     return [process.returncode for process in started], said
 
 

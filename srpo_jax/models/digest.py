@@ -18,6 +18,7 @@ from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.files import write_json
+from srpo_jax.runtime.store_checkpoints import is_cut_off
 
 _BLOCK = 1 << 24
 
@@ -103,7 +104,7 @@ def _counts(path: Path) -> bool:
 
 def _steps(workdir: Path) -> Iterator[int]:
     for path in (workdir / CHECKPOINTS).glob("*"):
-        if path.name.isdecimal():
+        if path.name.isdecimal() and not is_cut_off(path):
             yield int(path.name)
 
 

@@ -33,7 +33,7 @@ from srpo_jax.revision import LocalRollout, Rollout, Sampling
 from srpo_jax.revision.plan import check_fit
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
-from srpo_jax.runtime.checkpoints import Checkpoints, check_place
+from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
 from srpo_jax.training.hooks import report_model
@@ -103,7 +103,6 @@ def train(settings: Settings, workdir: Path) -> bool:
     """
     mesh = mesh_module.of_settings(settings.mesh)
     check(settings)
-    check_place(workdir)
     source = loading.open_source(settings.model.source)
     task = prepare_task(settings, workdir, source)
     own(settings, workdir, source, task)

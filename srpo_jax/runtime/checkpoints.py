@@ -20,19 +20,11 @@ from srpo_jax.runtime import damage, digest, storage
 from srpo_jax.runtime.damage import Damaged
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
+from srpo_jax.runtime.store_checkpoints import SCHEME, StoreCheckpointer
 
 DIGESTS = "digests"  # in a checkpoint: of its other arrays, in the order of their names
 BEST = "best"  # in a checkpoint's metrics
 FILE_BYTES, CHUNK_BYTES = 2**27, 2**25  # of a save with little memory (Checkpoints(in_flight=…))
-
-
-def check_place(directory: Path | str) -> None:
-    """UserError for a store that Orbax writes no checkpoints to: it knows folders and gs://."""
-    if str(directory).startswith("s3://"):
-        raise UserError(
-            f"{directory}: checkpoints cannot lie in s3://, for which Orbax has no writer: give a folder "
-            "that all hosts see (a mounted bucket is one) or gs://"
-        )
 
 
 class Checkpoints:
@@ -53,7 +45,7 @@ class Checkpoints:
             must then be left alone until `wait`. None: all at once, so that training soon goes on.
 
     Raises:
-        UserError: `read_only`, and there is no such directory; or a store, see `check_place`.
+        UserError: `read_only`, and there is no such directory; or a store does not answer.
     """
 
     def __init__(
@@ -67,7 +59,6 @@ class Checkpoints:
         keep_every: int = 0,
         keep_best: int = 0,
     ) -> None:
-        check_place(directory)
         context = ocp.Context()
         if in_flight is not None:
             context.memory.transfer_concurrent_bytes = in_flight
@@ -75,15 +66,20 @@ class Checkpoints:
             # A data file is in memory until it is complete, a chunk while it is compressed.
             context.array.saving.ocdbt_target_data_file_size = FILE_BYTES
             context.array.saving.storage_options.chunk_byte_size = CHUNK_BYTES
-        path = epath.Path(directory)
-        self.directory = path if "://" in str(directory) else path.resolve()
+        self.directory = epath.Path(storage.absolute(storage.place(directory)))
         if read_only and not self.directory.is_dir():
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
         self._read_only, self._every, self._verify = read_only, every, verify
+        kept = _kept(keep, keep_every, keep_best)
+        if str(self.directory).startswith(SCHEME):
+            self._manager: Any = StoreCheckpointer(
+                self.directory, every, kept, read_only, in_flight
+            )
+            return
         self._manager = ocp.training.Checkpointer(
             self.directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(every),
-            preservation_policy=_kept(keep, keep_every, keep_best),
+            preservation_policy=kept,
             cleanup_tmp_directories=not read_only,
             context=context,
         )
@@ -270,8 +266,10 @@ class Checkpoints:
         context = ocp.Context()
         context.pytree.loading.partial_load = partial or not checked
         with damage.reading(), context:
-            # The manager's own context has no partial_load, hence not its `load`.
-            flat = ocp.load(self.directory / str(step), wanted)
+            if isinstance(self._manager, StoreCheckpointer):
+                flat = self._manager.load(step, wanted)
+            else:  # the manager's own context has no partial_load, hence not its `load`
+                flat = ocp.load(self.directory / str(step), wanted)
         if checked:
             _compare(flat, dict(zip(names, flat.pop(DIGESTS).tolist(), strict=True)))
         return unflatten(abstract, flat)
@@ -289,7 +287,8 @@ class Checkpoints:
             return
         if jax.process_index() == 0:
             for step in steps:
-                (self.directory / str(step)).rename(self.directory / f"{step}.damaged")
+                damaged = self.directory / f"{step}.damaged"
+                storage.rename_folder(self.directory / str(step), damaged)
         _any_process(False)  # nobody looks again before the renaming is done
         self._manager.reload()
 

@@ -20,6 +20,11 @@ OF_THE_PLACE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
     *(errno.ENOTDIR, errno.EIO, errno.ESTALE),
 }
+# The same of a store of objects: it is away, or it refuses.
+OF_THE_STORE = re.compile(
+    "(ABORTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|RESOURCE_EXHAUSTED|UNAUTHENTICATED|UNAVAILABLE):"
+)
+CLIENTS = {"aiobotocore", "aiohttp", "botocore", "gcsfs"}
 
 
 class Damaged(Exception):
@@ -30,7 +35,7 @@ class Damaged(Exception):
 def reading() -> Iterator[None]:
     """Turns what Orbax raises for unreadable files into `Damaged`, and keeps it quiet.
 
-    Too little memory is no damage: it passes through.
+    Too little memory is no damage: it passes through. Nor is a store that does not answer: UserError.
     """
     # asyncio and Orbax report each array that could not be read, at length.
     _hush()
@@ -42,10 +47,15 @@ def reading() -> Iterator[None]:
     try:
         yield
         failed = False
+    except UserError:
+        raise
     except Exception as error:
-        causes = list(_chain(error))
-        if any(isinstance(cause, jax.errors.JaxRuntimeError | MemoryError) for cause in causes):
+        if _is_of_devices(error):
             raise
+        if _is_of_store(error):
+            raise UserError(
+                f"a checkpoint cannot be read now: {_cause(error)}; the same command tries it again"
+            ) from error
         raise Damaged(_cause(error)) from error
     finally:
         if failed:
@@ -56,18 +66,36 @@ def reading() -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(directory: Any) -> Iterator[None]:
-    """One sentence, a UserError, where a save fails for want of room or rights, or its folder is gone."""
+    """One sentence, a UserError, where a save fails for want of room or rights, or its folder is gone.
+
+    So it does where a store does not answer, or refuses.
+    """
     _hush()
     try:
         yield
     except Exception as error:
         number = next(filter(None, map(_number, _chain(error))), None)
-        if number is None:
+        if _is_of_devices(error) or isinstance(error, UserError):
             raise
+        if number is None and not _is_of_store(error):
+            raise
+        reason = os.strerror(number) if number else _cause(error)
         raise UserError(
-            f"{directory}: a checkpoint could not be written: {os.strerror(number)}; those before it are "
+            f"{directory}: a checkpoint could not be written: {reason}; those before it are "
             "whole, and the same command goes on from the newest"
         ) from error
+
+
+def _is_of_devices(error: BaseException) -> bool:
+    return any(isinstance(e, jax.errors.JaxRuntimeError | MemoryError) for e in _chain(error))
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """Whether a store of objects is at fault, by the words of TensorStore or of the client's package."""
+    return any(
+        OF_THE_STORE.match(str(e)) or type(e).__module__.partition(".")[0] in CLIENTS
+        for e in _chain(error)
+    )
 
 
 def _number(error: BaseException) -> int | None:
@@ -88,7 +116,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _cause(error: BaseException) -> str:
     """First line of the innermost cause, at readable length."""
     *_, root = _chain(error)
-    lines = str(root).splitlines() or [type(root).__name__]
+    lines = str(root).partition(" [tensorstore_spec=")[0].splitlines() or [type(root).__name__]
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "…"
 
 

@@ -52,11 +52,14 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> i
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
     except OSError as error:
-        if error.errno not in PLACE:
+        # A store's client has no number for "no such bucket" and "no right to", but words.
+        in_words = error.errno is None and isinstance(error, FileNotFoundError | PermissionError)
+        if not in_words and error.errno not in PLACE:
             raise
         where = f"{error.filename}: " if error.filename else ""
+        what = str(error) if in_words else f"{where}{error.strerror}"
         again = "put that right, and the same command goes on"
-        code = _say(f"error: {where}{error.strerror}: {again}", USER_ERROR)
+        code = _say(f"error: {what}: {again}", USER_ERROR)
     except Exception:
         if not jax.distributed.is_initialized():
             raise

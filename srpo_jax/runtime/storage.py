@@ -41,6 +41,8 @@ def place(path: str | Path) -> Path:
         raise UserError(f"{path}: of the stores of objects {known} can be used, or a local folder")
     name, package, extra = STORES[scheme]
     os.environ.setdefault("EPATH_USE_TF", "false")  # one client, whatever else is installed
+    # Another process, or TensorStore, may have written since a listing was kept.
+    fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     try:
         fsspec.get_filesystem_class(name)
     except ImportError as error:
@@ -54,16 +56,29 @@ def folder(path: str | Path, flag: str) -> Path:
     """`place` of a folder to be used; UserError where it is a file, or its store does not answer."""
     found = place(path)
     try:
-        found.stat()  # `exists` takes every failure of a store for a no
-        is_file = found.is_file()
+        with asking(f"{flag}={path}"):
+            found.stat()  # `exists` takes every failure of a store for a no
+            is_file = found.is_file()
     except FileNotFoundError:
         return found
-    except Exception as error:  # of the store's client: no rights, no such bucket, no network
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{flag}={path} cannot be used: {lines[0]}") from error
     if is_file:
         raise UserError(f"{flag}={path} is a file: give a folder")
     return found
+
+
+@contextlib.contextmanager
+def asking(what: object) -> Iterator[None]:
+    """UserError where a store's client fails: no rights, no such bucket, no network.
+
+    That a file is not there passes through.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"{what} cannot be used: {lines[0]}") from error
 
 
 def here(path: str | Path, flag: str) -> Path:
@@ -118,6 +133,18 @@ def remove_folder(path: Path) -> None:
         cast(epath.Path, path).rmtree(missing_ok=True)
     else:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def rename_folder(path: Path, target: Path) -> None:
+    """`target` is not there. A store has no folders: its objects are copied, and the old ones removed."""
+    if not is_remote(path):
+        path.rename(target)
+        return
+    # Not epath's `rename`: the clients fail at a copy of what is no object, the folder itself.
+    client = fsspec.filesystem(str(path).partition("://")[0])
+    for file in below(path):
+        client.cp_file(str(file), str(target / file.relative_to(path).as_posix()))
+    remove_folder(path)
 
 
 def copy(source: Path, target: Path) -> None:

@@ -141,7 +141,7 @@ def _build(folder: Path, build: Callable[[int, int], Built], pairs: Callable[[],
             storage.remove_folder(building)
             return
         storage.remove_folder(folder)  # damaged
-        building.rename(folder)
+        storage.rename_folder(building, folder)
 
     try:
         distributed.everywhere(write)

@@ -20,6 +20,7 @@ from srpo_jax.data.records import Message
 from srpo_jax.judges.llm import LlmJudge, prompts
 from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.runtime.errors import UserError
+from tests import processes
 from tests.judges.endpoint import Endpoint, error, prefers_good, question, reply, slowly
 
 pytest.importorskip("openai")
@@ -345,11 +346,11 @@ def test_nothing_is_asked_twice_but_what_was_under_way_at_a_kill(endpoint, tmp_p
             verdict="text", concurrency={concurrency},
         ), {str(tmp_path)!r}).judge([f"x{{i}}" for i in range({n})], ["good"] * {n}, ["bad"] * {n})
     """
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=Path.cwd())
-    while len(endpoint.asked) < n and child.poll() is None:
-        time.sleep(0.005)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
+    asking = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], cwd=Path.cwd())
+    with processes.within(120, asking) as child:
+        while len(endpoint.asked) < n and child.poll() is None:
+            time.sleep(0.005)
+        os.kill(child.pid, signal.SIGKILL)
     time.sleep(0.1)
     assert n <= len(endpoint.asked) < 2 * n
     judge = make(endpoint, tmp_path, cache="answers.sqlite", concurrency=concurrency)

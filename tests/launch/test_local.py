@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 SCRIPT = Path(__file__).parents[2] / "launch" / "local.sh"
 
 MESH = """
@@ -84,9 +86,10 @@ while not seen:
 time.sleep(0.5)
 print(*(signal.Signals(number).name for number in seen), end="")
 """
-    with subprocess.Popen(
+    started = subprocess.Popen(
         ["bash", str(SCRIPT), *python(code)], stdout=subprocess.PIPE, text=True
-    ) as launcher:
+    )
+    with processes.within(120, started) as launcher:
         assert launcher.stdout is not None
         assert sorted(launcher.stdout.readline() for _ in range(2)) == ["0| ready\n", "1| ready\n"]
         os.kill(launcher.pid, number)

@@ -12,6 +12,7 @@ import pytest
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
 from srpo_jax.runtime import metrics
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 STEPS = 40
@@ -73,9 +74,10 @@ def test_processes_are_stopped_and_go_on_in_another_number(pairs, alone, tmp_pat
     """First 4 of 2 devices, then 2 of 2: either way a tensor group spans two processes."""
     command = train(pairs, tmp_path, 4, 2, "--config.mesh.fsdp=2", "--config.mesh.tensor=4")
     output = []
-    with subprocess.Popen(
+    started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
-    ) as launcher:
+    )
+    with processes.within(500, started) as launcher:
         assert launcher.stdout is not None
         for line in launcher.stdout:
             output.append(line)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "tpu_vm.sh"
 WHERE = ["--name", "srpo", "--zone=us-west4-a"]
@@ -158,12 +160,13 @@ def test_run_then_resume(machine: dict[str, str]) -> None:
 
 def test_stop_asks_the_program_to_stop(machine: dict[str, str]) -> None:
     code = "trap 'echo saved; exit 0' TERM; echo ready; while :; do sleep 0.05; done"
-    with subprocess.Popen(
+    started = subprocess.Popen(
         ["bash", str(SCRIPT), "run", *WHERE, "--", "bash", "-c", code],
         env=os.environ | machine,
         stdout=subprocess.PIPE,
         text=True,
-    ) as following:
+    )
+    with processes.within(120, started) as following:
         assert following.stdout is not None
         assert following.stdout.readline().endswith("| ready\n")
         assert ": running: ready" in run("status", *WHERE, **machine).stdout

@@ -45,7 +45,7 @@ def server(tmp_path_factory):
             time.sleep(1)
     yield f"{address}/v1", str(model)
     serving.kill()
-    serving.wait()
+    serving.wait(60)
     log.close()
 
 

@@ -17,6 +17,7 @@ from srpo_jax.data import documents, records
 from srpo_jax.data.documents import Document
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
+from tests import processes
 
 
 class ShorterIsBetter:
@@ -132,7 +133,7 @@ def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path,
         command = [sys.executable, "-c", DRAWN, tmp_path / "settings.json", tmp_path, output]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
-    with start(killed) as drawing:
+    with processes.within(400, start(killed)) as drawing:
         while drawing.poll() is None and not (kept.exists() and kept.read_text().count("\n") > 5):
             time.sleep(0.002)
         drawing.kill()
@@ -140,7 +141,8 @@ def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path,
     assert 5 < kept.read_text().count("\n") < 41
     assert not killed.exists()
     for output in (killed, tmp_path / "whole.jsonl"):
-        assert start(output).wait(300) == 0
+        with processes.within(300, start(output)) as drawing:
+            assert drawing.wait() == 0
     assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 

@@ -27,6 +27,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.score_files import ScoreFiles
+from tests import processes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 ANSWERS = ["yes", "sure", "fine"]
@@ -192,14 +193,17 @@ def test_a_workdir_that_is_moved_away_is_not_made_anew_and_loses_nothing(config,
 def test_a_workdir_that_cannot_be_written_is_a_sentence_and_loses_nothing(
     config, stopped, whole, capsys
 ):
-    mount = lambda *how: subprocess.run(["mount", *how, stopped], check=False).returncode
+    mount = lambda *how: (
+        subprocess.run(["mount", *how, stopped], check=False, timeout=60).returncode
+    )
     if mount("--bind", stopped):
         pytest.skip("only root may mount")
     try:
         assert not mount("-o", "remount,bind,ro")
         assert program._guarded(lambda _: attempt(config, stopped), []) == program.USER_ERROR
     finally:
-        subprocess.run(["umount", "--lazy", stopped], check=True)  # trees are mapped
+        # Lazily: trees are mapped.
+        subprocess.run(["umount", "--lazy", stopped], check=True, timeout=60)
     assert capsys.readouterr().err == (
         f"error: {stopped}/config.json: Read-only file system: put that right, and the same command goes "
         "on\n"
@@ -235,7 +239,7 @@ def test_kill_9_while_the_reference_is_scored_leaves_scores_to_go_on_with(
     config_module.save(config_module.checked(config), tmp_path / "settings.json")
     workdir = tmp_path / "killed"
     command = [sys.executable, "-c", SCORED, tmp_path / "settings.json", workdir]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as scoring:
+    with processes.within(400, subprocess.Popen(command, stdout=subprocess.DEVNULL)) as scoring:
         while scoring.poll() is None and len(list(workdir.glob("*.piece-*.npz"))) < 3:
             time.sleep(0.005)
         scoring.kill()

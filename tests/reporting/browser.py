@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -103,6 +104,8 @@ def chromium() -> Iterator[Browser]:
     if driver is None or shutil.which("chromium") is None:
         pytest.skip("needs the system's packages chromium and chromium-driver")
     process = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+    starting = threading.Timer(60, process.kill)
+    starting.start()
     try:
         assert process.stdout is not None
         port = next(
@@ -110,6 +113,7 @@ def chromium() -> Iterator[Browser]:
             for line in process.stdout
             if (found := re.search(r"successfully on port (\d+)", line))
         )
+        starting.cancel()
         browser = Browser(f"http://127.0.0.1:{port}")
         try:
             yield browser
@@ -117,4 +121,4 @@ def chromium() -> Iterator[Browser]:
             browser.close()
     finally:
         process.terminate()
-        process.wait()
+        process.wait(60)

@@ -35,13 +35,13 @@ def small(tmp_path):
     """A file system of 8 MB."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
     try:
-        done = subprocess.run(mount, capture_output=True, check=False)
+        done = subprocess.run(mount, capture_output=True, check=False, timeout=60)
     except OSError:
         pytest.skip("no mount here")
     if done.returncode:
         pytest.skip("only root may mount a small disk")
     yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+    subprocess.run(["umount", str(tmp_path)], check=True, timeout=60)
 
 
 def test_a_full_disk_in_a_save_is_one_sentence_and_leaves_what_was_saved(small: Path) -> None:

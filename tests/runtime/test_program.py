@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from srpo_jax.runtime import program
+
 PROGRAM = '''
 """Trains nothing."""
 
@@ -103,3 +105,14 @@ def test_help_is_no_failure(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert "Trains nothing." in done.stdout
     assert "Where the run is kept." in done.stdout
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, PermissionError])
+def test_what_a_store_says_in_words_is_one_sentence(kind, capsys) -> None:
+    def main(_: list[str]) -> None:
+        raise kind("The specified bucket does not exist")
+
+    assert program._guarded(main, []) == program.USER_ERROR
+    assert capsys.readouterr().err == (
+        "error: The specified bucket does not exist: put that right, and the same command goes on\n"
+    )

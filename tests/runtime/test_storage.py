@@ -3,12 +3,9 @@ import sqlite3
 import numpy as np
 import pytest
 
-from srpo_jax import config, train
 from srpo_jax.judges.llm.store import Record, Store
-from srpo_jax.pairing import rounds
 from srpo_jax.revision import samples
 from srpo_jax.runtime import files, metrics, storage
-from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import tree_files
 from tests import objects
@@ -110,17 +107,6 @@ def test_what_cannot_be_used_is_one_sentence(store, monkeypatch, tmp_path):
     monkeypatch.setattr(objects.Objects, "info", denied)
     with pytest.raises(UserError, match=r"cannot be used: 403 Forbidden: no right to list$"):
         storage.folder("gs://bucket/run", "--workdir")
-
-
-@pytest.mark.parametrize("program", [train.train, rounds.train])
-def test_checkpoints_are_refused_where_orbax_has_no_writer(store, program):
-    settings = config.checked(config.default())
-    workdir = storage.folder("s3://bucket/run", "--workdir")
-    with pytest.raises(UserError, match=r"^s3://bucket/run: checkpoints cannot lie in s3://"):
-        program(settings, workdir)
-    with pytest.raises(UserError, match="checkpoints cannot lie in s3://"):
-        Checkpoints("s3://bucket/run/checkpoints")
-    assert not any("bucket/run" in name for name in objects.Objects.held)
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
