@@ -7,7 +7,10 @@ about 40. Each start is a process of its own, so that its resident memory is its
 50 batches as the train loop asks for them. Trees of a million pairs take 4 GB of disk in --folder.
 """
 
+import functools
 import json
+import math
+import random
 import resource
 import subprocess
 import sys
@@ -34,12 +37,23 @@ BATCHES = 50
 EOS = 0
 
 
+@functools.cache
+def text() -> list[int]:
+    """A million tokens, of which prompts and completions are pieces: to cut them costs next to nothing."""
+    tokens: list[int] = np.random.default_rng(0).integers(1, 30_000, 1_000_000).tolist()
+    return tokens
+
+
 def parts(number: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """The six sequences of a pair; the same ones for a number every time."""
-    rng = np.random.default_rng(number)
-    draw = lambda count: tuple(rng.integers(1, 30_000, count).tolist())
-    x = draw(int(np.clip(rng.lognormal(np.log(300), 0.6), 20, 2000)))
-    w, l = (draw(int(np.clip(rng.lognormal(np.log(40), 0.4), 5, 200))) for _ in range(2))
+    rng, tokens = random.Random(number), text()
+
+    def draw(median: float, spread: float, least: int, most: int) -> tuple[int, ...]:
+        count = min(max(int(rng.lognormvariate(math.log(median), spread)), least), most)
+        begin = rng.randrange(len(tokens) - most)
+        return tuple(tokens[begin : begin + count])
+
+    x, w, l = draw(300, 0.6, 20, 2000), draw(40, 0.4, 5, 200), draw(40, 0.4, 5, 200)
     return sequences(Prompt((*x, 1, 2), (*x, 3, 4), (5, 6)), w, l, NAMES, EOS)
 
 

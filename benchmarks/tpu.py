@@ -21,24 +21,24 @@ from typing import Any
 
 import jax
 from absl import flags
-from flax import nnx
 from jax.sharding import Mesh
 
 from benchmarks import common, workload
 from benchmarks.workload import Workload
 from srpo_jax import objectives
 from srpo_jax.models.architecture import LayerKind, Rope
-from srpo_jax.models.decoder import Decoder, DecoderConfig
+from srpo_jax.models.creation import abstract
+from srpo_jax.models.decoder import DecoderConfig
 from srpo_jax.objectives import Objective
-from srpo_jax.planning import compiling, machine
+from srpo_jax.planning import compiling, lowering, machine
 from srpo_jax.planning.compiling import Estimate, Trees
 from srpo_jax.planning.machine import Machine
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.chips import Chip
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
-from srpo_jax.training import step
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
+from srpo_jax.training.step import TrainStep
 
 MACHINES = ["v5e-64", "v5p-128", "v6e-64"]  # 64 chips each
 TOPOLOGY = flags.DEFINE_list("topology", MACHINES, "see srpo_jax/planning/machine.py")
@@ -96,6 +96,10 @@ GROUPS: dict[str, dict[str, Variant]] = {
         TWO: Variant("dpo", "rows", attention="dense"),
         "SRPO, trees": Variant("srpo", "trees", attention="dense"),
     },
+    # What MaxText's own step computes: every position of full rows is projected and learned from.
+    "2 rows of 512 a chip": {
+        "SFT, all projected": Variant("sft", "rows", usual=True, pairs=2),
+    },
     "1 pair a chip, rows as long as needed": {
         TWO: Variant("dpo", "rows", row=0, pairs=1),
         "SRPO, trees": Variant("srpo", "trees", pairs=1),
@@ -122,24 +126,16 @@ def lowered_programs(
     reference: bool,
 ) -> list[jax.stages.Lowered]:
     """The train step and, if asked for, the reference's scores, from shapes alone."""
-    model = nnx.eval_shape(lambda: Decoder(architecture, nnx.Rngs(0)))
-    graphdef, *states = nnx.split(model, nnx.Param, ...)
-    trained, frozen = states
+    graphdef, trained, frozen = abstract(architecture, mesh)
     optimizer, _ = make_optimizer(OptimizerSettings(), steps=100)
     hyper = {name: value for name, value in HYPER.items() if name in objective.hyperparameters}
-    programs: Any = step.TrainStep(graphdef, optimizer, objective, hyper, mesh).compile(trained)
-
-    def place(array: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
-
-    trained = jax.tree.map(place, trained, mesh_module.parameter_shardings(mesh, trained))
-    split = mesh_module.batch_sharding(mesh)
-    given = jax.tree.map(lambda x: place(x, split), dict(batch))
-    state = step.TrainState(trained, jax.eval_shape(programs.init, trained))
-    traced = [programs.train.trace(state, frozen, given)]
-    if reference:
-        traced.append(programs.reference.trace(trained, frozen, given["rows"]))
-    return [one.lower(lowering_platforms=("tpu",)) for one in traced]
+    step = TrainStep(graphdef, optimizer, objective, hyper, mesh)
+    program, _ = lowering.train_step(step, architecture, batch)
+    if not reference:
+        return [program.lowered]
+    rows = lowering.over_batch(mesh, batch["rows"])
+    scores = step.compile(trained).reference
+    return [program.lowered, lowering.lowered(scores, mesh, trained, frozen, rows)]
 
 
 def estimate(
@@ -158,6 +154,7 @@ def estimate(
     held = sum(one.arguments for one in found)
     join = lambda name: tuple(x for one in found for x in getattr(one, name))
     return Estimate(
+        computing=sum(one.computing for one in found),
         cycles=sum(one.cycles for one in found),
         kernel_cycles=sum(one.kernel_cycles for one in found),
         flops=sum(one.flops for one in found),

@@ -6,12 +6,13 @@ for the six sequences of a pair: for so few, plain integers are faster than arra
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
 Ids = Sequence[SupportsIndex] | np.ndarray
+_Branch = tuple[int, list[int]]  # the first given of its sequences; all of them, depth first
 
 
 class Path(NamedTuple):
@@ -48,14 +49,11 @@ def paths(sequences: Sequence[Sequence[Ids]]) -> list[Path]:
     found = []
     for i, segments in enumerate(sequences):
         made = [arrays[id(segment)] for segment in segments]
-        if len(made) % 2 or not all(map(len, made)):
-            empty = next((j for j, segment in enumerate(made) if not len(segment)), 1)
+        sizes = [*map(len, made)]
+        if len(made) % 2 or 0 in sizes:
+            empty = sizes.index(0) if 0 in sizes else 1
             raise ValueError(f"sequence {i} has an empty {'completion' if empty % 2 else 'prompt'}")
-        ends, end = [], 0
-        for segment in made:
-            end += len(segment)
-            ends.append(end)
-        found.append(Path(np.concatenate(made), ends))
+        found.append(Path(np.concatenate(made), [*itertools.accumulate(sizes)]))
     return found
 
 
@@ -119,13 +117,11 @@ class _Tree:
         for number, path in enumerate(self.paths):
             begin = self.new[number]
             for depth, last in self._shared(number):
-                for until in self._changes(number, last, begin, depth):
-                    groups = self._learning(number, last, begin)
-                    if groups:
-                        ids = path.ids[begin:until]
-                        tokens.append(ids if len(groups) == 1 else np.repeat(ids, len(groups)))
-                        self._append_targets(runs, number, begin, until, groups)
-                    begin = until
+                for first, until, groups in self._learned(number, last, begin, depth):
+                    ids = path.ids[first:until]
+                    tokens.append(ids if len(groups) == 1 else np.repeat(ids, len(groups)))
+                    self._append_targets(runs, number, first, until, groups)
+                begin = depth
         return np.concatenate(tokens), np.array(runs, np.int32).reshape(-1, 4)
 
     def _passing(self, number: int) -> list[tuple[int, int]]:
@@ -152,27 +148,35 @@ class _Tree:
         """(depth, last) of what a path brings, from above: `last` passes what is above the depth."""
         return [*reversed(self.passing[number]), (self.lengths[number], number)]
 
-    def _changes(self, number: int, last: int, begin: int, end: int) -> list[int]:
-        """Depths in (begin, end] up to which the same of these paths learn the tokens a path brings."""
-        if begin >= end:
-            return []
+    def _learned(
+        self, number: int, last: int, begin: int, end: int
+    ) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
+        """What is a target of the tokens that a path brings between two depths: (first, until, groups).
+
+        The paths number … last pass them; groups are the intervals of those that learn a piece of them.
+        """
+        if number == last:
+            alone = [(number, number + 1)]
+            bounds = iter(self.paths[number].ends)
+            for prompt, completion in zip(bounds, bounds, strict=True):
+                first, until = max(prompt, begin), min(completion, end)
+                if first < until:
+                    yield first, until, alone
+            return
         among = self.paths[number : last + 1]
-        depths = {depth for path in among for depth in path.ends if begin < depth < end}
-        # The first token that a path brings is predicted from what another one brought.
-        first = self.new[number] + 1
-        if begin < first < end:
-            depths.add(first)
-        return [*sorted(depths), end]
+        if begin >= end or end <= min(path.ends[0] for path in among):
+            return
+        changes = {depth for path in among for depth in path.ends if begin < depth < end}
+        for first, until in itertools.pairwise([begin, *sorted(changes), end]):
+            groups = self._learning(number, last, first)
+            if groups:
+                yield first, until, groups
 
     def _learning(self, number: int, last: int, depth: int) -> list[tuple[int, int]]:
         """Those of the paths number … last that learn the token at a depth, as intervals."""
         learning = [i for i in range(number, last + 1) if self.paths[i].learns(depth)]
-        if not learning:
-            return []
-        if learning[-1] - learning[0] == len(learning) - 1:
-            return [(learning[0], learning[-1] + 1)]
         cuts = [i for i, (a, b) in enumerate(itertools.pairwise(learning), 1) if b > a + 1]
-        bounds = itertools.pairwise([0, *cuts, len(learning)])
+        bounds = itertools.pairwise([0, *cuts, len(learning)]) if learning else ()
         return [(learning[first], learning[behind - 1] + 1) for first, behind in bounds]
 
     def _append_targets(
@@ -184,12 +188,16 @@ class _Tree:
         groups: list[tuple[int, int]],
     ) -> None:
         source = self._source(number, begin)
-        if len(groups) == 1:
+        if begin == self.new[number] and until > begin + 1:
+            # Its first token is predicted from what another path brought.
+            self._append_targets(runs, number, begin, begin + 1, groups)
+            self._append_targets(runs, number, begin + 1, until, groups)
+        elif len(groups) == 1:
             _append(runs, until - begin, source, *groups[0])
-            return
-        for further in range(until - begin):
-            for group in groups:
-                _append(runs, 1, source + further, *group)
+        else:
+            for further in range(until - begin):
+                for group in groups:
+                    _append(runs, 1, source + further, *group)
 
     def _source(self, number: int, depth: int) -> int:
         """The slot that predicts the token which a path brings at a depth."""
@@ -224,25 +232,32 @@ def _depth_first(given: list[np.ndarray]) -> tuple[list[int], list[int]]:
     # Any order of bytes puts those together that begin alike.
     keys = [ids.tobytes() for ids in given]
     order = sorted(range(len(given)), key=keys.__getitem__)
-    common = [0, *(_alike(given[i], given[j]) for i, j in itertools.pairwise(order))]
+    # Of each, what it has in common with the next one; the last one closes all branches.
+    common = [*(_alike(given[i], given[j]) for i, j in itertools.pairwise(order)), -1]
+    new = [0] * len(given)
 
-    def walked(first: int, last: int) -> list[tuple[int, int]]:
-        if last - first == 1:
-            return [(order[first], 0)]
-        depth = min(common[first + 1 : last])
-        cuts = [first, *(k for k in range(first + 1, last) if common[k] == depth), last]
+    def joined(depth: int, branches: list[_Branch]) -> _Branch:
+        """The branches that part at a depth as one."""
+        branches.sort(key=lambda one: (len(given[one[1][0]]) > depth, one[0]))
+        numbers = branches[0][1]
+        for _, further in branches[1:]:
+            new[further[0]] = depth
+            numbers += further
+        return min(branches)[0], numbers
 
-        def turn(branch: tuple[int, int]) -> tuple[bool, int]:
-            return len(given[order[branch[0]]]) > depth, min(order[slice(*branch)])
-
-        found = []
-        for branch in sorted(itertools.pairwise(cuts), key=turn):
-            (begins, _), *rest = walked(*branch)
-            found += [(begins, depth), *rest]
-        return found
-
-    numbers, new = zip(*walked(0, len(given)), strict=True)
-    return [*numbers], [0, *new[1:]]
+    parting: list[tuple[int, list[_Branch]]] = []  # what is not closed yet, the deepest last
+    for number, depth in zip(order, common, strict=True):
+        branch = (number, [number])
+        while parting and parting[-1][0] > depth:
+            above, branches = parting.pop()
+            branch = joined(above, [*branches, branch])
+        if parting and parting[-1][0] == depth:
+            parting[-1][1].append(branch)
+        else:
+            parting.append((depth, [branch]))
+    ((_, (whole,)),) = parting
+    walked = whole[1]
+    return walked, [new[number] for number in walked]
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> int:

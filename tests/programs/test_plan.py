@@ -1,5 +1,6 @@
 """`plan`: real programs for machines that are not here. All but the refusals need the TPU's compiler."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -7,6 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from srpo_jax import config as config_module
+from srpo_jax import plan as plan_module
+from srpo_jax.config import Settings
+from srpo_jax.planning import machine
+from srpo_jax.planning.machine import Machine
+from srpo_jax.planning.report import Plan, Range
+from srpo_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 compiler = pytest.mark.skipif(
@@ -112,3 +121,33 @@ def test_a_round_of_online_learning():
     assert "s, 2 times;" in said["prefill"]  # 16 rows are those of 4 prompts
     assert "s, 2 times;" in said["write"]
     assert "TFLOP" in said["a round"]
+
+
+def test_a_search_ranks_what_fits_and_tries_no_more_where_something_does_not(monkeypatch):
+    """With plans by a formula: tensor 4 is refused, remat none does not fit, more pairs are faster."""
+    tried = []
+
+    def made(settings: Settings, where: Machine, *_: object, **__: object) -> Plan:
+        tensor, remat, size = settings.mesh.tensor, settings.model.remat, settings.train.batch_size
+        tried.append((tensor, remat, size))
+        if tensor == 4:
+            raise UserError("heads do not divide")
+        speed = size / (tensor + (remat == "full"))
+        fields = dict.fromkeys(field.name for field in dataclasses.fields(Plan))
+        fields |= {"mesh": {"tensor": tensor}, "settings": {"remat": remat}}
+        fields |= {"batch": {"pairs": size}, "excess": {}, "pairs_per_second": Range(speed, speed)}
+        if remat == "none":
+            fields |= {"excess": {"train step": 1e9 / tensor}, "pairs_per_second": None}
+        return Plan(**fields)
+
+    monkeypatch.setattr(plan_module, "plan", made)
+    monkeypatch.setattr(Machine, "devices", [None] * 8)
+    settings = config_module.checked(config_module.default())
+    found = plan_module.search(settings, machine.named("v5e-8"), plan_module.Lengths(9, 9), 0.0)
+    order = [(one.mesh["tensor"], one.settings["remat"], one.batch["pairs"]) for one in found]
+    assert order[0] == (1, "dots", 32)
+    assert [one.fits for one in found] == [True] * 18 + [False] * 3
+    assert order[-3:] == [(8, "none", 1), (2, "none", 4), (1, "none", 8)]  # the least missing first
+    # Of what does not fit no larger batch is tried, of what is refused none.
+    assert [size for tensor, remat, size in tried if remat == "none"] == [8, 4, 2, 1]
+    assert [size for tensor, remat, size in tried if (tensor, remat) == (4, "full")] == [2]
