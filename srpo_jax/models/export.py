@@ -256,15 +256,29 @@ def _size(tensor: Tensor, dtype: str) -> int:
 
 
 def tokenizer_files(part: Path, files: Path | Mapping[str, str]) -> None:
-    """Copies a directory's, or writes {name: content}; code that they name does not come along."""
-    if isinstance(files, Path):
-        for name in FILES:
-            if (files / name).is_file():
-                shutil.copyfile(files / name, part / name)
-        settings = part / "tokenizer_config.json"
-        if settings.is_file() and "auto_map" in (said := huggingface.read_json(settings)):
-            del said["auto_map"]
-            settings.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+    """Copies a directory's, or writes {name: content}; code that they name does not come along.
+
+    tokenizer.json is named as what is to be read, as it is read here: of some classes `transformers` takes
+    the vocabulary alone, and puts its own spaces, or none, behind special tokens.
+    """
+    if not isinstance(files, Path):
+        for name, content in files.items():
+            (part / name).write_text(content, encoding="utf-8")
         return
-    for name, content in files.items():
-        (part / name).write_text(content, encoding="utf-8")
+    for name in FILES:
+        if (files / name).is_file():
+            shutil.copyfile(files / name, part / name)
+    settings = part / "tokenizer_config.json"
+    given = huggingface.read_json(settings) if settings.is_file() else {}
+    said = {key: value for key, value in given.items() if key != "auto_map"}
+    if (part / "tokenizer.json").is_file():
+        said = {**_UNSAID, **said, "tokenizer_class": "PreTrainedTokenizerFast"}
+    if said != given:
+        settings.write_text(json.dumps(said, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+# What this class takes otherwise where nothing is said, in some versions.
+_UNSAID = {
+    "clean_up_tokenization_spaces": False,
+    "model_input_names": ["input_ids", "attention_mask"],
+}

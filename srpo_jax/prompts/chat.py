@@ -73,6 +73,7 @@ class Chat:
         self.marks_answers = environment.marks_answers(self.template)
         # What is written of a pair's prompt is asked for again and again.
         self._written = functools.lru_cache(maxsize=16)(self._write)
+        self._read_near = functools.lru_cache(maxsize=16)(lambda *near: tuple(self._read(*near)))
         self._missing: dict[tuple[tuple[str, ...], bool], tuple[int, ...]] = {}
         # Templates of models that see pictures may take a message as a list of parts only.
         self._in_parts = False
@@ -92,9 +93,20 @@ class Chat:
 
     @functools.cached_property
     def end(self) -> int:
-        """The token that ends an answer: the first one that the template writes behind it; else eos."""
-        found = self.encode(self.frame.end) if self.frame.end else ()
-        return found[0] if found else self.tokenizer.eos_id
+        """The token that ends an answer: the first one that the template writes behind it; else eos.
+
+        Raises UserError where the tokenizer does not read it as a token there.
+        """
+        if not self.frame.end:
+            return self.tokenizer.eos_id
+        end = self.encode(self.frame.end)[0]
+        if end not in self.encode(f"a{self.frame.trail}{self.frame.end}"):
+            raise UserError(
+                f"the chat template ends an answer with {self.frame.end!r}, which the tokenizer reads as a "
+                'token only where no word stands before it: set "normalized" and "single_word" of it to '
+                "false in tokenizer.json"
+            )
+        return end
 
     def render(self, messages: Sequence[Message], *, begin_answer: bool = True) -> Rendered:
         """The text of a conversation; begin_answer: up to where the assistant's next words go.
@@ -149,9 +161,13 @@ class Chat:
         ended: whether y is whole, or the beginning of an answer.
         """
         begun = self._render(("user",), ("a",), True)
-        plain = self._special.sub(_as_plain, y)
-        trail = self.frame.trail if ended else ""
-        return self.encode(f"{self.frame.lead or ''}{plain}{trail}", begun)
+        text = f"{self.frame.lead or ''}{self._special.sub(_as_plain, y)}"
+        return self.answer(text + self.frame.trail, begun) if ended else self.encode(text, begun)
+
+    def answer(self, written: str, begun: str) -> tuple[int, ...]:
+        """Token ids of what was written of an answer up to its end, which may take the space before it."""
+        ids = self.encode(written + self.frame.end, begun)
+        return ids[:-1] if self.frame.end else ids
 
     def stop(self, written: str) -> tuple[int, int] | None:
         """Where the end token of an answer begins and ends in what stands behind its prompt."""
@@ -181,16 +197,25 @@ class Chat:
         return [i for letter in token for i in encode(letter)] if special[0] in ids else ids
 
     def _continued(self, text: str, before: str) -> list[int]:
-        encode = functools.partial(self.tokenizer.encode, special=True)
+        """A text's ids behind `before`: what both together have more, where they begin with its own."""
+        near, begun = self._near(before)
         if not before:
-            return encode(text)
-        # How a text begins behind a special token is the tokenizer's affair: it may put a space there, or
-        # take one away.
-        if before.endswith(self._tokens):
-            last = next(token for token in self._tokens if before.endswith(token))
-            first, *ids = encode(last + text)
-            if [first] == encode(last):
-                return ids
+            return self._read(text, begun=False)
+        # What a tokenizer makes of the space around a special token, and behind it, is its own affair.
+        own, both = self._read_near(near, begun), self._read(near + text, begun)
+        return both[len(own) :] if tuple(both[: len(own)]) == own else self._read(text, begun=True)
+
+    def _near(self, before: str) -> tuple[str, bool]:
+        """The end of it that ids behind it depend on, and whether other words stand before that."""
+        plain = before.rfind(_PLAIN[1]) + 1
+        tokens = [found.start() for found in self._added.finditer(before, plain)]
+        return before[tokens[-1] if tokens else plain :], bool(plain and not tokens)
+
+    def _read(self, text: str, begun: bool) -> list[int]:
+        """Ids of a text that holds special tokens; begun: whether other words stand before it."""
+        encode = functools.partial(self.tokenizer.encode, special=True)
+        if not begun:
+            return encode(text) if text else []
         found = self._added.search(text)
         head, tail = (text[: found.start()], text[found.start() :]) if found else (text, "")
         return [*(encode(head, continued=True) if head else ()), *(encode(tail) if tail else ())]

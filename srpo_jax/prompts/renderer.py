@@ -143,7 +143,7 @@ class Renderer:
                     f"turn {len(asked) + 1} (assistant): the chat template writes the answer otherwise "
                     "once another turn follows (many cut reasoning): take that out of the completions"
                 )
-        return self._chat.encode(written, self._chat.render(asked).text)
+        return self._chat.answer(written, self._chat.render(asked).text)
 
     def completion(self, y: str, *, ended: bool = True) -> tuple[int, ...]:
         """A completion's ids, without end of sequence. White space around y is not part of it.

@@ -14,10 +14,12 @@ from srpo_jax import config as config_module
 from srpo_jax import convert, train
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
+from srpo_jax.data.tokenizer_files import read_tokenizer
 from srpo_jax.models import export, loading, tensor_digests
 from srpo_jax.models.huggingface import INDEX, SINGLE
 from srpo_jax.runtime.errors import UserError
 from tests.checkpoints import CASES, save, save_tokenizer, save_with_vision
+from tests.prompts.checkpoints import with_flags
 
 NEEDS_DEV = "the yardstick is an extra: install srpo_jax[dev] to run this test"
 torch = pytest.importorskip("torch", reason=NEEDS_DEV)
@@ -356,6 +358,28 @@ def test_code_that_came_with_a_model_is_not_named_by_its_export(tmp_path):
     convert.export_model(str(given), tmp_path / "out")
     for load in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer):
         load.from_pretrained(tmp_path / "out", trust_remote_code=True)
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "GPT2Tokenizer", None])
+def test_transformers_reads_the_exported_tokenizer_as_it_stands(kind, tmp_path):
+    """Of many classes it takes the vocabulary alone, and cuts words, or adds spaces, in its own way."""
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.mkdir()
+    out.mkdir()
+    (given / "tokenizer.json").write_text(with_flags("prepended"))
+    settings = {"eos_token": "</s>", "bos_token": "<s>", "legacy": False}
+    (given / "tokenizer_config.json").write_text(
+        json.dumps(settings | ({"tokenizer_class": kind} if kind else {}))
+    )
+    export.tokenizer_files(out, given)
+    (out / "config.json").write_text('{"model_type": "gemma2"}')
+    ours = read_tokenizer(given)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs.model_input_names == ["input_ids", "attention_mask"]
+    for text in ("<s>[INST] Hi [/INST]", "Hi</s>Hi", "<think>Hi", "  Hi  Yo"):
+        ids = theirs.encode(text, add_special_tokens=False)
+        assert ids == ours.encode(text, special=True), text
+        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
 
 
 def test_of_two_exports_to_one_folder_the_second_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Chat templates in the style of today's checkpoints, conversations, and small tokenizers."""
 
 import functools
+import json
 from typing import Any
 
 import tokenizers
@@ -353,3 +354,24 @@ def definition(kind: str) -> str:
     made.add_special_tokens(list(_CONTROLS))
     made.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in _READ_WHOLE])
     return str(made.to_str())
+
+
+def with_flags(kind: str, **flags: bool) -> str:
+    """`definition`, its added tokens with flags (rstrip, normalized); or of "prepended".
+
+    That is Metaspace as the tokenizers of Llama 2 and Phi 3 have it: a space before all that stands between
+    added tokens.
+    """
+    parsed = json.loads(definition("metaspace" if kind == "prepended" else kind))
+    if kind == "prepended":
+        parsed["pre_tokenizer"] = None
+        parsed["normalizer"] = {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "▁"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+            ],
+        }
+    for token in parsed["added_tokens"]:
+        token.update(flags)
+    return json.dumps(parsed)

@@ -15,6 +15,7 @@ from tests.prompts.checkpoints import (
     NAMED,
     TEMPLATES,
     definition,
+    with_flags,
 )
 
 DATE = "2025-03-09"
@@ -35,12 +36,16 @@ REFUSED = {
 @pytest.fixture(scope="module", params=KINDS)
 def theirs(request):
     """The tokenizer as `transformers` has it."""
+    return as_theirs(definition(request.param), request.param)
+
+
+def as_theirs(defined, kind):
     import tokenizers
     import transformers
 
-    made = tokenizers.Tokenizer.from_str(definition(request.param))
+    made = tokenizers.Tokenizer.from_str(defined)
     made = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **NAMED)
-    made.kind = request.param
+    made.kind, made.definition = kind, defined
     return made
 
 
@@ -58,7 +63,7 @@ def _today(monkeypatch):
 
 def ours(theirs, template, given):
     tokenizer = TokenizersTokenizer(
-        definition(theirs.kind),
+        theirs.definition,
         theirs.eos_token_id,
         theirs.bos_token_id,
         template,
@@ -166,3 +171,43 @@ def test_marked_is_what_is_learned(name, theirs):
                 for m, i, before in zip(mask, given["input_ids"], [0, *mask], strict=False)
             ]
         assert [bool(m) for m in mask] == [bool(m) for m in learned], talk
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        ("prepended", "rstrip"),
+        ("prepended", "lstrip"),
+        ("metaspace, always", "lstrip"),
+        ("bytes", "rstrip"),
+    ],
+)
+def test_tokens_that_take_the_space_beside_them(kind, flag):
+    """As Phi 3's do: its template ends a prompt in a line's end, which is no token there."""
+    theirs = as_theirs(with_flags(kind, **{flag: True}), kind)
+    for name in ("markers and an end", "chatml", "inst, as it is", "reasoning, off"):
+        renderer = ours(theirs, *TEMPLATES[name])
+        for talk in ("one turn", "with a system", "white space"):
+            messages = CONVERSATIONS[talk]
+            x, y = asked(messages[:-1]), messages[-1]["content"]
+            prompt = renderer.prompt(x)
+            expected = apply(theirs, name, messages[:-1], add_generation_prompt=True)
+            assert list(prompt.direct) == expected, (name, talk)
+            if (name, talk) in REFUSED:
+                continue
+            whole = apply(theirs, name, messages)
+            learned = [*prompt.direct, *renderer.answer(x, y), renderer.eos]
+            assert whole[: len(learned)] == learned, (name, talk)
+            assert list(sum(renderer.conversation(x, y), ()))[: len(learned)] == learned
+            if name != "reasoning, off":
+                said = [*messages, {"role": "user", "content": renderer.template.improvement}]
+                shown = prompt.improve(renderer.answer(x, y, shown=True))
+                assert list(shown) == apply(theirs, name, said, add_generation_prompt=True), talk
+
+
+def test_an_end_that_is_no_token_behind_a_word_is_refused():
+    theirs = as_theirs(with_flags("prepended", normalized=True), "prepended")
+    with pytest.raises(
+        UserError, match=r"ends an answer with '<\|end\|>', which the tokenizer reads"
+    ):
+        ours(theirs, *TEMPLATES["markers and an end"])
