@@ -38,7 +38,6 @@ s = 10, p = .5: .16 against .14), as it allows for values near 0 or 1 that n doc
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -90,28 +89,6 @@ def _upper_ends(values: Floats) -> Floats:
     at_end = (n * mean + Z * Z) / (n + Z * Z)
     ends: Floats = np.where(rejected == 0.0, at_end, np.maximum(mean, inside))
     return ends
-
-
-def student(degrees: int) -> float:
-    """The .975 quantile of Student's distribution with so many degrees of freedom, at least 1."""
-    low, high = 0.0, 16.0  # 12.7 with one
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, degrees: int) -> float:
-    """P(|T| <= t), the finite sums of Abramowitz and Stegun (26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = degrees % 2
-    term = cosine if odd else 1.0
-    total = 0.0
-    for i in range(1 + odd, degrees, 2):
-        total += term
-        term *= cosine * cosine * i / (i + 1)
-    return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
 @dataclass(frozen=True)

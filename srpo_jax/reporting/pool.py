@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.special import stdtrit
 
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.compare import (
@@ -19,7 +20,6 @@ from srpo_jax.reporting.compare import (
 )
 from srpo_jax.reporting.data import Report
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
-from srpo_jax.reporting.interval import student
 from srpo_jax.reporting.verdicts import VerdictTable
 from srpo_jax.reporting.wording import percent, points
 from srpo_jax.runtime.errors import UserError
@@ -71,7 +71,9 @@ def _changes(found: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[st
             continue  # nothing is revised, or nobody judged it
         changes = np.array([gain.mean for gain in gains if gain])
         mean = float(changes.mean())
-        half = student(len(changes) - 1) * float(changes.std(ddof=1)) / math.sqrt(len(changes))
+        half = (
+            stdtrit(len(changes) - 1, 0.975) * float(changes.std(ddof=1)) / math.sqrt(len(changes))
+        )
         key, ends_at = curve.key, f"{points(mean - half)} to {points(mean + half)}"
         yield (
             f"by part: {key.model} on {key.documents}, {key.judge} against {key.opponent}",

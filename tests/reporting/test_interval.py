@@ -4,14 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
+from scipy import optimize
 
 from srpo_jax.reporting.interval import (
     Z,
     resample_spread,
     score_interval,
     score_intervals,
-    student,
 )
 from srpo_jax.runtime.errors import UserError
 
@@ -255,8 +254,3 @@ def test_spread_mirrors():
     one, other = resample_spread(values), resample_spread(1 - values)
     assert other.mean == pytest.approx(1 - one.mean, abs=1e-12)
     assert other.spread == pytest.approx(one.spread, abs=1e-12)
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 30])
-def test_students_quantile(degrees):
-    assert student(degrees) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-9)
