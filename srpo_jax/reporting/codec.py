@@ -81,7 +81,7 @@ def _decode(value: Any, kind: Any, where: str) -> Any:
     return _checked(value, kind, where)
 
 
-def _decode_record(value: dict[str, Any], kind: type, where: str) -> Any:
+def _decode_record(value: dict[str, Any], kind: Any, where: str) -> Any:
     kinds = typing.get_type_hints(kind)
     # What has a default was not there yet when older reports were written.
     needed = {field.name for field in dataclasses.fields(kind) if _is_needed(field)}
