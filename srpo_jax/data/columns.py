@@ -13,15 +13,19 @@ _SEEN = "is not shown to the model, which reads text alone: take the column out,
 UNREAD = {
     "tools": _TOOLS,
     "functions": _TOOLS,
+    "documents": "is not given to the chat template, which would show them: put their text into 'prompt'",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), _SEEN),
     "history": "is not read: make 'prompt' a list of messages that begins with it",
     "chat_template_kwargs": "is not read: take the column out, and give all rows the same by "
     "config.data.template_arguments",
 }
+BESIDE = ("input", "context")  # texts that are asked about, and may stand in the prompt already
 # Of a message, the same; and what says by a 0 or false that it is not to be learned.
 UNREAD_OF_MESSAGE = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-LEARNED = ("weight", "train", "trainable", "training")
-_BAD = frozenset(("false", "0", "no", "bad", "undesirable", "rejected"))
+LEARNED = ("weight", "train", "trainable", "training", "train_on_turn", "loss")
+# What says of an answer that stands alone whether it is a good one, and what a bad one is called.
+LABELS = ("label", "desirable", "is_desirable", "is_chosen", "preferred", "accepted")
+_BAD = frozenset(("false", "no", "bad", "undesirable", "rejected", "negative", "dislike"))
 # What a text that tells of a conversation calls those who speak.
 _SPEAKERS = frozenset(("system", "user", "human", "assistant", "model", "prompt", "h", "a"))
 _MARKER = re.compile(r"<[^<>\s]*>+|\[/?[A-Z]+\]")
@@ -36,9 +40,21 @@ def check_read(record: Mapping[str, Any]) -> None:
     for name, what in UNREAD.items():
         if not _is_empty(record.get(name)):
             raise Malformed(f"{name!r} {what}")
-    more, prompt = record.get("input"), record.get("prompt")
-    if isinstance(more, str) and isinstance(prompt, str) and more.strip() not in prompt:
-        raise Malformed("'input' is not read: put its text into 'prompt'")
+    for name in BESIDE:
+        more = record.get(name)
+        if isinstance(more, str) and more.strip() and not _tells(record, more.strip()):
+            raise Malformed(f"{name!r} is not read: put its text into 'prompt'")
+
+
+def _tells(record: Mapping[str, Any], text: str) -> bool:
+    """Whether a text is a part of the prompt, or of the conversations that tell it."""
+    for name in ("prompt", "messages", "chosen"):
+        value = record.get(name)
+        turns = value if isinstance(value, list | tuple) else [{"content": value}]
+        said = [turn.get("content") for turn in turns if isinstance(turn, Mapping)]
+        if any(isinstance(part, str) and text in part for part in said):
+            return True
+    return False
 
 
 def check_message(message: Mapping[str, Any], name: str) -> None:
@@ -62,20 +78,37 @@ def _is_empty(value: Any) -> bool:
 
 def check_label(record: Mapping[str, Any]) -> None:
     """Malformed for a label_prob that is no probability, and for a bad answer that stands alone."""
-    label_prob, label = record.get("label_prob", 1.0), record.get("label")
+    label_prob = record.get("label_prob", 1.0)
     if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
         raise Malformed("'label_prob' is not a number")
     if not 0 <= label_prob <= 1:
         raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
+    for name in LABELS:
+        if not record.get("rejected") and _is_bad(record.get(name)):
+            raise Malformed(
+                f"{name!r} is {record[name]!r}: the completion is a bad one, as rows for KTO have them, "
+                f"and would be learned: keep the rows whose {name} is true, or make pairs (chosen, "
+                "rejected) of both kinds"
+            )
+
+
+def _is_bad(label: Any) -> bool:
     if isinstance(label, str):
-        is_bad = label.strip().lower() in _BAD
-    else:
-        is_bad = isinstance(label, int | float) and label <= 0
-    if is_bad and record.get("rejected") is None:
-        raise Malformed(
-            f"'label' is {label!r}: the completion is a bad one, as rows for KTO have them, and would be "
-            "learned: keep the rows whose label is true, or make pairs (chosen, rejected) of both kinds"
-        )
+        try:
+            label = float(label)
+        except ValueError:
+            return label.strip().lower() in _BAD
+    return isinstance(label, int | float) and label <= 0
+
+
+def check_completions(texts: Mapping[str, Any]) -> None:
+    """Malformed for a whole dialogue of Anthropic's HH in place of an answer."""
+    for name, text in texts.items():
+        whole = isinstance(text, str) and "\n\nAssistant:" in text
+        if whole and text.lstrip().startswith("Human:"):
+            raise Malformed(
+                f"{name!r} is a whole dialogue, not an answer: config.data.format=dialogue reads it"
+            )
 
 
 def says_no_more(text: str, messages: Iterable[str]) -> bool:

@@ -5,6 +5,7 @@ A *record* is one entry of a data set, {name: value}; FORMATS turns it into a Pa
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -81,7 +82,9 @@ def read_pairs(
             _check(pair, rejected, distinct)
         except Malformed as error:
             _say_left_out(source, unusable)
-            raise UserError(f"{where}: {error}{_hint(record, format)}") from error
+            alike = not (several and pairs and pairs[-1].file != where.rpartition(":")[0])
+            hint = _hint(record, format) if _OF_A_KIND.search(str(error)) else ""
+            raise UserError(f"{where}: {error}{hint if alike else hint and _UNLIKE}") from error
         except Unusable as error:
             unusable[str(error)] += 1
             continue
@@ -113,6 +116,9 @@ def _hint(record: Any, format: str) -> str:
     return ""
 
 
+# What is said of a record that may be of another kind.
+_OF_A_KIND = re.compile("is missing or not a text|has no turns|are expected")
+_UNLIKE = ", and all files of a run are read alike: write this one as those before it are"
 _RENAME = "config.data.fields=('prompt=NAME', 'chosen=NAME') says which columns are read"
 
 
@@ -158,6 +164,7 @@ def _pairs(record: Record) -> Pair:
     answer = "completion" if record.get("chosen") is None and "completion" in record else "chosen"
     prompt: Any = _asked(record)
     chosen, rejected = record.get(answer), record.get("rejected")
+    columns.check_completions({answer: chosen, "rejected": rejected})
     if isinstance(chosen, list | tuple):
         before, chosen = last_answer(chosen, answer)
         if rejected is not None:
@@ -165,6 +172,13 @@ def _pairs(record: Record) -> Pair:
             if other != before:
                 raise Unusable("chosen and rejected answer different prompts")
         prompt = _joined(prompt, before, answer)
+    if record.get("messages") is not None:
+        said = conversation(record["messages"], "messages")
+        if said and said[-1].role == "assistant":
+            said, answered = said[:-1], said[-1].content
+            if answered != chosen:
+                raise Malformed(f"'messages' ends otherwise than {answer!r}: take one of them out")
+        prompt = _joined(prompt, said, "messages")
     if isinstance(prompt, tuple):
         if not prompt or prompt[-1].role == "assistant":
             raise Malformed("'prompt' is a conversation that does not wait for the assistant")
@@ -193,16 +207,22 @@ def _joined(prompt: Any, before: tuple[Message, ...], answer: str) -> Any:
         turns = [message.content.strip() for message in before if message.role == "user"]
         if said and not turns:
             return (*before, Message("user", prompt))
+        if said and before[0].role == "assistant":
+            return (Message("user", prompt), *before)
         told = [m.content for m in before]
         asked = [m.content for m in before if m.role != "system"]
         if not said or said in turns or any(columns.says_no_more(said, x) for x in (told, asked)):
             return before
     elif not isinstance(prompt, tuple):
         raise Malformed("'prompt' is missing or not a text")
-    elif before[: len(prompt)] == prompt or before[-len(prompt) :] == prompt:
+    elif before[: len(prompt)] == prompt:
         return before
     elif prompt[len(prompt) - len(before) :] == before:
         return prompt
+    elif before[0].role == "assistant" and prompt[-1].role != "assistant":
+        return (*prompt, *before)  # the conversations go on where the prompt ends
+    elif before[-len(prompt) :] == prompt:
+        return before
     elif {message.role for message in prompt} == {"system"} and before[0].role != "system":
         return (*prompt, *before)
     raise Malformed(f"'prompt' is not what {answer!r} answers: take one of them out")
@@ -367,6 +387,10 @@ def mapping(fields: Sequence[str], section: str = "config.data") -> dict[str, st
         if not (ours and equals and theirs):
             raise UserError(
                 f"{section}.fields: {entry!r} is not 'ours=theirs', e.g. 'prompt=document'"
+            )
+        if ours in names:
+            raise UserError(
+                f"{section}.fields names two columns for {ours!r}: take one of them out"
             )
         names[ours] = theirs
     return names

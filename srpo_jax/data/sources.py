@@ -1,5 +1,6 @@
 """Records of data sets: JSON lines, Parquet, array_record, `datasets` on disk or hub, TFDS."""
 
+import codecs
 import contextlib
 import glob
 import gzip
@@ -71,7 +72,8 @@ def files(source: str | Path) -> list[Path]:
         return []
     if path.is_dir():
         written = any((path / one).is_file() for one in ("dataset_info.json", "dataset_dict.json"))
-        found = [] if written else sorted(p for p in path.iterdir() if p.name.endswith(FILES))
+        shown = (p for p in path.iterdir() if not p.name.startswith("."))
+        found = [] if written else sorted(p for p in shown if p.name.endswith(FILES))
         return _whole(found, name)
     if "," not in name:
         return _whole(
@@ -83,6 +85,9 @@ def files(source: str | Path) -> list[Path]:
         more = files(part)
         if not more:
             raise UserError(f"no file at {part}, one of the list {name}")
+        for path in more:
+            if path in found:
+                raise UserError(f"{path} is named twice by {name}: its records would count double")
         found += more
     return found
 
@@ -124,19 +129,33 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+_GZIP = b"\x1f\x8b"
+
+
 def _json_lines(path: Path) -> Iterator[Located]:
-    """Blank lines are skipped, and counted. A .json file may be one list of records, too."""
-    number = 0
+    """Blank lines are skipped, and counted. A .json file may be one list of records, too, as any that opens
+    one on a line of its own."""
+    number, begun = 0, False
     may_be_list = path.name.endswith((".json", ".json.gz"))
     try:
         with path.open("rb") as file, contextlib.ExitStack() as stack:
             lines = stack.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
             for text in lines:
                 number += 1
-                if number == 1 and may_be_list and text.lstrip().startswith(b"["):
+                if number == 1 and text.startswith(_GZIP):
+                    raise UserError(f"{path} is a gzip file: give it a name that ends in .gz")
+                text = text.removeprefix(codecs.BOM_UTF8) if number == 1 else text
+                alone = b"" if begun else text.strip()
+                if alone == b"[" or (may_be_list and alone.startswith(b"[")):
                     yield from _listed(path, text + b"".join(lines))
+                elif alone == b"{":
+                    raise UserError(
+                        f"{path} is one JSON object over several lines: make it a list of records, or "
+                        "write each record on a line of its own"
+                    )
                 elif text.strip():
                     where = f"{path}:{number}"
+                    begun = True
                     yield where, number, _parse(text, where)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(

@@ -79,6 +79,14 @@ def read(tmp_path, *rows, **more):
             {"system_message": "Be brief.", "prompt": "Hi", "chosen": "Yes.", "rejected": "No."},
             ASKED,
         ),
+        ({"messages": [BE, HI], "chosen": "Yes.", "rejected": "No."}, ASKED),
+        ({"prompt": "Hi", "messages": [BE, HI], "chosen": "Yes.", "rejected": "No."}, ASKED),
+        ({"messages": [BE, HI, YES], "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED),
+        (
+            {"prompt": [HI], "chosen": [YES, HI, YES], "rejected": [YES, HI, NO]},
+            (ASKED[1], Message("assistant", "Yes."), ASKED[1]),
+        ),
+        ({"context": "Hi", "chosen": [HI, YES], "rejected": [HI, NO]}, ASKED[1:]),
         (
             {
                 "prompt": "<|system|>Be brief.\n\nHuman: Hi\n\nAssistant:",
@@ -136,7 +144,21 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
                 ({"prompt": "a", "completion": "b"}, "false"),
                 ({"prompt": [HI], "completion": [YES]}, False),
                 ({"messages": [HI, YES]}, False),
+                ({"prompt": "a", "completion": "b", "rejected": ""}, "-1"),
             )
+        ),
+        ({"prompt": "a", "completion": "b", "desirable": False}, "'desirable' is False: the comp"),
+        (
+            {"messages": [HI, YES], "chosen": "No.", "rejected": "a"},
+            "'messages' ends otherwise than 'chosen'",
+        ),
+        (
+            {
+                "prompt": "\n\nHuman: a\n\nAssistant:",
+                "chosen": "\n\nHuman: a\n\nAssistant: b",
+                "rejected": "c",
+            },
+            "'chosen' is a whole dialogue, not an answer: config.data.format=dialogue",
         ),
         (
             {"prompt": "Be rude. Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
@@ -157,6 +179,8 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
             for name, value, said in (
                 ("functions", '[{"name": "f"}]', "given to the chat template"),
                 ("images", ["a.png"], "shown to the model"),
+                ("context", "Be brief.", "read: put its text into 'prompt'"),
+                ("documents", [{"text": "c"}], "given to the chat template"),
                 ("history", [["a", "b"]], "read: make 'prompt' a list of messages"),
                 ("chat_template_kwargs", {"thinking": False}, "read: take the column out"),
             )
@@ -327,3 +351,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 def test_a_record_of_another_kind_is_told_what_reads_it(record, format, said, tmp_path):
     with pytest.raises(UserError, match=re.escape(said)):
         read(tmp_path, record, format=format)
+
+
+def test_a_sentence_is_told_once(tmp_path):
+    row = {"prompt": "a", "completion": "b", "label": False}
+    with pytest.raises(UserError, match=r"of both kinds$"):
+        read(tmp_path, row, rejected=False)
+    with pytest.raises(UserError, match=r"it has completion, label, prompt$"):
+        read(tmp_path, row, fields=("chosen=answer",))
+    with pytest.raises(UserError, match=r"fields names two columns for 'chosen'"):
+        read(tmp_path, row, fields=("chosen=answer", "chosen=completion"))

@@ -116,6 +116,35 @@ def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):
         records.read_pairs("b.parquet,c.jsonl")
     with pytest.raises(UserError, match=r"no pairs at none-\*"):
         records.read_pairs("none-*")
+    with pytest.raises(UserError, match=r"b\.parquet is named twice by \*\.parquet,b\.parquet"):
+        records.read_pairs("*.parquet,b.parquet")
+    (tmp_path / "others.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    with pytest.raises(UserError, match=r"others.* all files of a run are read alike"):
+        records.read_pairs("b.parquet,others.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "begin"),
+    [("a.json", b"\xef\xbb\xbf["), ("a.json", b"\n\n["), ("a.jsonl", b"[\n")],
+)
+def test_a_list_behind_what_editors_put_before_it(name, begin, tmp_path):
+    content = b",\n".join(json.dumps(row).encode() for row in ROWS)
+    (tmp_path / name).write_bytes(begin + content + b"]")
+    (tmp_path / "._a.jsonl").write_bytes(b"\x00\x05\x16\x07")
+    assert records.read_pairs(tmp_path) == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{\n "data": []\n}', "is one JSON object over several lines: make it a list"),
+        (b"\x1f\x8b\x08", r"is a gzip file: give it a name that ends in \.gz"),
+    ],
+)
+def test_a_file_of_another_form_is_told_what_it_is(content, said, tmp_path):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.json {said}"):
+        records.read_pairs(tmp_path / "a.json")
 
 
 def test_a_file_that_is_cut_short(tmp_path):

@@ -180,7 +180,7 @@ def test_the_text_part_of_a_config_that_says_little_is_what_transformers_takes_i
             {"num_local_experts": 8},
             "asks for num_local_experts=8, which this decoder does not know",
         ),
-        ({"quantization_config": {"bits": 4}}, "asks for quantised weights"),
+        ({"quantization_config": {"bits": 4}}, "its weights are quantised"),
         ({"layer_types": ["chunked_attention"] * 4}, "layers of the type 'chunked_attention'"),
         ({"hidden_size": None}, "lacks 'hidden_size'"),
     ],

@@ -150,6 +150,11 @@ def test_entries_that_ask_for_nothing_are_taken(extra):
         ({"is_causal": False}, "asks for is_causal=False"),
         ({"quantization": {"bits": 4, "group_size": 64}}, "asks for quantization="),
         ({"clip_qkv": 8.0}, r"asks for clip_qkv=8\.0"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, which is no whole number above 0"),
+        ({"head_dim": 13.5}, r"head_dim is 13\.5, which is no whole number"),
+        ({"partial_rotary_factor": 0.5}, r"part of each head is rotated .*models of this kind"),
+        ({"rope_scaling": "linear"}, "its rope_scaling is 'linear', and not an object"),
+        ({"routed_scaling_factor": 2.5}, r"asks for routed_scaling_factor=2\.5"),
         ({"use_qk_norm": True}, "asks for use_qk_norm=True"),
         ({"layer_types": ["sliding_attention"] * 4}, "layer_types says another thing than the"),
         (
@@ -168,6 +173,7 @@ def test_what_matters_is_refused_for_its_own_reason(changes, message):
     ("kind", "changes", "message"),
     [
         ("Qwen3MoeConfig", {"decoder_sparse_step": 2}, "layers without experts beside those with"),
+        ("Qwen3MoeConfig", {"decoder_sparse_step": 0}, "decoder_sparse_step is 0, which is no wh"),
         ("Qwen3MoeConfig", {"mlp_only_layers": [1]}, "layers without experts beside those with"),
         (
             "Qwen3MoeConfig",

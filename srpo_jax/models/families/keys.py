@@ -38,6 +38,13 @@ class Keys:
             raise UserError(f"{self.path} lacks {key!r}: it is not the whole config of a model")
         return value
 
+    def size(self, key: str, default: int | None = None) -> int:
+        """The entry, which must be a whole number above 0."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 1 or value % 1:
+            raise UserError(f"{self.path}: {key} is {value!r}, which is no whole number above 0")
+        return int(value)
+
     def refuse(self, what: str) -> UserError:
         return UserError(f"{self.path} asks for {what}, which this decoder does not have")
 

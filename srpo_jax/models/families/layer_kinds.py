@@ -9,6 +9,7 @@ from srpo_jax.models.families.keys import Keys
 from srpo_jax.runtime.errors import UserError
 
 FULL, SLIDING = "full_attention", "sliding_attention"
+PARTLY = ("phi3", "gpt_neox")  # model_type of those that know of a part that is not rotated
 
 
 def _read_rope(keys: Keys, given: Mapping[str, Any]) -> Rope:
@@ -58,6 +59,10 @@ def _same_ropes(keys: Keys, theta: str, fraction: str) -> dict[str, dict[str, An
     """What all layers turn by. theta, fraction: names of the entries beside the dict that it may lack."""
     given = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     keys.get("rope_parameters")
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"{keys.path}: its rope_scaling is {given!r}, and not an object with a 'rope_type'"
+        )
     if any(isinstance(value, Mapping) for value in given.values()):
         raise keys.refuse("rotary positions that differ from layer to layer")
     beside = {
@@ -123,6 +128,11 @@ def read_kinds(
     if len(rotated) > 1:
         raise keys.refuse("rotated parts of a head that differ from layer to layer")
     (width,) = rotated
+    if width != fields["head_dim"] and keys.get("model_type") not in PARTLY:
+        raise UserError(
+            f"{keys.path} says that a part of each head is rotated ({fraction}), and models of this kind "
+            "are rotated whole, whatever it says: remove the entry, if the model was trained so"
+        )
     return {
         "max_length": length,
         "layer_kinds": _shortest(kinds),

@@ -27,20 +27,23 @@ def _common(
         if keys.get(dropout, 0.0):
             raise keys.refuse(f"{dropout}={keys.get(dropout)} (0 is the only one)")
     if keys.get("quantization_config"):
-        raise keys.refuse("quantised weights: give a checkpoint in float32 or bfloat16")
-    heads, width = keys.need("num_attention_heads"), keys.need("hidden_size")
+        raise UserError(
+            f"{keys.path}: its weights are quantised (quantization_config): give a checkpoint in "
+            "float32 or bfloat16"
+        )
+    heads, width = keys.size("num_attention_heads"), keys.size("hidden_size")
     name = keys.get(activation, "silu")
     if name not in ACTIVATIONS:
         raise keys.refuse(f"the activation {name!r}")
     return {
-        "vocab_size": keys.need("vocab_size"),
+        "vocab_size": keys.size("vocab_size"),
         "width": width,
-        "layers": keys.need("num_hidden_layers"),
+        "layers": keys.size("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": keys.get("num_key_value_heads", heads),
-        "head_dim": keys.get("head_dim", width // heads),
-        "mlp_width": keys.need("intermediate_size"),
-        "max_length": keys.need("max_position_embeddings"),
+        "kv_heads": keys.size("num_key_value_heads", heads),
+        "head_dim": keys.size("head_dim", width // heads),
+        "mlp_width": keys.size("intermediate_size"),
+        "max_length": keys.size("max_position_embeddings"),
         "tied": keys.get("tie_word_embeddings", False),
         "activation": ACTIVATIONS[name],
         "norm_eps": keys.get("rms_norm_eps", 1e-6),
@@ -117,7 +120,7 @@ def qwen3_moe(keys: Keys) -> dict[str, Any]:
     fields = _common(keys)
     window = keys.get("sliding_window") if keys.get("use_sliding_window") else None
     keys.get("sliding_window")
-    layers, step = range(fields["layers"]), keys.need("decoder_sparse_step")
+    layers, step = range(fields["layers"]), keys.size("decoder_sparse_step")
     plain = keys.get("mlp_only_layers", ())
     if any((i + 1) % step or i in plain for i in layers):
         raise keys.refuse(
@@ -126,7 +129,7 @@ def qwen3_moe(keys: Keys) -> dict[str, Any]:
     types = [SLIDING if window else FULL for _ in layers]
     return {
         **fields,
-        "mlp_width": keys.need("moe_intermediate_size"),
+        "mlp_width": keys.size("moe_intermediate_size"),
         "routing": _routing(keys, bool(keys.get("norm_topk_prob"))),
         "biases": _biases(keys),
         "query_key_norm": "head",

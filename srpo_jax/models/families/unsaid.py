@@ -127,6 +127,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "residual_multiplier": (1,),
     "residual_scale": (1,),
     "scale_emb": (1,),
+    "routed_scaling_factor": (1,),
+    "scoring_func": ("softmax",),
+    "n_group": (1,),
+    "topk_group": (1,),
     "is_causal": (True,),
     "causal": (True,),
 }
