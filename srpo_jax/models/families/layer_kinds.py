@@ -59,7 +59,7 @@ def _same_ropes(keys: Keys, theta: str, fraction: str) -> dict[str, dict[str, An
     """What all layers turn by. theta, fraction: names of the entries beside the dict that it may lack."""
     given = keys.get("rope_scaling") or keys.get("rope_parameters") or {}
     keys.get("rope_parameters")
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         raise UserError(
             f"{keys.path}: its rope_scaling is {given!r}, and not an object with a 'rope_type'"
         )
