@@ -16,6 +16,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from srpo_jax.models.cache import Cache
 from srpo_jax.revision import programs
@@ -56,16 +57,18 @@ def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
         return Pool(Cache.zeros(config, rows, sum(shape), unrolled), at)
 
     mesh = model.mesh
-    pool: Pool
-    if mesh is None:
-        pool = jax.jit(made)()
-        return pool
     # As the programs leave it, or the first one that takes it would be compiled once more.
-    laid_out = jax.tree.map(
-        lambda x: mesh_module.plainest(mesh_module.sharding(mesh, _axes(x), x.shape)),
-        jax.eval_shape(made),
-    )
-    pool = jax.jit(made, out_shardings=laid_out)()
+    laid_out: Any = None
+    if mesh is not None:
+        laid_out = jax.tree.map(
+            lambda x: mesh_module.plainest(mesh_module.sharding(mesh, _axes(x), x.shape)),
+            jax.eval_shape(made),
+        )
+    else:
+        weights = jax.tree.leaves(model.state)[0].sharding
+        if isinstance(weights, NamedSharding):  # a mesh of one device
+            laid_out = mesh_module.replicated(weights.mesh)
+    pool: Pool = jax.jit(made, out_shardings=laid_out)()
     return pool
 
 

@@ -233,6 +233,21 @@ def test_a_mesh_changes_nothing_and_each_program_is_compiled_once(model, togethe
     assert [program._cache_size() - n for program, n in zip(three, before, strict=True)] == [1] * 3
 
 
+def test_on_a_mesh_of_one_device_each_program_is_compiled_once(model, caplog):
+    """What a model that was loaded lies on: its arrays are described otherwise than fresh ones."""
+    graphdef, state = nnx.split(model)
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    placed = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
+    sampling = Sampling(5, 1.0, batch_size=4, refill=0.5)
+    with jax.log_compiles():
+        revision.revise_ids(
+            nnx.merge(graphdef, placed), many(), 2, sampling, eos=EOS, foreseen=SHAPE
+        )
+    done = [text for text in caplog.messages if text.startswith("Finished XLA compilation")]
+    for name in ("answer", "improve", "decode"):
+        assert sum(f"jit({name})" in text for text in done) == 1, name
+
+
 def test_a_row_that_is_refilled_stays_on_its_devices(model):
     """What is sent between devices is the layers' own; nothing of it has the slots of a cache."""
     graphdef, state = nnx.split(model)
