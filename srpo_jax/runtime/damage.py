@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.storage import of_store
 
 # Of the place, not of the program: no room, no rights, or it is gone.
 OF_THE_PLACE = {
@@ -35,7 +36,7 @@ class Damaged(Exception):
 def reading() -> Iterator[None]:
     """Turns what Orbax raises for unreadable files into `Damaged`, and keeps it quiet.
 
-    Too little memory is no damage: it passes through. Nor is a store that does not answer: UserError.
+    Too little memory is no damage: it passes through. Nor is a store that does not answer: `of_store`.
     """
     # asyncio and Orbax report each array that could not be read, at length.
     _hush()
@@ -53,8 +54,9 @@ def reading() -> Iterator[None]:
         if _is_of_devices(error):
             raise
         if _is_of_store(error):
-            raise UserError(
-                f"a checkpoint cannot be read now: {_cause(error)}; the same command tries it again"
+            raise of_store(
+                error,
+                f"a checkpoint cannot be read now: {_cause(error)}; the same command tries it again",
             ) from error
         raise Damaged(_cause(error)) from error
     finally:
@@ -68,7 +70,7 @@ def reading() -> Iterator[None]:
 def writing(directory: Any) -> Iterator[None]:
     """One sentence, a UserError, where a save fails for want of room or rights, or its folder is gone.
 
-    So it does where a store does not answer, or refuses.
+    So it does where a store does not answer, or refuses, see `of_store`.
     """
     _hush()
     try:
@@ -80,10 +82,11 @@ def writing(directory: Any) -> Iterator[None]:
         if number is None and not _is_of_store(error):
             raise
         reason = os.strerror(number) if number else _cause(error)
-        raise UserError(
+        sentence = (
             f"{directory}: a checkpoint could not be written: {reason}; those before it are "
             "whole, and the same command goes on from the newest"
-        ) from error
+        )
+        raise (UserError(sentence) if number else of_store(error, sentence)) from error
 
 
 def _is_of_devices(error: BaseException) -> bool:

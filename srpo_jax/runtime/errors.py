@@ -6,3 +6,10 @@ class UserError(Exception):
 
     Programs print the sentence without a traceback and exit with status 2.
     """
+
+
+class Unavailable(UserError):
+    """A place that does not answer now; the same command may find it there later.
+
+    Programs exit with status 1 after it, so that what watches a run starts it again.
+    """

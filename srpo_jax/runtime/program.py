@@ -13,7 +13,7 @@ import jax
 from absl import app, flags, logging
 
 from srpo_jax.runtime import storage
-from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.errors import Unavailable, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -25,8 +25,9 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Parses absl flags, runs `main` and exits.
 
     Exit status: what `main` returns (None: 0); 2 after a `UserError`, a mistake on the command line, or
-    where a file cannot be written, which is said in one line `error: …` on standard error; 130 after
-    Ctrl-C. Any other exception is this package's mistake and keeps its traceback.
+    where a file cannot be written, which is said in one line `error: …` on standard error; 1 after such a
+    line where a store of objects does not answer; 130 after Ctrl-C. Any other exception is this package's
+    mistake and keeps its traceback.
 
     Args:
         main: takes the arguments that are no flags, the program's name first.
@@ -48,7 +49,7 @@ def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> i
     try:
         return main(arguments) or 0
     except UserError as error:
-        code = _say(f"error: {error}", USER_ERROR)
+        code = _say(f"error: {error}", 1 if isinstance(error, Unavailable) else USER_ERROR)
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
     except OSError as error:

@@ -9,6 +9,7 @@ this machine, and the functions here bring it there and back.
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -19,7 +20,7 @@ from typing import Any, Self, cast
 import fsspec
 from etils import epath
 
-from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.errors import Unavailable, UserError
 
 # scheme -> (fsspec's name of it, the package that speaks it, our extra)
 STORES = {"gs": ("gcs", "gcsfs", "gcs"), "s3": ("s3", "s3fs", "s3")}
@@ -68,7 +69,7 @@ def folder(path: str | Path, flag: str) -> Path:
 
 @contextlib.contextmanager
 def asking(what: object) -> Iterator[None]:
-    """UserError where a store's client fails: no rights, no such bucket, no network.
+    """UserError where a store's client fails: no rights, no such bucket; `Unavailable`: no network.
 
     That a file is not there passes through.
     """
@@ -78,7 +79,20 @@ def asking(what: object) -> Iterator[None]:
         raise
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"{what} cannot be used: {lines[0]}") from error
+        raise of_store(error, f"{what} cannot be used: {lines[0]}") from error
+
+
+# What a store or its client says to who may not ask, or asks for what is not there.
+_REFUSAL = re.compile(
+    "PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey|"
+    "SignatureDoesNotMatch|[Cc]redentials"
+)
+
+
+def of_store(error: BaseException, sentence: str) -> UserError:
+    """The sentence as an error that the user mends, or, unless the store refuses, as `Unavailable`."""
+    refused = isinstance(error, PermissionError) or _REFUSAL.search(str(error))
+    return UserError(sentence) if refused else Unavailable(sentence)
 
 
 def here(path: str | Path, flag: str) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo_jax.runtime import program
+from srpo_jax.runtime import program, storage
 
 PROGRAM = '''
 """Trains nothing."""
@@ -116,3 +116,20 @@ def test_what_a_store_says_in_words_is_one_sentence(kind, capsys) -> None:
     assert capsys.readouterr().err == (
         "error: The specified bucket does not exist: put that right, and the same command goes on\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("UNAVAILABLE: Error reading: Couldn't connect to server", 1),
+        ("Cannot connect to host 127.0.0.1:9 ssl:False", 1),
+        ("PERMISSION_DENIED: Error reading: HTTP response code: 403", program.USER_ERROR),
+        ("An error occurred (NoSuchBucket) when calling ListObjectsV2", program.USER_ERROR),
+    ],
+)
+def test_a_store_that_is_away_may_be_asked_again_and_one_that_refuses_not(said, code) -> None:
+    def main(_: list[str]) -> None:
+        with storage.asking("s3://bucket/run"):
+            raise RuntimeError(said)
+
+    assert program._guarded(main, []) == code
