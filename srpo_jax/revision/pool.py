@@ -16,7 +16,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from srpo_jax.models.cache import Cache
 from srpo_jax.revision import programs
@@ -67,7 +67,7 @@ def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
     else:
         weights = jax.tree.leaves(model.state)[0].sharding
         if isinstance(weights, NamedSharding):  # a mesh of one device
-            laid_out = mesh_module.replicated(weights.mesh)
+            laid_out = NamedSharding(weights.mesh, PartitionSpec())
     pool: Pool = jax.jit(made, out_shardings=laid_out)()
     return pool
 
