@@ -116,7 +116,7 @@ def dpo(
     conservative DPO (cDPO) of Mitchell, "A note on DPO with noisy preferences", 2023.
     """
     margin = _direct_margin(scores, reference, beta)
-    smoothed = (1 - label_smoothing) * label_prob + label_smoothing * (1 - label_prob)
+    smoothed = _smoothed(label_prob, label_smoothing)
     return _label_mean(_logistic_loss, margin, smoothed), {"margin": margin}
 
 
@@ -183,7 +183,7 @@ def copg(
     the mean over the two labels: that would be `ipo`. `online.copg` is the same for rewards of a judge.
     """
     difference = _direct_margin(scores, reference, 1.0)
-    smoothed = (1 - label_smoothing) * label_prob + label_smoothing * (1 - label_prob)
+    smoothed = _smoothed(label_prob, label_smoothing)
     gain = jnp.log(smoothed) - jnp.log1p(-smoothed)
     loss = -(gain - beta / 2 * difference) * difference
     return loss, {"margin": beta * difference}
@@ -363,6 +363,11 @@ def _anchor(scores: Scores, label_prob: Values, lengths: Scores | None) -> Value
 def _label_mean(loss: Callable[[Values], Values], margin: Values, label_prob: Values) -> Values:
     """The mean of loss(margin) over the two labels."""
     return label_prob * loss(margin) + (1 - label_prob) * loss(-margin)
+
+
+def _smoothed(label_prob: Values, label_smoothing: Number) -> Values:
+    """The probability of a label of which a share is flipped."""
+    return (1 - label_smoothing) * label_prob + label_smoothing * (1 - label_prob)
 
 
 def _logistic_loss(margin: Values) -> Values:

@@ -55,7 +55,7 @@ def reading() -> Iterator[None]:
             raise
         if _is_of_store(error):
             raise of_store(
-                error,
+                _chain(error),
                 f"a checkpoint cannot be read now: {_cause(error)}; the same command tries it again",
             ) from error
         raise Damaged(_cause(error)) from error
@@ -86,7 +86,7 @@ def writing(directory: Any) -> Iterator[None]:
             f"{directory}: a checkpoint could not be written: {reason}; those before it are "
             "whole, and the same command goes on from the newest"
         )
-        raise (UserError(sentence) if number else of_store(error, sentence)) from error
+        raise (UserError(sentence) if number else of_store(_chain(error), sentence)) from error
 
 
 def _is_of_devices(error: BaseException) -> bool:

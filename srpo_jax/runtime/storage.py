@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -69,29 +69,32 @@ def folder(path: str | Path, flag: str) -> Path:
 
 @contextlib.contextmanager
 def asking(what: object) -> Iterator[None]:
-    """UserError where a store's client fails: no rights, no such bucket; `Unavailable`: no network.
+    """UserError where a place fails: no rights, no such bucket; `Unavailable` where a store is away.
 
-    That a file is not there passes through.
+    what: names the place, with its scheme. That a file is not there passes through.
     """
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
         raise
     except Exception as error:
         lines = str(error).splitlines() or [type(error).__name__]
-        raise of_store(error, f"{what} cannot be used: {lines[0]}") from error
+        sentence = f"{what} cannot be used: {lines[0]}"
+        raise (
+            of_store([error], sentence) if "://" in str(what) else UserError(sentence)
+        ) from error
 
 
 # What a store or its client says to who may not ask, or asks for what is not there.
 _REFUSAL = re.compile(
     "PERMISSION_DENIED|UNAUTHENTICATED|AccessDenied|Forbidden|NoSuchBucket|InvalidAccessKey|"
-    "SignatureDoesNotMatch|[Cc]redentials"
+    "SignatureDoesNotMatch|[Cc]redentials|Anonymous caller|Parameter validation failed|INVALID_ARGUMENT"
 )
 
 
-def of_store(error: BaseException, sentence: str) -> UserError:
+def of_store(causes: Iterable[BaseException], sentence: str) -> UserError:
     """The sentence as an error that the user mends, or, unless the store refuses, as `Unavailable`."""
-    refused = isinstance(error, PermissionError) or _REFUSAL.search(str(error))
+    refused = any(isinstance(e, PermissionError) or _REFUSAL.search(str(e)) for e in causes)
     return UserError(sentence) if refused else Unavailable(sentence)
 
 

@@ -125,6 +125,7 @@ def test_what_a_store_says_in_words_is_one_sentence(kind, capsys) -> None:
         ("Cannot connect to host 127.0.0.1:9 ssl:False", 1),
         ("PERMISSION_DENIED: Error reading: HTTP response code: 403", program.USER_ERROR),
         ("An error occurred (NoSuchBucket) when calling ListObjectsV2", program.USER_ERROR),
+        ("Parameter validation failed:\nInvalid bucket name", program.USER_ERROR),
     ],
 )
 def test_a_store_that_is_away_may_be_asked_again_and_one_that_refuses_not(said, code) -> None:
@@ -133,3 +134,10 @@ def test_a_store_that_is_away_may_be_asked_again_and_one_that_refuses_not(said, 
             raise RuntimeError(said)
 
     assert program._guarded(main, []) == code
+
+
+def test_a_folder_of_this_machine_that_fails_is_the_users_to_mend(tmp_path) -> None:
+    def main(_: list[str]) -> None:
+        storage.folder(tmp_path / ("long" * 100), "--workdir")
+
+    assert program._guarded(main, []) == program.USER_ERROR
