@@ -11,7 +11,8 @@ import numpy as np
 from srpo_jax.data.records import Message
 from srpo_jax.runtime.errors import UserError
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 Prompt = str | tuple[Message, ...]  # x: a text, or a conversation that waits for the assistant
 GRID = 2.0**40
 REMEMBERED = 1 << 18  # completions; those of online learning would fill the memory
