@@ -35,7 +35,7 @@ class Pair:
     """prompt is x, a text or a conversation that waits for the assistant.
 
     label_prob: the probability that chosen is better. rejected: "" where a record has none (SFT).
-    line, file: where it was read; file "" where there is one only. every_turn: what the assistant said in
+    at, line: where it was read, of `sources.Located`, "" where it was not. every_turn: what the assistant said in
     the prompt is to be learned too (SFT).
     """
 
@@ -45,7 +45,7 @@ class Pair:
     label_prob: float = 1.0
     line: int = dataclasses.field(default=0, compare=False)
     every_turn: bool = False
-    file: str = dataclasses.field(default="", compare=False, repr=False)
+    at: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 class Unusable(Exception):
@@ -71,10 +71,9 @@ def read_pairs(
     if format not in FORMATS:
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
     names = mapping(fields)
-    several = len(sources.files(source)) > 1
     pairs: list[Pair] = []
     unusable: Counter[str] = Counter()
-    for where, line, record in sources.read(source, split):
+    for at, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
                 raise Malformed(f"a pair is a JSON object, not {type(record).__name__}")
@@ -82,14 +81,13 @@ def read_pairs(
             _check(pair, rejected, distinct)
         except Malformed as error:
             _say_left_out(source, unusable)
-            alike = not (several and pairs and pairs[-1].file != where.rpartition(":")[0])
+            alike = not pairs or pairs[-1].at == at
             hint = _hint(record, format) if _OF_A_KIND.search(str(error)) else ""
-            raise UserError(f"{where}: {error}{hint if alike else hint and _UNLIKE}") from error
+            raise UserError(f"{at}{line}: {error}{hint if alike else hint and _UNLIKE}") from error
         except Unusable as error:
             unusable[str(error)] += 1
             continue
-        file = where.rpartition(":")[0] if several else ""
-        pairs.append(dataclasses.replace(pair, line=line, file=file))
+        pairs.append(dataclasses.replace(pair, at=at, line=line))
     _say_left_out(source, unusable)
     if not pairs:
         why = f": all {unusable.total()} records are left out" if unusable else ""
@@ -162,9 +160,9 @@ def _pairs(record: Record) -> Pair:
         assert not isinstance(before, str)
         return Pair(before, said[-1].content, every_turn=True)
     answer = "completion" if record.get("chosen") is None and "completion" in record else "chosen"
-    prompt: Any = _asked(record)
     chosen, rejected = record.get(answer), record.get("rejected")
-    columns.check_completions({answer: chosen, "rejected": rejected})
+    columns.check_texts({"prompt": record.get("prompt"), answer: chosen, "rejected": rejected})
+    prompt: Any = _asked(record)
     if isinstance(chosen, list | tuple):
         before, chosen = last_answer(chosen, answer)
         if rejected is not None:
@@ -180,7 +178,7 @@ def _pairs(record: Record) -> Pair:
                 raise Malformed(f"'messages' ends otherwise than {answer!r}: take one of them out")
         prompt = _joined(prompt, said, "messages")
     if isinstance(prompt, tuple):
-        if not prompt or prompt[-1].role == "assistant":
+        if prompt and prompt[-1].role == "assistant":
             raise Malformed("'prompt' is a conversation that does not wait for the assistant")
     elif not isinstance(prompt, str):
         raise Malformed("'prompt' is missing or not a text")
@@ -306,10 +304,10 @@ _FIRST_TURN = tuple(marker.strip() for marker in _TURNS)  # of a text that was s
 def _dialogue(record: Record) -> Pair:
     """Anthropic's HH: chosen and rejected are whole dialogues that differ in the last answer."""
     chosen, rejected = (_spoken(record.get(name), name) for name in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise Unusable("chosen and rejected differ before the last answer")
     if len(chosen) < 2 or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise Unusable("the dialogue does not end with an answer behind '\\n\\nAssistant:'")
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("chosen and rejected differ before the last answer")
     if not (chosen[-1].content and rejected[-1].content):
         raise Unusable("the last answer is empty")
     if not any(message.content for message in chosen[:-1]):

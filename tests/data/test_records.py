@@ -20,6 +20,7 @@ def with_label(value: str) -> bytes:
     ("line", "said"),
     [
         (b'{"prompt": "x", "chosen"\n', "not JSON"),
+        (b'{"prompt": "x", "chosen": "y\n', "not JSON (Unterminated string starting at column 27)"),
         (b"[1, 2]\n", "a pair is a JSON object, not list"),
         (b'{"prompt": "x", "chosen": "a"}\n', "'rejected' is missing or not a text"),
         (GOOD.replace(b'"a"', b"3"), "'chosen' is missing or not a text"),
@@ -29,9 +30,10 @@ def with_label(value: str) -> bytes:
         (with_label("1.01"), "'label_prob' is 1.01, which is not between 0 and 1"),
         (with_label("-0.5"), "'label_prob' is -0.5, which is not between 0 and 1"),
         (with_label("NaN"), "'label_prob' is nan, which is not between 0 and 1"),
-        (with_label('"high"'), "'label_prob' is not a number"),
-        (with_label("true"), "'label_prob' is not a number"),
-        (with_label("null"), "'label_prob' is not a number"),
+        (with_label('"high"'), "'label_prob' is not a number but 'high'"),
+        (with_label("true"), "'label_prob' is not a number but True"),
+        (with_label("null"), "'label_prob' is not a number but None"),
+        (GOOD.replace(b'"x"', b"[]"), "'prompt' is empty"),
         (GOOD.replace(b'"x"', b'"caf\xe9"'), "not UTF-8 text"),
     ],
 )
@@ -164,6 +166,13 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
             {"prompt": "Be rude. Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
             "'prompt' is not what 'chosen' answers",
         ),
+        *(
+            (
+                {"prompt": "Hi", "chosen": write([HI, YES]), "rejected": write([HI, NO])},
+                "'chosen' is a text that holds messages: write the list of them itself",
+            )
+            for write in (json.dumps, str)
+        ),
         ({"prompt": 5, "chosen": [HI, YES], "rejected": [HI, NO]}, "'prompt' is missing or not a"),
         ({"prompt": "Why?", "messages": [HI, YES]}, "'prompt' is not what 'messages' answers"),
         (
@@ -259,6 +268,11 @@ def test_a_dialogue_from_windows_with_a_system_column(tmp_path):
     ("chosen", "rejected", "reason"),
     [
         ("Human: Hi\n\nAssistant: a", "Human: Hi\n\nAssistant:", "the last answer is empty"),
+        (
+            "Human: Hi\n\nAssistant: a\n\nHuman: So?",
+            "Human: Hi\n\nAssistant: b",
+            "does not end with an answer behind",
+        ),
         ("Human:\n\nAssistant: a", "Human:\n\nAssistant: b", "nothing is said before the last"),
         (
             "Human: Hi\nAssistant: a",
