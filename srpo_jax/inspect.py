@@ -65,9 +65,11 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
             slots.append(len(tree.tokens))
             scored.extend(int(n) for n in tree.lengths)
             apart += sum(sum(map(len, segments)) for segments in sequences)
-    said = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    said = [pair.chosen for pair in pairs]
+    if any("l" in name for name in names):
+        said += [pair.rejected for pair in pairs]
     if padded := sum(text != text.strip() for text in said):
-        yield f"{padded:,} completions have white space around them, which is not learned"
+        yield f"completions with white space around them, which is not learned: {padded:,}"
     for reason, count in left_out.items():
         yield f"{count:,} pairs {reason} (config.data.overlong={data.overlong!r})"
     if not slots:

@@ -245,9 +245,7 @@ def read(chosen: DocumentSet, setting: str = "config.evaluate") -> list[Document
         found.append(document)
     if unusable:
         reason, where = unusable[0]
-        sources.say(
-            f"{chosen.source}: {len(unusable)} records left out; the first, {where}: {reason}"
-        )
+        sources.say_left_out(chosen.source, len(unusable), where, reason)
     if not found:
         raise UserError(f"{chosen.source} holds no documents")
     return found

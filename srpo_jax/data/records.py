@@ -6,7 +6,6 @@ A *record* is one entry of a data set, {name: value}; FORMATS turns it into a Pa
 import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def read_pairs(
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
     names = mapping(fields)
     pairs: list[Pair] = []
-    unusable: Counter[str] = Counter()
+    unusable: dict[str, list[str]] = {}  # reason -> where
     for at, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
@@ -85,12 +84,12 @@ def read_pairs(
             hint = _hint(record, format) if _OF_A_KIND.search(str(error)) else ""
             raise UserError(f"{at}{line}: {error}{hint if alike else hint and _UNLIKE}") from error
         except Unusable as error:
-            unusable[str(error)] += 1
+            unusable.setdefault(str(error), []).append(f"{at}{line}")
             continue
         pairs.append(dataclasses.replace(pair, at=at, line=line))
     _say_left_out(source, unusable)
     if not pairs:
-        why = f": all {unusable.total()} records are left out" if unusable else ""
+        why = f": all {sum(map(len, unusable.values()))} records are left out" if unusable else ""
         raise UserError(f"{source} holds no pairs{why}{_reasons(unusable)}")
     return pairs
 
@@ -120,13 +119,13 @@ _UNLIKE = ", and all files of a run are read alike: write this one as those befo
 _RENAME = "config.data.fields=('prompt=NAME', 'chosen=NAME') says which columns are read"
 
 
-def _reasons(unusable: Mapping[str, int]) -> str:
+def _reasons(unusable: Mapping[str, Sequence[str]]) -> str:
     return f" ({'; '.join(sorted(unusable))})" if unusable else ""
 
 
-def _say_left_out(source: str | Path, unusable: Mapping[str, int]) -> None:
-    for reason, count in sorted(unusable.items()):
-        sources.say(f"{source}: {count} records left out: {reason}")
+def _say_left_out(source: str | Path, unusable: Mapping[str, Sequence[str]]) -> None:
+    for reason, places in sorted(unusable.items()):
+        sources.say_left_out(source, len(places), places[0], reason)
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:

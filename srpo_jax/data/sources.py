@@ -130,6 +130,12 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+def say_left_out(source: str | Path, count: int, first: str, reason: str) -> None:
+    """That records of a source are left out, and where the first of them is."""
+    what = f"{count} records left out; the first, {first}" if count > 1 else f"1 left out, {first}"
+    say(f"{source}: {what}: {reason}")
+
+
 _GZIP = b"\x1f\x8b"
 
 

@@ -230,9 +230,9 @@ def test_equal_completions_are_left_out_and_counted(tmp_path, capsys):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     rows = [good, good | {"rejected": " b\n"}, good | {"rejected": "b"}]
     assert len(read(tmp_path, *rows)) == 1
-    assert (
-        "a.jsonl: 2 records left out: chosen and rejected are the same" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "a.jsonl: 2 records left out; the first, " in said
+    assert "a.jsonl:2: chosen and rejected are the same" in said
     assert len(read(tmp_path, *rows, distinct=False)) == 3
     assert len(read(tmp_path, *rows, rejected=False)) == 3
     with pytest.raises(
@@ -245,7 +245,7 @@ def test_conversations_with_an_empty_answer_are_left_out_and_counted(tmp_path, c
     good = {"messages": [HI, YES]}
     empty = {"messages": [HI, NO | {"content": " "}, HI, YES]}
     assert len(read(tmp_path, empty, good, rejected=False)) == 1
-    assert "1 records left out: an answer of the assistant is empty" in capsys.readouterr().err
+    assert "a.jsonl:1: an answer of the assistant is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("begin", ["", "\n\n", " \n"])
@@ -287,14 +287,14 @@ def test_dialogues_that_say_nothing_are_left_out_for_their_reason(
     good = {"chosen": "Human: Hi\n\nAssistant: a", "rejected": "Human: Hi\n\nAssistant: b"}
     bad = {"chosen": chosen, "rejected": rejected}
     assert len(read(tmp_path, bad, good, format="dialogue")) == 1
-    assert f"1 records left out: {reason}" in capsys.readouterr().err.replace("the dialogue ", "")
+    assert f"a.jsonl:1: {reason}" in capsys.readouterr().err.replace("the dialogue ", "")
 
 
 def test_text_before_the_first_turn_is_not_lost_without_a_count(tmp_path, capsys):
     row = {name: f"Be kind.\n\nHuman: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
     with pytest.raises(UserError, match="left out \\(text stands before the first turn"):
         read(tmp_path, row, format="dialogue")
-    assert "1 records left out: text stands before the first turn" in capsys.readouterr().err
+    assert "a.jsonl:1: text stands before the first turn" in capsys.readouterr().err
 
 
 def test_an_empty_file_and_none_at_all_are_named(tmp_path):

@@ -292,7 +292,8 @@ def test_dialogues_that_part_early_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "copy.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in (early, good, early)))
     assert len(records.read_pairs(path, format="dialogue")) == 1
-    assert "2 records left out: chosen and rejected differ before" in capsys.readouterr().err
+    assert "2 records left out; the first, " in (said := capsys.readouterr().err)
+    assert "copy.jsonl:1: chosen and rejected differ before" in said
 
 
 @pytest.mark.parametrize(
