@@ -113,7 +113,9 @@ def check_texts(texts: Mapping[str, Any]) -> None:
         if not isinstance(text, str):
             continue
         if _WRITTEN_OUT.fullmatch(text):
-            raise Malformed(f"{name!r} is a text that holds messages: write the list of them itself")
+            raise Malformed(
+                f"{name!r} is a text that holds messages: write the list of them itself"
+            )
         whole = name != "prompt" and "\n\nAssistant:" in text
         if whole and text.lstrip().startswith("Human:"):
             raise Malformed(

@@ -34,8 +34,8 @@ class Pair:
     """prompt is x, a text or a conversation that waits for the assistant.
 
     label_prob: the probability that chosen is better. rejected: "" where a record has none (SFT).
-    at, line: where it was read, of `sources.Located`, "" where it was not. every_turn: what the assistant said in
-    the prompt is to be learned too (SFT).
+    at, line: where it was read, as `sources.Located` has it. every_turn: what the assistant said in the
+    prompt is to be learned too (SFT).
     """
 
     prompt: str | tuple[Message, ...]

@@ -171,8 +171,10 @@ class Chat:
 
     def holds(self, written: str, y: str) -> bool:
         """Whether all that y says stands in what was written of it, white space apart."""
+        if y in written:
+            return True
         said = written.translate(dict.fromkeys(map(ord, _PLAIN)))
-        return y in said or "".join(y.split()) in "".join(said.split())
+        return "".join(y.split()) in "".join(said.split())
 
     def stop(self, written: str) -> tuple[int, int] | None:
         """Where the end token of an answer begins and ends in what stands behind its prompt."""
@@ -257,7 +259,7 @@ class Chat:
         end = self._added.search(text.partition(SHOWN)[2])
         if end is None:
             return ""
-        # What opens the user's turn ends an answer only where the checkpoint has it end generation, as GLM's.
+        # What opens the user's turn ends an answer only where it ends generation, as in GLM.
         ends = self.tokenizer.encode(end[0], special=True)[0] in self.tokenizer.stop_ids
         return end[0] if ends or end[0] not in opening.partition(SHOWN)[0] else ""
 

@@ -145,7 +145,7 @@ def _check_whole(chat: Chat, written: str, y: str, name: str) -> None:
     """UserError where the template leaves out a part of an answer, as many do with its reasoning."""
     if not chat.holds(written, y):
         raise UserError(
-            f"{name}: the chat template writes {_short(y)} as {_short(written)}, and not all of it would be "
+            f"{name}: the chat template writes {_short(y)} as {_short(written)}, so not all of it would be "
             "learned: see config.data.template_arguments, or take what it leaves out from the answer"
         )
 

@@ -101,8 +101,8 @@ def test_no_family_is_left_out():
 def test_the_text_part_of_a_model_that_sees_pictures_leaves_unsaid_what_transformers_takes():
     _, content = large("gemma3")
     tried = 0
-    # All published ones say these.
-    for key in sorted(set(content) - IDLE - {"hidden_size", "intermediate_size"}):
+    said = {"hidden_size", "intermediate_size", "num_hidden_layers"}  # by all published ones
+    for key in sorted(set(content) - IDLE - said):
         less = {k: v for k, v in content.items() if k not in (key, "model_type")}
         try:
             whole = transformers.Gemma3Config(text_config=less).text_config.to_dict()

@@ -285,7 +285,9 @@ def test_an_answer_of_which_the_template_leaves_out_a_part_is_refused(tmp_path):
     )
     renderer = Renderer("dialogue", read_tokenizer(tmp_path))
     x, y = (Message("user", "2 + 2?"),), "<think>Two.</think> Four </s>."
-    said = r"^turn 2 of 2 \(assistant\): the chat template writes '<think>.*' as 'Four .*not all of it"
+    said = (
+        r"^turn 2 of 2 \(assistant\): the chat template writes '<think>.*' as 'Four .*not all of it"
+    )
     for learn in (renderer.answer, renderer.conversation):
         with pytest.raises(UserError, match=said):
             learn(x, y)
