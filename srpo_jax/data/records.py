@@ -106,6 +106,8 @@ def _hint(record: Any, format: str) -> str:
             return ": config.data.format=summarize reads comparisons of summaries"
         if "label" in record and "rejected" not in record:
             return ": a row for KTO has one completion, a pair two (chosen, rejected)"
+        if record.get("messages") is not None and chosen is None:
+            return ": a conversation in 'messages' is for config.objective.name=sft alone"
         is_known = is_pair and any(name in record for name in ("chosen", "completion", "messages"))
         return "" if is_known else f": {_RENAME}, and it has {known(record)}"
     if is_pair or isinstance(chosen, list | tuple):

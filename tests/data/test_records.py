@@ -354,6 +354,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ),
         ({"info": {}, "summaries": [], "choice": 0}, "pairs", "config.data.format=summarize reads"),
         ({"prompt": "a", "completion": "b", "label": True}, "pairs", "a row for KTO has one"),
+        ({"messages": [HI, YES]}, "pairs", "in 'messages' is for config.objective.name=sft"),
         ({"question": "a", "best": "b", "worst": "c"}, "pairs", "it has best, question, worst"),
         (
             {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"},
