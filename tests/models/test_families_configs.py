@@ -111,7 +111,7 @@ def test_the_text_part_of_a_model_that_sees_pictures_leaves_unsaid_what_transfor
         part = families.text_part({"model_type": "gemma3", "text_config": less})
         assert taken(part) == taken(whole), key
         tried += 1
-    assert tried > 20
+    assert tried > 15
 
 
 @pytest.mark.parametrize("name", list(CASES))
