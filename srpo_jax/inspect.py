@@ -52,9 +52,7 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
     apart = 0
     left_out: Counter[str] = Counter()
     for number, pair in enumerate(pairs):
-        sequences = pipeline.pair_sequences(
-            pair, renderer, names, f"{pair.file or data.pairs}:{pair.line}"
-        )
+        sequences = pipeline.pair_sequences(pair, renderer, names, f"{pair.at}{pair.line}")
         tree = prefix_tree.build(sequences)
         if number < first:
             yield from show(pair, tree, names, source.tokenizer)
@@ -67,9 +65,11 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
             slots.append(len(tree.tokens))
             scored.extend(int(n) for n in tree.lengths)
             apart += sum(sum(map(len, segments)) for segments in sequences)
-    said = [text for pair in pairs for text in (pair.chosen, pair.rejected)]
+    said = [pair.chosen for pair in pairs]
+    if any("l" in name for name in names):
+        said += [pair.rejected for pair in pairs]
     if padded := sum(text != text.strip() for text in said):
-        yield f"{padded:,} completions have white space around them, which is not learned"
+        yield f"completions with white space around them, which is not learned: {padded:,}"
     for reason, count in left_out.items():
         yield f"{count:,} pairs {reason} (config.data.overlong={data.overlong!r})"
     if not slots:
@@ -86,7 +86,7 @@ def _given(data: DataSettings) -> str:
 
 def show(pair: Pair, tree: Tree, names: Sequence[str], tokenizer: Tokenizer) -> Iterator[str]:
     """One pair: its nodes, indented by depth, and what is scored."""
-    yield f"\npair at line {pair.line}, label_prob {pair.label_prob:g}: {len(tree.tokens)} slots"
+    yield f"\npair at {pair.at}{pair.line}, label_prob {pair.label_prob:g}: {len(tree.tokens)} slots"
     for number, run in enumerate(prefix_tree.runs(tree)):
         ids = tree.tokens[run.first : run.last]
         start, indent = int(tree.positions[run.first]), "  " * (run.depth + 1)

@@ -18,8 +18,12 @@ from srpo_jax.runtime.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-COMMAND = re.compile(r"python -m ((?:srpo_jax|benchmarks)[\w.]*)((?:\\\n|[^\n`#;&|])*)")
-SETTING = re.compile(r"--config\.(?!key=)([\w.]+)=([^\s\]`),;\"']+)")
+COMMAND = re.compile(r"python -m ((?:srpo_jax|benchmarks|tools)[\w.]*)((?:\\\n|[^\n`#;&|])*)")
+SETTING = re.compile(r"--config\.(?!key=)([\w.]+)=(\"[^\"\n]+\"|[^\s\]`),;\"']+)")
+# A setting by its name alone; what of the rest of srpo_jax.config is named too.
+NAMED = re.compile(r"(?<![\w./])(?:--)?config\.([a-z_]+(?:\.[a-z_]+)?)(?![\w(])")
+NO_SETTINGS = {"json", "key", "checked", "recipe.stages"}
+SOME_FILE = ("", "…", "NAME", "configs/NAME.py")  # stands for the reader's own
 
 
 def texts():
@@ -72,7 +76,10 @@ def test_a_command_that_is_written_out_can_be_given(module, arguments, monkeypat
         flag = argument.lstrip("-").split("=")[0].split(".")[0]
         known = flag in ("config", "workdir") or re.search(rf"[\"'](--)?{flag}[\"']", source)
         assert known, f"{module} has no --{flag}"
-    if (ROOT / file.partition(":")[0]).is_file():
+    path = file.partition(":")[0]
+    shipped = (ROOT / path).is_file() or (ROOT / "configs" / f"{path}.py").is_file()
+    assert shipped or path in SOME_FILE, f"there is no {path}"
+    if (ROOT / path).is_file():
         settings.insert(0, f"--config={ROOT}/{file}")
     elif settings:
         settings.insert(0, f"--config={ROOT}/configs/tiny.py")
@@ -86,6 +93,13 @@ def test_a_command_that_is_written_out_can_be_given(module, arguments, monkeypat
 def test_a_setting_that_is_advised_can_be_given(key, value, monkeypatch):
     value = value.strip(".'\"")
     given(monkeypatch, f"--config={ROOT}/configs/tiny.py", f"--config.{key}={value}")
+
+
+def test_every_setting_that_is_named_exists():
+    keys = set(config_module.flatten(config_module.default().to_dict()))
+    known = keys | {key.partition(".")[0] for key in keys} | NO_SETTINGS
+    for place, text in texts():
+        assert not set(NAMED.findall(text)) - known, place
 
 
 def optional():

@@ -49,9 +49,10 @@ def claim(
         for name, value in identity.items():
             old = str(found.get(name))
             if old != value:
+                order = ", its files in the same order" if name == "data" else ""
                 raise UserError(
                     f"{workdir} was begun with another {name} ({old[:12]}… in run.json, now "
-                    f"{value[:12]}…): bring that back, or use another --workdir"
+                    f"{value[:12]}…): bring that back{order}, or use another --workdir"
                 )
     config_module.save(settings, kept_settings)
     # Last and at once: a folder with run.json is whole.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 _TOOLS = (
@@ -28,6 +29,10 @@ LABELS = ("label", "desirable", "is_desirable", "is_chosen", "preferred", "accep
 _BAD = frozenset(("false", "no", "bad", "undesirable", "rejected", "negative", "dislike"))
 # What a text that tells of a conversation calls those who speak.
 _SPEAKERS = frozenset(("system", "user", "human", "assistant", "model", "prompt", "h", "a"))
+# A list of messages in JSON, or as Python and numpy print it, which spreadsheets and tables make of it.
+_WRITTEN_OUT = re.compile(
+    r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL
+)
 _MARKER = re.compile(r"<[^<>\s]*>+|\[/?[A-Z]+\]")
 
 
@@ -79,8 +84,8 @@ def _is_empty(value: Any) -> bool:
 def check_label(record: Mapping[str, Any]) -> None:
     """Malformed for a label_prob that is no probability, and for a bad answer that stands alone."""
     label_prob = record.get("label_prob", 1.0)
-    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float):
-        raise Malformed("'label_prob' is not a number")
+    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float | Decimal):
+        raise Malformed(f"'label_prob' is not a number but {label_prob!r}"[:80])
     if not 0 <= label_prob <= 1:
         raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
     for name in LABELS:
@@ -98,13 +103,20 @@ def _is_bad(label: Any) -> bool:
             label = float(label)
         except ValueError:
             return label.strip().lower() in _BAD
-    return isinstance(label, int | float) and label <= 0
+    return isinstance(label, int | float | Decimal) and label <= 0
 
 
-def check_completions(texts: Mapping[str, Any]) -> None:
-    """Malformed for a whole dialogue of Anthropic's HH in place of an answer."""
+def check_texts(texts: Mapping[str, Any]) -> None:
+    """Malformed for messages that were written out as a text, and for a whole dialogue of Anthropic's HH in
+    place of an answer."""
     for name, text in texts.items():
-        whole = isinstance(text, str) and "\n\nAssistant:" in text
+        if not isinstance(text, str):
+            continue
+        if _WRITTEN_OUT.fullmatch(text):
+            raise Malformed(
+                f"{name!r} is a text that holds messages: write the list of them itself"
+            )
+        whole = name != "prompt" and "\n\nAssistant:" in text
         if whole and text.lstrip().startswith("Human:"):
             raise Malformed(
                 f"{name!r} is a whole dialogue, not an answer: config.data.format=dialogue reads it"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.data import documents, records, sources
+from srpo_jax.data import columns, documents, records, sources
 from srpo_jax.data.columns import Malformed
 from srpo_jax.data.documents import BUILT_IN, Document
 from srpo_jax.data.records import Message, Record, Unusable
@@ -36,6 +36,7 @@ def _documents(record: Record) -> Document:
     the assistant's. messages: a conversation; if the assistant ends it, that is the gold.
     """
     prompt, gold = record.get("prompt"), record.get("gold")
+    columns.check_texts({"prompt": prompt, "gold": gold})
     if prompt is None and record.get("messages") is not None:
         said = records.conversation(record["messages"], "messages")
         if said and said[-1].role == "assistant":
@@ -244,9 +245,7 @@ def read(chosen: DocumentSet, setting: str = "config.evaluate") -> list[Document
         found.append(document)
     if unusable:
         reason, where = unusable[0]
-        sources.say(
-            f"{chosen.source}: {len(unusable)} records left out; the first, {where}: {reason}"
-        )
+        sources.say_left_out(chosen.source, len(unusable), where, reason)
     if not found:
         raise UserError(f"{chosen.source} holds no documents")
     return found
@@ -257,7 +256,8 @@ def _located(
 ) -> Iterator[tuple[str, Document, bool]]:
     """(place, document, whether the id is the record's own); what is left out goes to `unusable`."""
     names = records.mapping(chosen.fields, setting)
-    for where, _, record in sources.read(chosen.source, chosen.split, setting, "documents"):
+    for at, number, record in sources.read(chosen.source, chosen.split, setting, "documents"):
+        where = f"{at}{number}"
         try:
             document = _read_record(record, chosen, names)
             _check(document)

@@ -6,7 +6,6 @@ A *record* is one entry of a data set, {name: value}; FORMATS turns it into a Pa
 import dataclasses
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ class Pair:
     """prompt is x, a text or a conversation that waits for the assistant.
 
     label_prob: the probability that chosen is better. rejected: "" where a record has none (SFT).
-    line, file: where it was read; file "" where there is one only. every_turn: what the assistant said in
-    the prompt is to be learned too (SFT).
+    at, line: where it was read, as `sources.Located` has it. every_turn: what the assistant said in the
+    prompt is to be learned too (SFT).
     """
 
     prompt: str | tuple[Message, ...]
@@ -45,7 +44,7 @@ class Pair:
     label_prob: float = 1.0
     line: int = dataclasses.field(default=0, compare=False)
     every_turn: bool = False
-    file: str = dataclasses.field(default="", compare=False, repr=False)
+    at: str = dataclasses.field(default="", compare=False, repr=False)
 
 
 class Unusable(Exception):
@@ -71,10 +70,9 @@ def read_pairs(
     if format not in FORMATS:
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
     names = mapping(fields)
-    several = len(sources.files(source)) > 1
     pairs: list[Pair] = []
-    unusable: Counter[str] = Counter()
-    for where, line, record in sources.read(source, split):
+    unusable: dict[str, list[str]] = {}  # reason -> where
+    for at, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
                 raise Malformed(f"a pair is a JSON object, not {type(record).__name__}")
@@ -82,17 +80,16 @@ def read_pairs(
             _check(pair, rejected, distinct)
         except Malformed as error:
             _say_left_out(source, unusable)
-            alike = not (several and pairs and pairs[-1].file != where.rpartition(":")[0])
+            alike = not pairs or pairs[-1].at == at
             hint = _hint(record, format) if _OF_A_KIND.search(str(error)) else ""
-            raise UserError(f"{where}: {error}{hint if alike else hint and _UNLIKE}") from error
+            raise UserError(f"{at}{line}: {error}{hint if alike else hint and _UNLIKE}") from error
         except Unusable as error:
-            unusable[str(error)] += 1
+            unusable.setdefault(str(error), []).append(f"{at}{line}")
             continue
-        file = where.rpartition(":")[0] if several else ""
-        pairs.append(dataclasses.replace(pair, line=line, file=file))
+        pairs.append(dataclasses.replace(pair, at=at, line=line))
     _say_left_out(source, unusable)
     if not pairs:
-        why = f": all {unusable.total()} records are left out" if unusable else ""
+        why = f": all {sum(map(len, unusable.values()))} records are left out" if unusable else ""
         raise UserError(f"{source} holds no pairs{why}{_reasons(unusable)}")
     return pairs
 
@@ -109,6 +106,8 @@ def _hint(record: Any, format: str) -> str:
             return ": config.data.format=summarize reads comparisons of summaries"
         if "label" in record and "rejected" not in record:
             return ": a row for KTO has one completion, a pair two (chosen, rejected)"
+        if record.get("messages") is not None and chosen is None:
+            return ": a conversation in 'messages' is for config.objective.name=sft alone"
         is_known = is_pair and any(name in record for name in ("chosen", "completion", "messages"))
         return "" if is_known else f": {_RENAME}, and it has {known(record)}"
     if is_pair or isinstance(chosen, list | tuple):
@@ -122,13 +121,13 @@ _UNLIKE = ", and all files of a run are read alike: write this one as those befo
 _RENAME = "config.data.fields=('prompt=NAME', 'chosen=NAME') says which columns are read"
 
 
-def _reasons(unusable: Mapping[str, int]) -> str:
+def _reasons(unusable: Mapping[str, Sequence[str]]) -> str:
     return f" ({'; '.join(sorted(unusable))})" if unusable else ""
 
 
-def _say_left_out(source: str | Path, unusable: Mapping[str, int]) -> None:
-    for reason, count in sorted(unusable.items()):
-        sources.say(f"{source}: {count} records left out: {reason}")
+def _say_left_out(source: str | Path, unusable: Mapping[str, Sequence[str]]) -> None:
+    for reason, places in sorted(unusable.items()):
+        sources.say_left_out(source, len(places), places[0], reason)
 
 
 def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
@@ -162,9 +161,9 @@ def _pairs(record: Record) -> Pair:
         assert not isinstance(before, str)
         return Pair(before, said[-1].content, every_turn=True)
     answer = "completion" if record.get("chosen") is None and "completion" in record else "chosen"
-    prompt: Any = _asked(record)
     chosen, rejected = record.get(answer), record.get("rejected")
-    columns.check_completions({answer: chosen, "rejected": rejected})
+    columns.check_texts({"prompt": record.get("prompt"), answer: chosen, "rejected": rejected})
+    prompt: Any = _asked(record)
     if isinstance(chosen, list | tuple):
         before, chosen = last_answer(chosen, answer)
         if rejected is not None:
@@ -180,7 +179,7 @@ def _pairs(record: Record) -> Pair:
                 raise Malformed(f"'messages' ends otherwise than {answer!r}: take one of them out")
         prompt = _joined(prompt, said, "messages")
     if isinstance(prompt, tuple):
-        if not prompt or prompt[-1].role == "assistant":
+        if prompt and prompt[-1].role == "assistant":
             raise Malformed("'prompt' is a conversation that does not wait for the assistant")
     elif not isinstance(prompt, str):
         raise Malformed("'prompt' is missing or not a text")
@@ -306,10 +305,10 @@ _FIRST_TURN = tuple(marker.strip() for marker in _TURNS)  # of a text that was s
 def _dialogue(record: Record) -> Pair:
     """Anthropic's HH: chosen and rejected are whole dialogues that differ in the last answer."""
     chosen, rejected = (_spoken(record.get(name), name) for name in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise Unusable("chosen and rejected differ before the last answer")
     if len(chosen) < 2 or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise Unusable("the dialogue does not end with an answer behind '\\n\\nAssistant:'")
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("chosen and rejected differ before the last answer")
     if not (chosen[-1].content and rejected[-1].content):
         raise Unusable("the last answer is empty")
     if not any(message.content for message in chosen[:-1]):

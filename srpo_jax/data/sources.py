@@ -9,14 +9,15 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
-# where (file and place), number of the record (from 1), and the record.
+# A record, and where it was read, as sentences name it: "a.jsonl:" or "a.parquet, record " and then its
+# number (from 1).
 Located = tuple[str, int, Any]
 
 
@@ -129,13 +130,19 @@ def say(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
+def say_left_out(source: str | Path, count: int, first: str, reason: str) -> None:
+    """That records of a source are left out, and where the first of them is."""
+    what = f"{count} records left out; the first, {first}" if count > 1 else f"1 left out, {first}"
+    say(f"{source}: {what}: {reason}")
+
+
 _GZIP = b"\x1f\x8b"
 
 
 def _json_lines(path: Path) -> Iterator[Located]:
     """Blank lines are skipped, and counted. A .json file may be one list of records, too, as any that opens
     one on a line of its own."""
-    number, begun = 0, False
+    at, number, begun = f"{path}:", 0, False
     may_be_list = path.name.endswith((".json", ".json.gz"))
     try:
         with path.open("rb") as file, contextlib.ExitStack() as stack:
@@ -154,9 +161,8 @@ def _json_lines(path: Path) -> Iterator[Located]:
                         "write each record on a line of its own"
                     )
                 elif text.strip():
-                    where = f"{path}:{number}"
                     begun = True
-                    yield where, number, _parse(text, where)
+                    yield at, number, _parse(text.rstrip(), f"{at}{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(
             f"{path} is cut short or no gzip file, behind line {number} ({error}): fetch it again"
@@ -164,8 +170,13 @@ def _json_lines(path: Path) -> Iterator[Located]:
 
 
 def _listed(path: Path, text: bytes) -> Iterator[Located]:
-    for number, record in enumerate(_parse(text, str(path)), 1):
-        yield f"{path}:{number}", number, record
+    yield from _numbered(path, _parse(text, str(path)))
+
+
+def _numbered(source: str | Path, found: Iterable[Any]) -> Iterator[Located]:
+    at = f"{source}, record "
+    for number, record in enumerate(found, 1):
+        yield at, number, record
 
 
 def _parse(text: bytes, where: str) -> Any:
@@ -175,9 +186,8 @@ def _parse(text: bytes, where: str) -> Any:
         raise UserError(f"{where}: not UTF-8 text ({error.reason})") from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
-        raise UserError(
-            f"{where}: not JSON ({error.msg} at {place}column {error.colno})"
-        ) from error
+        what = error.msg.removesuffix(" at")
+        raise UserError(f"{where}: not JSON ({what} at {place}column {error.colno})") from error
     except ValueError as error:
         raise UserError(f"{where}: JSON that cannot be read ({error})") from error
     except RecursionError as error:
@@ -189,12 +199,8 @@ def _parquet(path: Path) -> Iterator[Located]:
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                number += 1
-                yield f"{path}:{number}", number, record
+        batches = parquet.ParquetFile(path).iter_batches(batch_size=1024)
+        yield from _numbered(path, (record for batch in batches for record in batch.to_pylist()))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(
             f"{path} is cut off or no Parquet file ({error}): fetch it again"
@@ -209,8 +215,8 @@ def _array_record(path: Path) -> Iterator[Located]:
         reader.close()  # what was wrong is told only here
     except Exception as error:  # the library raises bare exceptions
         raise UserError(f"{path} is no array_record file ({error}): fetch it again") from error
-    for number, record in enumerate(records, 1):
-        yield f"{path}:{number}", number, _parse(record, f"{path}:{number}")
+    for at, number, record in _numbered(path, records):
+        yield at, number, _parse(record, f"{at}{number}")
 
 
 def _saved(directory: Path, split: str, setting: str) -> Iterator[Located]:
@@ -242,8 +248,7 @@ def _chosen(found: Any, split: str, setting: str, name: str, datasets: Any) -> I
                 f"{name} has no split {split!r} ({setting}.split): it has {', '.join(found)}"
             )
         found = found[split]
-    for number, record in enumerate(found, 1):
-        yield f"{name}[{split}]:{number}", number, record
+    yield from _numbered(f"{name}[{split}]", found)
 
 
 def _tfds(name: str, split: str) -> Iterator[Located]:
@@ -255,9 +260,8 @@ def _tfds(name: str, split: str) -> Iterator[Located]:
         raise UserError(
             f"{name}[{split}] cannot be read: {reason[0] if reason else error!r}"
         ) from error
-    for number, record in enumerate(found, 1):
-        texts = {key: _texts(value) for key, value in record.items()}
-        yield f"{name}[{split}]:{number}", number, texts
+    made = ({key: _texts(value) for key, value in record.items()} for record in found)
+    yield from _numbered(f"{name}[{split}]", made)
 
 
 def _texts(value: Any) -> Any:

@@ -169,6 +169,13 @@ class Chat:
         ids = self.encode(written + self.frame.end, begun)
         return ids[:-1] if self.frame.end else ids
 
+    def holds(self, written: str, y: str) -> bool:
+        """Whether all that y says stands in what was written of it, white space apart."""
+        if y in written:
+            return True
+        said = written.translate(dict.fromkeys(map(ord, _PLAIN)))
+        return "".join(y.split()) in "".join(said.split())
+
     def stop(self, written: str) -> tuple[int, int] | None:
         """Where the end token of an answer begins and ends in what stands behind its prompt."""
         if not self.frame.end:
@@ -250,8 +257,11 @@ class Chat:
         except UserError:
             return ""
         end = self._added.search(text.partition(SHOWN)[2])
-        # What opens the user's turn ends no answer.
-        return "" if end is None or end[0] in opening.partition(SHOWN)[0] else end[0]
+        if end is None:
+            return ""
+        # What opens the user's turn ends an answer only where it ends generation, as in GLM.
+        ends = self.tokenizer.encode(end[0], special=True)[0] in self.tokenizer.stop_ids
+        return end[0] if ends or end[0] not in opening.partition(SHOWN)[0] else ""
 
     def _left_out(self, roles: tuple[str, ...], begin_answer: bool) -> tuple[int, ...]:
         """Numbers of the messages that the template does not write, whatever they say."""

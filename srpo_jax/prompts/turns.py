@@ -32,7 +32,9 @@ def answer(chat: Chat, messages: Sequence[Message], y: str) -> str:
     begun = chat.render(messages).text
     turns = [*messages, {"role": "assistant", "content": y}]
     whole = chat.render(turns, begin_answer=False).text
-    written = _behind(begun, whole, _named(len(messages), turns), "use config.data.template=plain")
+    name = _named(len(messages), turns)
+    written = _behind(begun, whole, name, "use config.data.template=plain")
+    _check_whole(chat, written, y, name)
     stop = chat.stop(written)
     return written.removesuffix(chat.frame.rest) if stop is None else written[: stop[0]]
 
@@ -77,6 +79,7 @@ def _learned(chat: Chat, whole: Rendered, messages: Sequence[Message], turn: int
     begun = chat.render(messages[:turn]).text
     alone = chat.render(messages[: turn + 1], begin_answer=False).text
     written = _behind(begun, alone, _named(turn, messages), _ALONE)
+    _check_whole(chat, written, messages[turn]["content"], _named(turn, messages))
     stop = chat.stop(written)
     own = written[: stop[1]] if stop else written.removesuffix(chat.frame.rest)
     if not whole.text.startswith(begun + own):
@@ -95,7 +98,8 @@ def _marked(chat: Chat, whole: Rendered, span: Span, name: str) -> Span | None:
     inside = [(a, b) for a, b in whole.marked if a < last and b > first]
     if not inside:
         return None
-    begin, end = inside[0][0], inside[-1][1]
+    # What is marked of the prompt of generation is not the model's to write.
+    begin, end = max(first, inside[0][0]), inside[-1][1]
     # White space that is no token of its own is learned with the word behind it.
     joins = (
         begin > first and not text[first:begin].strip() and _joins(chat, text, first, begin, end)
@@ -135,6 +139,15 @@ def _behind(begun: str, whole: str, name: str, advice: str) -> str:
         f"{name}: the chat template has it generated behind {_short(begun[same:])}, and writes "
         f"{_short(whole[same:])} there once it is answered: see config.data.template_arguments, or {advice}"
     )
+
+
+def _check_whole(chat: Chat, written: str, y: str, name: str) -> None:
+    """UserError where the template leaves out a part of an answer, as many do with its reasoning."""
+    if not chat.holds(written, y):
+        raise UserError(
+            f"{name}: the chat template writes {_short(y)} as {_short(written)}, so not all of it would be "
+            "learned: see config.data.template_arguments, or take what it leaves out from the answer"
+        )
 
 
 def _named(turn: int, messages: Sequence[Message]) -> str:

@@ -157,7 +157,8 @@ def built(
     """(number, label, tree) of every `processes`-th pair; a dropped one has no tree. See `prepare`."""
     for number in range(process, len(pairs), processes):
         pair = pairs[number]
-        where = f"{pair.file or source}:{pair.line}" if pair.line else source
+        at = pair.at or f"{source}:"
+        where = f"{at}{pair.line}" if pair.line else source
         parts = pair_sequences(pair, renderer, names, where)
         tree = prefix_tree.build(parts)
         longest, slots = int(tree.depths.max()), len(tree.tokens)

@@ -20,6 +20,7 @@ def with_label(value: str) -> bytes:
     ("line", "said"),
     [
         (b'{"prompt": "x", "chosen"\n', "not JSON"),
+        (b'{"prompt": "x", "chosen": "y\n', "not JSON (Unterminated string starting at column 27)"),
         (b"[1, 2]\n", "a pair is a JSON object, not list"),
         (b'{"prompt": "x", "chosen": "a"}\n', "'rejected' is missing or not a text"),
         (GOOD.replace(b'"a"', b"3"), "'chosen' is missing or not a text"),
@@ -29,9 +30,10 @@ def with_label(value: str) -> bytes:
         (with_label("1.01"), "'label_prob' is 1.01, which is not between 0 and 1"),
         (with_label("-0.5"), "'label_prob' is -0.5, which is not between 0 and 1"),
         (with_label("NaN"), "'label_prob' is nan, which is not between 0 and 1"),
-        (with_label('"high"'), "'label_prob' is not a number"),
-        (with_label("true"), "'label_prob' is not a number"),
-        (with_label("null"), "'label_prob' is not a number"),
+        (with_label('"high"'), "'label_prob' is not a number but 'high'"),
+        (with_label("true"), "'label_prob' is not a number but True"),
+        (with_label("null"), "'label_prob' is not a number but None"),
+        (GOOD.replace(b'"x"', b"[]"), "'prompt' is empty"),
         (GOOD.replace(b'"x"', b'"caf\xe9"'), "not UTF-8 text"),
     ],
 )
@@ -164,6 +166,13 @@ def test_a_prompt_that_is_told_twice_is_joined(record, prompt, tmp_path):
             {"prompt": "Be rude. Hi", "chosen": [HI, YES], "rejected": [HI, NO]},
             "'prompt' is not what 'chosen' answers",
         ),
+        *(
+            (
+                {"prompt": "Hi", "chosen": write([HI, YES]), "rejected": write([HI, NO])},
+                "'chosen' is a text that holds messages: write the list of them itself",
+            )
+            for write in (json.dumps, str)
+        ),
         ({"prompt": 5, "chosen": [HI, YES], "rejected": [HI, NO]}, "'prompt' is missing or not a"),
         ({"prompt": "Why?", "messages": [HI, YES]}, "'prompt' is not what 'messages' answers"),
         (
@@ -221,9 +230,9 @@ def test_equal_completions_are_left_out_and_counted(tmp_path, capsys):
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     rows = [good, good | {"rejected": " b\n"}, good | {"rejected": "b"}]
     assert len(read(tmp_path, *rows)) == 1
-    assert (
-        "a.jsonl: 2 records left out: chosen and rejected are the same" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "a.jsonl: 2 records left out; the first, " in said
+    assert "a.jsonl:2: chosen and rejected are the same" in said
     assert len(read(tmp_path, *rows, distinct=False)) == 3
     assert len(read(tmp_path, *rows, rejected=False)) == 3
     with pytest.raises(
@@ -236,7 +245,7 @@ def test_conversations_with_an_empty_answer_are_left_out_and_counted(tmp_path, c
     good = {"messages": [HI, YES]}
     empty = {"messages": [HI, NO | {"content": " "}, HI, YES]}
     assert len(read(tmp_path, empty, good, rejected=False)) == 1
-    assert "1 records left out: an answer of the assistant is empty" in capsys.readouterr().err
+    assert "a.jsonl:1: an answer of the assistant is empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("begin", ["", "\n\n", " \n"])
@@ -259,6 +268,11 @@ def test_a_dialogue_from_windows_with_a_system_column(tmp_path):
     ("chosen", "rejected", "reason"),
     [
         ("Human: Hi\n\nAssistant: a", "Human: Hi\n\nAssistant:", "the last answer is empty"),
+        (
+            "Human: Hi\n\nAssistant: a\n\nHuman: So?",
+            "Human: Hi\n\nAssistant: b",
+            "does not end with an answer behind",
+        ),
         ("Human:\n\nAssistant: a", "Human:\n\nAssistant: b", "nothing is said before the last"),
         (
             "Human: Hi\nAssistant: a",
@@ -273,14 +287,14 @@ def test_dialogues_that_say_nothing_are_left_out_for_their_reason(
     good = {"chosen": "Human: Hi\n\nAssistant: a", "rejected": "Human: Hi\n\nAssistant: b"}
     bad = {"chosen": chosen, "rejected": rejected}
     assert len(read(tmp_path, bad, good, format="dialogue")) == 1
-    assert f"1 records left out: {reason}" in capsys.readouterr().err.replace("the dialogue ", "")
+    assert f"a.jsonl:1: {reason}" in capsys.readouterr().err.replace("the dialogue ", "")
 
 
 def test_text_before_the_first_turn_is_not_lost_without_a_count(tmp_path, capsys):
     row = {name: f"Be kind.\n\nHuman: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
     with pytest.raises(UserError, match="left out \\(text stands before the first turn"):
         read(tmp_path, row, format="dialogue")
-    assert "1 records left out: text stands before the first turn" in capsys.readouterr().err
+    assert "a.jsonl:1: text stands before the first turn" in capsys.readouterr().err
 
 
 def test_an_empty_file_and_none_at_all_are_named(tmp_path):
@@ -340,6 +354,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ),
         ({"info": {}, "summaries": [], "choice": 0}, "pairs", "config.data.format=summarize reads"),
         ({"prompt": "a", "completion": "b", "label": True}, "pairs", "a row for KTO has one"),
+        ({"messages": [HI, YES]}, "pairs", "in 'messages' is for config.objective.name=sft"),
         ({"question": "a", "best": "b", "worst": "c"}, "pairs", "it has best, question, worst"),
         (
             {"prompt": "a", "chosen": [{"role": "assistant", "content": "b"}], "rejected": "c"},

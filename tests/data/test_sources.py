@@ -52,6 +52,24 @@ def test_every_kind_of_file_holds_the_same_pairs(name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("a.jsonl", "a.jsonl:3"),
+        ("a.jsonl.gz", "a.jsonl.gz:3"),
+        ("a.json", "a.json, record 3"),
+        ("a.parquet", "a.parquet, record 3"),
+        ("a.array_record", "a.array_record, record 3"),
+    ],
+)
+def test_a_number_says_whether_it_counts_lines_or_records(name, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(globals(), "ROWS", [*ROWS, ROWS[0] | {"chosen": ""}])
+    KINDS.get(name, lambda path: path.write_text(json.dumps(ROWS, indent=1)))(tmp_path / name)
+    with pytest.raises(UserError, match=rf"^{place}: 'chosen' is empty$"):
+        records.read_pairs(name)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("a.parquet", "is cut off or no Parquet file"),
@@ -107,7 +125,7 @@ def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):
         pairs = records.read_pairs(source)
         assert pairs == PAIRS * 2
         assert [pair.line for pair in pairs] == [1, 2, 1, 2]
-        assert {pair.file for pair in pairs} == {f"part-0000{i}-of-00002.jsonl" for i in range(2)}
+        assert {pair.at for pair in pairs} == {f"part-0000{i}-of-00002.jsonl:" for i in range(2)}
     assert records.read_pairs(tmp_path) == PAIRS * 3
     (tmp_path / "part-00001-of-00002.jsonl").unlink()
     with pytest.raises(UserError, match=r"\*\.jsonl: 1 of 2 shards of part are there"):
@@ -274,7 +292,8 @@ def test_dialogues_that_part_early_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "copy.jsonl"
     path.write_text("".join(json.dumps(r) + "\n" for r in (early, good, early)))
     assert len(records.read_pairs(path, format="dialogue")) == 1
-    assert "2 records left out: chosen and rejected differ before" in capsys.readouterr().err
+    assert "2 records left out; the first, " in (said := capsys.readouterr().err)
+    assert "copy.jsonl:1: chosen and rejected differ before" in said
 
 
 @pytest.mark.parametrize(

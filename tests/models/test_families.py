@@ -82,24 +82,28 @@ def test_fifty_greedy_tokens_are_equal(both):
 
 
 @pytest.mark.parametrize("both", MARKED, indirect=True)
-def test_a_tree_scores_as_separate_rows_do(both):
+def test_packed_trees_score_as_separate_rows_do(both):
     """Windows, soft caps and rotation reach the packed rows, dense and blockwise, as plain ones."""
     _, there, here = both
     rng = np.random.default_rng(2)
     draw = lambda n: [int(t) for t in rng.integers(3, 300, n)]
-    x, tail, a, b = draw(21), draw(4), draw(9), draw(6)
-    parts = [(x, a), (x, b), ([*x, *tail], a), ([*x, *tail], b)]
-    rows = prefix_tree.stack([prefix_tree.pad(prefix_tree.build(parts), 64, 40)])
+
+    def four(x, tail, a, b):
+        return [(x, a), (x, b), ([*x, *tail], a), ([*x, *tail], b)]
+
+    pairs = [four(draw(21), draw(4), draw(9), draw(6)), four(draw(15), draw(3), draw(5), draw(8))]
+    rows = prefix_tree.stack([prefix_tree.pack([*map(prefix_tree.build, pairs)], 128, 80)])
     for kind in ("dense", "blockwise"):
         here.config = dataclasses.replace(here.config, attention=kind)
         got = scoring.score(here, rows, ("0", "1", "2", "3"))
-        for i, (prompt, completion) in enumerate(parts):
-            ids = torch.tensor([[*prompt, *completion]])
-            with torch.no_grad():
-                logp = there(ids).logits[0].log_softmax(-1)
-            places = range(len(prompt) - 1, ids.shape[1] - 1)
-            expected = sum(logp[p, ids[0, p + 1]].item() for p in places)
-            np.testing.assert_allclose(got[str(i)][0], expected, atol=1e-3, rtol=1e-5)
+        for place, pair in enumerate(pairs):
+            for i, (prompt, completion) in enumerate(pair):
+                ids = torch.tensor([[*prompt, *completion]])
+                with torch.no_grad():
+                    logp = there(ids).logits[0].log_softmax(-1)
+                places = range(len(prompt) - 1, ids.shape[1] - 1)
+                expected = sum(logp[p, ids[0, p + 1]].item() for p in places)
+                np.testing.assert_allclose(got[str(i)][place], expected, atol=1e-3, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "olmo2", "gpt-neox"])

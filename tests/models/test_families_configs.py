@@ -93,6 +93,27 @@ def test_whatever_a_config_leaves_unsaid_is_what_transformers_takes_for_it(name)
     assert tried > 50
 
 
+def test_no_family_is_left_out():
+    kinds = {getattr(transformers, kind).model_type for kind, _ in CASES.values()}
+    assert kinds == set(families.FAMILIES)
+
+
+def test_the_text_part_of_a_model_that_sees_pictures_leaves_unsaid_what_transformers_takes():
+    _, content = large("gemma3")
+    tried = 0
+    said = {"hidden_size", "intermediate_size", "num_hidden_layers"}  # by all published ones
+    for key in sorted(set(content) - IDLE - said):
+        less = {k: v for k, v in content.items() if k not in (key, "model_type")}
+        try:
+            whole = transformers.Gemma3Config(text_config=less).text_config.to_dict()
+        except (ValueError, KeyError):
+            continue  # transformers does not take it
+        part = families.text_part({"model_type": "gemma3", "text_config": less})
+        assert taken(part) == taken(whole), key
+        tried += 1
+    assert tried > 15
+
+
 @pytest.mark.parametrize("name", list(CASES))
 def test_null_is_what_transformers_takes_it_for(name):
     kind, content = large(name)

@@ -17,6 +17,7 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.step import TrainState
 from tests import objects
+from tests.checkpoints import save, save_tokenizer
 from tests.models.test_gguf import weights, write
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -47,9 +48,17 @@ def exported(workdir, directory):
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_run_is_read_without_the_gguf_file_that_it_began_with(rank, tmp_path):
-    path = write(tmp_path / "model.gguf", weights())
+def directory(path):
+    pytest.importorskip("torch", reason="a checkpoint to start from: install srpo_jax[dev]")
+    save("llama", path)
+    save_tokenizer(path)
+    return path
+
+
+@pytest.mark.parametrize(("kind", "rank"), [("gguf", 0), ("gguf", 2), ("directory", 0)])
+def test_a_run_is_read_without_the_model_that_it_began_with(kind, rank, tmp_path):
+    gguf = kind == "gguf"
+    path = write(tmp_path / "model.gguf", weights()) if gguf else directory(tmp_path / "model")
     first = begun(tmp_path / "run", path, rank)
     given = exported(tmp_path / "run", tmp_path / "with")
     path.rename(tmp_path / "away")

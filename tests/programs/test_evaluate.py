@@ -336,6 +336,15 @@ def test_a_run_with_other_arguments_of_its_chat_template_is_refused(config, tmp_
         check_templates(config_module.checked(config), {"a": str(tmp_path)})
 
 
+def test_a_run_whose_start_is_gone_is_evaluated_alone(config, tmp_path):
+    config.model.source = str(tmp_path / "gone")
+    settings = config_module.checked(config)
+    config_module.save(settings, tmp_path / "config.json")
+    alone = rf"neither .* nor a directory: --config\.evaluate\.models=.*'srpo={tmp_path}'"
+    with pytest.raises(UserError, match=alone):
+        evaluate._compared(settings, tmp_path)
+
+
 def test_a_model_does_not_judge_itself(config, tmp_path):
     config.judge.update({"name": "shannon", "source": "tiny"})
     with pytest.raises(

@@ -30,9 +30,17 @@ def test_the_first_pair_is_shown_with_its_scores(config):
     assert "'A kingfisher dives.\\n\\nSummary of this text" in text
     assert "score w|l: 8 tokens 'A bird.<|im_end|>'" in text
     assert "pair at line 2" not in text
-    assert "1 completions have white space around them, which is not learned" in text
+    padded = "completions with white space around them, which is not learned"
+    assert f"{padded}: 1" in text
     assert "1 pairs longer than the model's 2048 positions (config.data.overlong='drop')" in text
     assert "% of the tokens of separate sequences" in text
+
+
+def test_what_the_objective_does_not_read_is_not_counted(config):
+    config.objective.name = "sft"
+    text = "\n".join(inspect(config_module.checked(config), first=0))
+    assert "sft scores w under" in text
+    assert "white space" not in text
 
 
 def test_nothing_that_fits_is_said(config):

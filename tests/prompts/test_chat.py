@@ -260,3 +260,35 @@ def test_an_end_that_only_earlier_turns_have(behind, first, ends, tmp_path):
     segments = renderer.conversation([Message(**m) for m in TALK], "Because.")
     assert [text(tokenizer, s) for s in segments[1::2]] == [first, "Because." + ends[0]]
     assert [tokenizer.token(i) for i in renderer.stop_ids] == ends
+
+
+def test_a_turn_that_ends_generation_as_it_opens_ends_the_answer_before_it(tmp_path):
+    """GLM's way: its generation config stops at the user's mark, and the template writes no other end."""
+    save_tokenizer(
+        tmp_path,
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    )
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    tokenizer = read_tokenizer(tmp_path)
+    renderer = Renderer("dialogue", tokenizer)
+    segments = renderer.conversation([Message(**m) for m in TALK], "Because.")
+    assert [text(tokenizer, s) for s in segments[1::2]] == ["Hello.<|user|>", "Because.<|user|>"]
+    assert [tokenizer.token(i) for i in renderer.stop_ids] == ["<|user|>", "</s>"]
+
+
+def test_an_answer_of_which_the_template_leaves_out_a_part_is_refused(tmp_path):
+    save_tokenizer(
+        tmp_path,
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content.split('</think>')[-1] | trim }}"
+        "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}",
+    )
+    renderer = Renderer("dialogue", read_tokenizer(tmp_path))
+    x, y = (Message("user", "2 + 2?"),), "<think>Two.</think> Four </s>."
+    said = (
+        r"^turn 2 of 2 \(assistant\): the chat template writes '<think>.*' as 'Four .*not all of it"
+    )
+    for learn in (renderer.answer, renderer.conversation):
+        with pytest.raises(UserError, match=said):
+            learn(x, y)
+        assert learn(x, "Four  </s>.\n")

@@ -173,6 +173,19 @@ def test_marked_is_what_is_learned(name, theirs):
         assert [bool(m) for m in mask] == [bool(m) for m in learned], talk
 
 
+def test_what_is_marked_of_the_prompt_is_not_learned(theirs):
+    """As SmolLM3's template marks a turn with its head."""
+    template, _ = TEMPLATES["marked"]
+    head, begin = "{{ '<|im_start|>assistant\n' }}", "{% generation %}"
+    assert head + begin in template
+    marked, whole = (
+        ours(theirs, text, {}) for text in (template, template.replace(head + begin, begin + head))
+    )
+    for messages in CONVERSATIONS.values():
+        x, y = asked(messages[:-1]), messages[-1]["content"]
+        assert whole.conversation(x, y) == marked.conversation(x, y)
+
+
 @pytest.mark.parametrize(
     ("kind", "flag"),
     [
