@@ -68,13 +68,14 @@ def train(
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
-    source = loading.open_source(settings.model.source)
+    base = attempt.base(settings, workdir)
+    source = loading.open_source(base)
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
     objectives.check_log_odds(objective, data.label_prob, hyper)
-    sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
+    sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
