@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, attempt, command
+from srpo_jax.config.workdir import alone
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.source import Source
@@ -94,7 +95,11 @@ def train(
     del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    with (
+        alone(workdir),
+        open_checkpoints(settings, workdir) as checkpoints,
+        distributed.StopSignal() as stop,
+    ):
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
         if is_finished(workdir, start, settings.train.steps):

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, attempt
-from srpo_jax.config.workdir import claim
+from srpo_jax.config.workdir import alone, claim
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
@@ -108,7 +108,11 @@ def train(settings: Settings, workdir: Path) -> bool:
     task = prepare_task(settings, workdir, source)
     own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    with (
+        alone(workdir),
+        open_checkpoints(settings, workdir) as checkpoints,
+        distributed.StopSignal() as stop,
+    ):
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
         if start >= total:

@@ -11,6 +11,7 @@ Environment variables (set by launch/local.sh, or by hand on machines nothing el
 """
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -83,7 +84,7 @@ def from_main(work: Callable[[], T]) -> T:
     key = f"srpo_jax/from_main/{_asked}"
     # Collectives over devices have time limits of their own; hours of a judge's work are no failure.
     client: Any = global_state.client
-    heard = lambda: _together(client, f"{key}/heard")
+    heard = functools.partial(_together, client, f"{key}/heard")
     if jax.process_index() != 0:
         return cast(T, _received(_wait(client, key), heard))
     try:
