@@ -95,11 +95,7 @@ def train(
     del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
-    with (
-        alone(workdir),
-        open_checkpoints(settings, workdir) as checkpoints,
-        distributed.StopSignal() as stop,
-    ):
+    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
         if is_finished(workdir, start, settings.train.steps):
@@ -326,17 +322,19 @@ def measured(
     return Speed(settings.train.batch_size, began, work, peak * mesh.size)
 
 
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
+@contextlib.contextmanager
+def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
+    """Those of the run, which this start alone writes; nothing is read yet."""
     train = settings.train
-    return Checkpoints(
-        workdir / "checkpoints",
-        train.keep_checkpoints,
-        train.checkpoint_every,
-        verify=train.verify_checkpoints,
-        keep_every=train.keep_every,
-        keep_best=train.keep_best,
-    )
+    how: dict[str, Any] = {
+        "keep": train.keep_checkpoints,
+        "every": train.checkpoint_every,
+        "keep_every": train.keep_every,
+        "keep_best": train.keep_best,
+    }
+    folder, verify = workdir / "checkpoints", train.verify_checkpoints
+    with alone(workdir), Checkpoints(folder, **how, verify=verify) as checkpoints:
+        yield checkpoints
 
 
 def batches(

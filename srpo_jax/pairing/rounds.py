@@ -4,10 +4,11 @@ A round writes config.online.samples completions of each of config.train.batch_s
 reward them, and updates the policy. `train` is a run of them; `training.online` has the updates.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,11 +109,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     task = prepare_task(settings, workdir, source)
     own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
-    with (
-        alone(workdir),
-        open_checkpoints(settings, workdir) as checkpoints,
-        distributed.StopSignal() as stop,
-    ):
+    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
         if start >= total:
@@ -236,6 +233,7 @@ def own(settings: Settings, workdir: Path, source: Source, base: str, task: Task
 
     def agreed() -> None:
         claim(workdir, settings, attempt.identity_of(workdir, base, **known), MAY_CHANGE)
+        source.keep(workdir / loading.KEPT)
 
     distributed.from_main(agreed)
 
@@ -295,11 +293,16 @@ def sampling(settings: Settings) -> Sampling:
     return dataclasses.replace(settings.sampling, temperature=temperature, top_p=1.0)
 
 
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
-    train = settings.train
+@contextlib.contextmanager
+def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
+    """Those of the run, which this start alone writes; nothing is read yet."""
+    train, folder = settings.train, workdir / "checkpoints"
     keep, every = train.keep_checkpoints, train.checkpoint_every
-    return Checkpoints(workdir / "checkpoints", keep, every, verify=train.verify_checkpoints)
+    with (
+        alone(workdir),
+        Checkpoints(folder, keep, every, verify=train.verify_checkpoints) as checkpoints,
+    ):
+        yield checkpoints
 
 
 def require_finite(number: int, metrics: dict[str, float], checkpoints: Checkpoints) -> None:
