@@ -198,14 +198,13 @@ def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:
             f"{workdir} was trained with data.template={run.data.template!r} and model.source="
             f"{run.model.source!r}: evaluate it with the same"
         )
-    name = run.objective.name
-    models = {"start": run.model.source, name: str(workdir)}
+    name, start = run.objective.name, loading.begun_with(workdir) or run.model.source
     try:
-        loading.open_source(run.model.source)
+        loading.open_source(start)
     except UserError as error:
         alone = f"--config.evaluate.models=\"('{name}={workdir}',)\""
         raise UserError(f"{error}: {alone} evaluates {workdir} without its start") from error
-    return models, f"{name.upper()}: {workdir.name}"
+    return {"start": start, name: str(workdir)}, f"{name.upper()}: {workdir.name}"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, attempt, command
+from srpo_jax.config.workdir import alone
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.source import Source
@@ -68,13 +69,14 @@ def train(
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
-    source = loading.open_source(settings.model.source)
+    base = attempt.base(settings, workdir)
+    source = loading.open_source(base)
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
     objectives.check_log_odds(objective, data.label_prob, hyper)
-    sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
+    sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
@@ -320,17 +322,19 @@ def measured(
     return Speed(settings.train.batch_size, began, work, peak * mesh.size)
 
 
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
+@contextlib.contextmanager
+def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
+    """Those of the run, which this start alone writes; nothing is read yet."""
     train = settings.train
-    return Checkpoints(
-        workdir / "checkpoints",
-        train.keep_checkpoints,
-        train.checkpoint_every,
-        verify=train.verify_checkpoints,
-        keep_every=train.keep_every,
-        keep_best=train.keep_best,
-    )
+    how: dict[str, Any] = {
+        "keep": train.keep_checkpoints,
+        "every": train.checkpoint_every,
+        "keep_every": train.keep_every,
+        "keep_best": train.keep_best,
+    }
+    folder, verify = workdir / "checkpoints", train.verify_checkpoints
+    with alone(workdir), Checkpoints(folder, **how, verify=verify) as checkpoints:
+        yield checkpoints
 
 
 def batches(

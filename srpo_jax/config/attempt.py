@@ -20,19 +20,38 @@ MAY_CHANGE: tuple[str, ...] = (
 )
 
 
+def base(settings: Settings, workdir: Path) -> str:
+    """config.model.source; of another run, which may go on, the checkpoint that was its newest at the first
+    attempt.
+
+    Called by all processes.
+    """
+    name = distributed.from_main(lambda: loading.begun_with(workdir)) or settings.model.source
+    directory, _ = loading.split_step(name)
+    newest = loading.pinned(name) if loading.is_run(directory) else name
+    return distributed.from_main(lambda: newest)
+
+
+def identity_of(workdir: Path, base: str, **fingerprints: str) -> dict[str, str]:
+    """What run.json holds: fingerprints, and what a run that is begun now, or kept it, began with."""
+    is_new = not (workdir / "run.json").is_file()
+    return fingerprints | ({"source": base} if is_new or loading.begun_with(workdir) else {})
+
+
 def own(
     settings: Settings,
     workdir: Path,
     source: Source,
+    base: str,
     data: str,
     extend: bool,
     change_batch: bool,
 ) -> batch_sizes.Sizes:
     """Makes the workdir this run's, or checks that it is; it may be asked to go on otherwise.
 
-    data: fingerprint of the pairs as trees. extend: for more steps at other learning rates; change_batch:
-    with another batch size. Returns the sizes of its batches. Called by all processes; raises UserError for
-    settings that are not those of the run.
+    base: see `base`. data: fingerprint of the pairs as trees. extend: for more steps at other learning
+    rates; change_batch: with another batch size. Returns the sizes of its batches. Called by all processes;
+    raises UserError for settings that are not those of the run.
     """
     directory, now = workdir / "checkpoints", (settings.optimizer, settings.train.steps)
     size = settings.train.batch_size
@@ -52,7 +71,7 @@ def own(
         sizes = batch_sizes.of_run(workdir, before.train.batch_size, size, done, change_batch)
         if change_batch:
             may_change += batch_sizes.SETTINGS
-        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data}
+        identity = identity_of(workdir, base, tokenizer=source.tokenizer.fingerprint, data=data)
         claim(workdir, settings, identity, may_change)
         source.keep(workdir / loading.KEPT)
         return sizes

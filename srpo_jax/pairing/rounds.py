@@ -4,10 +4,11 @@ A round writes config.online.samples completions of each of config.train.batch_s
 reward them, and updates the policy. `train` is a run of them; `training.online` has the updates.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax import judges, objectives
-from srpo_jax.config import Settings
-from srpo_jax.config.workdir import claim
+from srpo_jax.config import Settings, attempt
+from srpo_jax.config.workdir import alone, claim
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
@@ -35,7 +36,7 @@ from srpo_jax.runtime import distributed
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.metrics import Metrics, Progress, is_main, status
+from srpo_jax.runtime.metrics import Metrics, Progress, status
 from srpo_jax.training.hooks import report_model
 from srpo_jax.training.online import Learner, OnlineStep, with_value_head
 from srpo_jax.training.optimizer import make_optimizer
@@ -103,9 +104,10 @@ def train(settings: Settings, workdir: Path) -> bool:
     """
     mesh = mesh_module.of_settings(settings.mesh)
     check(settings)
-    source = loading.open_source(settings.model.source)
+    base = attempt.base(settings, workdir)
+    source = loading.open_source(base)
     task = prepare_task(settings, workdir, source)
-    own(settings, workdir, source, task)
+    own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
     with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
@@ -224,12 +226,16 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     return Task(documents, direct, renderer, loaded[0] if loaded else None, own.reward)
 
 
-def own(settings: Settings, workdir: Path, source: Source, task: Task) -> None:
-    """Makes the workdir this run's, or checks that it is."""
+def own(settings: Settings, workdir: Path, source: Source, base: str, task: Task) -> None:
+    """Makes the workdir this run's, or checks that it is. Called by all processes."""
     digest = hashlib.sha256(repr(task.prompts).encode()).hexdigest()
-    if is_main():
-        identity = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
-        claim(workdir, settings, identity, MAY_CHANGE)
+    known = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
+
+    def agreed() -> None:
+        claim(workdir, settings, attempt.identity_of(workdir, base, **known), MAY_CHANGE)
+        source.keep(workdir / loading.KEPT)
+
+    distributed.from_main(agreed)
 
 
 def prepare_learner(
@@ -287,11 +293,16 @@ def sampling(settings: Settings) -> Sampling:
     return dataclasses.replace(settings.sampling, temperature=temperature, top_p=1.0)
 
 
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
-    train = settings.train
+@contextlib.contextmanager
+def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
+    """Those of the run, which this start alone writes; nothing is read yet."""
+    train, folder = settings.train, workdir / "checkpoints"
     keep, every = train.keep_checkpoints, train.checkpoint_every
-    return Checkpoints(workdir / "checkpoints", keep, every, verify=train.verify_checkpoints)
+    with (
+        alone(workdir),
+        Checkpoints(folder, keep, every, verify=train.verify_checkpoints) as checkpoints,
+    ):
+        yield checkpoints
 
 
 def require_finite(number: int, metrics: dict[str, float], checkpoints: Checkpoints) -> None:

@@ -152,6 +152,12 @@ def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
 
 
+def test_a_folder_is_no_output(config, tmp_path):
+    """It was taken for the pairs, with status 0."""
+    with pytest.raises(UserError, match="is a folder: name the file"):
+        pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path)
+
+
 def test_too_few_documents_is_an_error(config, tmp_path):
     config.pairs.count = 100
     with pytest.raises(UserError, match="fewer than the 100"):
