@@ -64,6 +64,7 @@ def train(
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
     check_batch(settings, mesh)
+    hooks.check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
@@ -73,13 +74,15 @@ def train(
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
-    objectives.check_log_odds(objective, data.label_prob, hyper)
+    for pairs in filter(None, (data, held)):
+        objectives.check_log_odds(objective, pairs.label_prob, hyper)
     sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
     # The policy and its reference, which is the policy as it starts unless another one is named
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
+    attempt.keep_start(workdir, frozen)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
     programs = one.compile(trained)
     policy = prepare_reference(settings, source, architecture, programs, (trained, frozen), mesh)
@@ -99,7 +102,7 @@ def train(
         if is_finished(workdir, start, settings.train.steps):
             return True
         speed = measured(settings, architecture, objective, mesh, began)
-        with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
+        with watched(settings, workdir, checkpoints, schedule, speed, start, given) as (log, watch):
             evaluate = during.begin(evaluation, log, start, state.model)
             last = loop(
                 lambda state, batch, finite: programs.train(state, frozen, batch, finite),
@@ -229,6 +232,7 @@ def score_pairs(
     if not objective.needs_reference:
         return reference.Stored(mesh)
     depends = reference.fingerprint(data, policy.weights, policy.architecture)
+    attempt.keep_reference(workdir, depends)
     path = reference.place(settings.data.cache, workdir, "reference_scores", depends)
     used = functools.partial(packing.used, settings.train.steps)
     if settings.reference.when == "first_epoch":
@@ -290,6 +294,7 @@ def watched(
     schedule: optax.Schedule,
     speed: Speed,
     start: int,
+    given: reference.Stored | FirstEpoch,
 ) -> Iterator[tuple[Metrics, tuple[Hook, ...]]]:
     """What happens behind each step: end where it was not finite, log, show, profile."""
     train = settings.train
@@ -300,7 +305,8 @@ def watched(
         Profiler(workdir, train.profile_at, train.profile_steps) as profile,
     ):
         write = hooks.write_metrics(log, schedule, speed, train.log_every)
-        acts = (hooks.require_finite(checkpoints), write, hooks.show(progress), profile)
+        finite = hooks.require_finite(checkpoints, given.write)
+        acts = (finite, write, hooks.show(progress), profile)
         yield log, tuple(Hook(act) for act in acts)
 
 
