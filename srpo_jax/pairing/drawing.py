@@ -11,6 +11,7 @@ config.sampling.max_new_tokens bounds what is written anew, not what is kept.
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress
 
 T = TypeVar("T")
+WEIGHTS = "weights of model.source"  # their digest, in files that say what made them
 SPAN = 3  # words written anew, at most
 # Settings of config.pairs that decide what is drawn; the others choose among what was.
 DECISIVE = (
@@ -52,15 +54,19 @@ def draw(
     documents: Sequence[Document],
     prompts: Sequence[Prompt],
     path: Path,
+    weights: str,
 ) -> list[Drawn]:
     """config.pairs.samples completions of each document, a line each in the JSON lines file `path`.
 
-    All processes decode, process 0 reads and writes; a file of an interrupted attempt is gone on with. The
-    list is process 0's. Raises UserError for a file that other settings or documents have made.
+    weights: a digest of the model's, "" where it is not known. All processes decode, process 0 reads and
+    writes; a file of an interrupted attempt is gone on with. The list is process 0's. Raises UserError for
+    a file that other settings, weights or documents have made.
     """
     own = settings.pairs
     ids = [document.id for document in documents]
-    header = _header(settings)
+    header = _header(settings) | {"prompts": _digest(prompts)}
+    if weights:
+        header[WEIGHTS] = weights
     done = distributed.from_main(lambda: _begin(path, header, ids))
     if done < len(ids):
         own_model = settings.model
@@ -207,21 +213,36 @@ def _header(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """Of all that the model sees, whatever the documents are called."""
+    ids = [(prompt.direct, prompt.before, prompt.after) for prompt in prompts]
+    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+
 def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:
     """How many documents an interrupted attempt with the same settings has sampled."""
     before, records = samples.read(path) if path.is_file() else (None, [])
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         samples.append(path, [header])
-    elif before != json.loads(json.dumps(header)):
-        raise UserError(
-            f"{path} was sampled with other settings: delete it, or use another --output"
-        )
+    elif what := _difference(before, json.loads(json.dumps(header))):
+        raise UserError(f"{path} was sampled with other {what}: delete it, or use another --output")
     if [record["id"] for record in records] != ids[: len(records)]:
         raise UserError(
             f"{path} was sampled from other documents: delete it, or use another --output"
         )
     return len(records)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """In what two headers differ. What one leaves open is not compared: an earlier version has not
+    written it, or the model is gone."""
+    for key in {**now, **before}:
+        named = key in ("prompts", WEIGHTS)
+        known = not named or (key in before and key in now)
+        if known and before.get(key) != now.get(key):
+            return key if named else "settings"
+    return None
 
 
 def _read(path: Path) -> list[Drawn]:
