@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from srpo_jax.config import default, stage
 
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
-GOLDS, EDITS, PAIRS = 64, 32, 48
+GOLDS, EDITS, PAIRS = 48, 24, 40
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "srpo": {"objective.beta": 0.02, "objective.nll_weight": 0.1},
     "dpo": {"objective.beta": 0.1},
@@ -41,8 +41,8 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 64
     config.pairs.max_prompt_tokens = 96
     config.evaluate.title = "SRPO quickstart: does the model improve its own answer?"
-    config.evaluate.count = 24
-    config.evaluate.max_prompt_tokens = 192
+    config.evaluate.count = 16
+    config.evaluate.max_prompt_tokens = 160
     config.evaluate.revisions = 2
     config.recipe.stages = (*taught(), *compared())
     return config

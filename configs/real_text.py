@@ -4,12 +4,14 @@
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR --workdir=runs/real_text [--config.seed=1]
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR:test --workdir=runs/test_1 \\
         --config.seed=1 --config.evaluate.skip=256
+    python -m srpo_jax.recipe --config=configs/real_text.py:DIR:out:1 --workdir=runs/test_1 --config.seed=1
 
 Without DIR the documents are Wikipedia's. SFT on golds; SFT that teaches the improve prompt, on own samples
 whose endings are written anew, of the two nearest the better one by the judge being the edit; pairs of own
 answers and own revisions, the best against the worst of four; on the same pairs and from the same start
 SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them. With `:test` those that were
-selected, on 256 test documents; each seed skips what the seeds before it had.
+selected, on 256 test documents; each seed skips what the seeds before it had. With `:out:SEED` the same
+models on that seed's share of documents of other kinds; where they are trained already, that alone is done.
 """
 
 from collections.abc import Sequence
@@ -31,13 +33,19 @@ METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
 # Of these by docs/experiment.md's rule, and the DPO that stays as near to the start as that SRPO.
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
 VALIDATION, TEST = 96, 256
+# Out of distribution: a seed's documents, and the longest prompt and answer in tokens. ACLSum has 87 test
+# documents for three seeds, and its golds are four times as long as what was trained on.
+OUT = {"wikipedia": (128, 112, 24), "aclsum": (29, 320, 48)}
 
 
 def get_config(given: str = "wikipedia") -> ConfigDict:
-    """given: the documents; `:test` behind them for the selected methods on test documents."""
+    """given: the documents; behind them `:test`, the selected methods on test documents, or `:out:SEED`."""
     documents, _, part = given.partition(":")
-    if part not in ("", "test"):
-        raise ValueError(f"{given!r} ends in {part!r}: only ':test' may stand behind the documents")
+    part, _, seed = part.partition(":")
+    if part not in ("", "test", "out") or seed.isdecimal() != (part == "out"):
+        raise ValueError(
+            f"{given!r}: behind the documents may stand ':test', or ':out:' and a seed"
+        )
     config = default()
     config.model.source = "smollm2-135m-instruct"
     # On two CPU cores nearly twice as fast as the defaults, which are for accelerators.
@@ -55,7 +63,7 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.sampling.top_p = 0.95
     config.sampling.max_new_tokens = 24
     config.sampling.batch_size = 64
-    held_out, split = documents, part or "validation"
+    held_out, split = documents, "test" if part else "validation"
     if documents != "wikipedia":
         documents, held_out = f"{documents}/train.jsonl", f"{documents}/{split}.jsonl"
     config.pairs.documents = documents
@@ -66,7 +74,12 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.evaluate.max_prompt_tokens = 112
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
-    config.recipe.stages = (*taught(), *compared(split, SELECTED if part else ()))
+    trainings, models = compared(SELECTED if part else ())
+    judged = out_of_distribution(int(seed)) if part == "out" else {split: {}}
+    evaluations = [
+        stage(name, "evaluate", {"evaluate.models": models, **own}) for name, own in judged.items()
+    ]
+    config.recipe.stages = (*taught(), *trainings, *evaluations)
     return config
 
 
@@ -99,8 +112,8 @@ def taught() -> list[dict[str, Any]]:
     ]
 
 
-def compared(split: str, selected: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Each method with each of its betas, or the selected ones; all of them on the held-out documents."""
+def compared(selected: Sequence[str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Each method with each of its betas, or the selected ones; and what they are called in evaluations."""
     stages, models = [], [] if selected else ["start={start}"]
     for label, (objective, betas, own) in METHODS.items():
         for beta in betas:
@@ -111,7 +124,21 @@ def compared(split: str, selected: Sequence[str] = ()) -> list[dict[str, Any]]:
             settings["optimizer.learning_rate"] = 6e-4
             stages.append(trained(name, objective, "{preferences}", PAIRS, settings))
             models.append(f"{name}={{{name}}}")
-    return [*stages, stage(split, "evaluate", {"evaluate.models": tuple(models)})]
+    return stages, tuple(models)
+
+
+def out_of_distribution(seed: int) -> dict[str, dict[str, Any]]:
+    """What each evaluation on documents of another kind has of its own, by the documents' name."""
+    return {
+        name: {
+            "evaluate.documents": (name,),
+            "evaluate.skip": seed * count,
+            "evaluate.count": count,
+            "evaluate.max_prompt_tokens": prompt,
+            "sampling.max_new_tokens": completion,
+        }
+        for name, (count, prompt, completion) in OUT.items()
+    }
 
 
 def trained(

@@ -72,7 +72,7 @@ def evaluate(
 
     def judge_and_report() -> None:
         chosen, written, found = _read(settings, workdir, who)
-        asked = judges.load_all(settings.judge, workdir) if "judge" in stages else ()
+        asked = judges.load_all(settings.judge, workdir, keep=True) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
             records, tables = judging.verdicts(workdir, found, judges.names(settings.judge))

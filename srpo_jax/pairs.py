@@ -121,7 +121,8 @@ def choose(
 ) -> None:
     """Process 0: judges what was drawn, and writes the pairs to `output`."""
     own = settings.pairs
-    judge = judges.load(settings.judge, workdir) if comparing.needs_judge(own) else None
+    asked = comparing.needs_judge(own)
+    judge = judges.load(settings.judge, workdir, keep=True) if asked else None
     found = [(document, one.texts) for document, one in zip(chosen, drawn, strict=True)]
     pairs, counts = comparing.make(own, found, judge)
     labelled = f", labelled by {judge.name}" if judge and own.goal == "preferences" else ""

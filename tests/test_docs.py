@@ -33,6 +33,7 @@ def test_every_file_named_exists(page):
         "model/",
         "documents/",
         "samples/",
+        "judge_scores/",
         "tensorboard/",
         "verdicts/",
         "report/",

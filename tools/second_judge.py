@@ -2,19 +2,21 @@
 
     python tools/second_judge.py WORKDIR KEPT.json.gz --source=MODEL [--revisions 0 5]
     python tools/second_judge.py RESULTS.json.gz KEPT.json.gz --source=MODEL --documents=FILE.jsonl
-    python tools/second_judge.py --show KEPT.json.gz …
+    python tools/second_judge.py --show KEPT.json.gz … [--beside RESULTS.json.gz …]
 
 The first scores what WORKDIR's models wrote (its report/results.json) and the golds, and writes the scores,
 in nats a token of the document, without texts. The second does so for results that tools/keep_results.py
 has kept; their documents are taken from the file that they came from. The third prints P(y_k over the gold)
 and P(y_k over the first revision asked for), P the sigmoid of 50 times a difference, with 95 % intervals
-over the documents of all files together. MODEL must be none of those compared, see
-srpo_jax/judges/shannon.py.
+over the documents of all files together; with the results that these scores are of, in the same order, also
+what the first judge said, the mean of both, and how far they agree on texts that are not the same. MODEL
+must be none of those compared, see srpo_jax/judges/shannon.py.
 """
 
 import argparse
 import dataclasses
 import gzip
+import itertools
 import json
 import re
 import sys
@@ -30,8 +32,10 @@ from srpo_jax.judges import shannon
 from srpo_jax.judges.judge import preference
 from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.judges.settings import JudgeSettings
+from srpo_jax.reporting.agreement import agreement
 from srpo_jax.reporting.compare import read
-from srpo_jax.reporting.evidence import Documents
+from srpo_jax.reporting.evidence import Documents, Evidence
+from srpo_jax.reporting.verdicts import GOLD, OWN, Key
 from srpo_jax.reporting.winrate import rate
 from srpo_jax.runtime.errors import UserError
 
@@ -115,6 +119,54 @@ def table(kept: Sequence[Kept]) -> str:
     return "\n".join(lines)
 
 
+def beside(kept: Sequence[Kept], results: Sequence[Evidence]) -> str:
+    """Markdown: both judges on y_k over the gold and over y_0, and their agreement.
+
+    Agreement is of the signs, where the texts compared are not the same (both judges say 1/2 of those).
+    Raises UserError for results of other documents or models, or without such comparisons.
+    """
+    own = _both(kept, results)
+    lines = [
+        "| | | first judge | second judge | mean of both | agree | kappa | of texts |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for (model, said), (first, second) in own.items():
+        differ = ~((first == 0.5) & (second == 0.5))
+        alike = agreement(first[differ], second[differ])
+        rates = " | ".join(map(_shown, (first, second, (first + second) / 2)))
+        agree = f"{100 * alike.share:.0f} % | {alike.kappa:.2f} | {alike.n}"
+        lines.append(f"| {model} | {said} | {rates} | {agree} |")
+    return "\n".join(lines)
+
+
+def _both(
+    kept: Sequence[Kept], results: Sequence[Evidence]
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """(model, comparison) -> P by the first and by the second judge, of all documents [D]."""
+    if len(kept) != len(results):
+        raise UserError("--beside needs as many files as --show, in the same order")
+    parts: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    for each, evidence in zip(kept, results, strict=True):
+        if evidence.set(each["set"]).ids != tuple(each["ids"]):
+            raise UserError(f"--beside: the results of {each['set']!r} are of other documents")
+        judge = evidence.judges[0].name
+        for model, scores in each["scores"].items():
+            for k, opponent in itertools.product(scores, (GOLD, OWN)):
+                other = each.get("gold") if opponent == GOLD else scores.get("0")
+                table = evidence.table(Key(each["set"], model, judge, opponent))
+                if other is None or (opponent == OWN and k == "0"):
+                    continue
+                if table is None:
+                    raise UserError(f"--beside: the results have no {model} against {opponent}")
+                second = preference(SCALE * (_joined([scores[k]]) - _joined([other])))
+                said = f"y_{k} over {'the gold' if opponent == GOLD else 'y_0'}"
+                parts.setdefault((model, said), []).append((table.probabilities[:, int(k)], second))
+    return {
+        key: (np.concatenate([a for a, _ in both]), np.concatenate([b for _, b in both]))
+        for key, both in parts.items()
+    }
+
+
 def _joined(parts: Sequence[Sequence[float | None] | None]) -> np.ndarray:
     whole = [value for part in parts for value in part or ()]
     return np.array(whole, np.float64)  # None becomes NaN
@@ -123,7 +175,11 @@ def _joined(parts: Sequence[Sequence[float | None] | None]) -> np.ndarray:
 def _rate(a: np.ndarray, b: np.ndarray) -> str:
     if len(a) != len(b):
         return "-"  # scores of golds were not kept
-    found = rate(preference(SCALE * (a - b)))
+    return _shown(preference(SCALE * (a - b)))
+
+
+def _shown(probabilities: np.ndarray) -> str:
+    found = rate(probabilities)
     return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
@@ -136,6 +192,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dtype", default="float32", help="of its products (%(default)s)")
     parser.add_argument("--revisions", type=int, nargs="+", default=[0, 5], help="(0 5)")
     parser.add_argument("--show", type=Path, nargs="+", help="files of scores, to print")
+    parser.add_argument("--beside", type=Path, nargs="+", help="results that these are of")
     chosen = parser.parse_args(arguments)
     if not chosen.show:
         if not (chosen.place and chosen.kept and chosen.source):
@@ -154,7 +211,10 @@ def main(arguments: Sequence[str]) -> None:
         chosen.kept.parent.mkdir(parents=True, exist_ok=True)
         chosen.kept.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
     files = chosen.show or [chosen.kept]
-    print(table([json.loads(gzip.decompress(path.read_bytes())) for path in files]))
+    kept = [json.loads(gzip.decompress(path.read_bytes())) for path in files]
+    print(table(kept))
+    if chosen.beside:
+        print("\n" + beside(kept, [read(path).evidence for path in chosen.beside]))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,14 @@ import numpy as np
 from srpo_jax.data import documents
 from srpo_jax.data.documents import Summarized
 from srpo_jax.judges import features
-from srpo_jax.judges.judge import Prompt, Verdicts, preference, readable, require_equal
+from srpo_jax.judges.judge import (
+    Prompt,
+    Verdicts,
+    preference,
+    readable,
+    recalled,
+    require_equal,
+)
 from srpo_jax.judges.minilm import Embedder
 from srpo_jax.judges.tricks import HELD_OUT, TRICKS
 from srpo_jax.judges.validation import DAMAGES
@@ -118,6 +125,7 @@ class EmbeddingJudge:
         weights to it.
         """
         keys = [(language_fold(x, step), x, y) for x, y in zip(prompts, completions, strict=True)]
+        self._known = recalled(self._known, keys)
         new = [key for key in dict.fromkeys(keys) if key not in self._known]
         texts = self.embedder([features.text_of(x) for _, x, _ in new])
         summaries = self.embedder([y for *_, y in new])

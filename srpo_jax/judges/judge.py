@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from srpo_jax.data.records import Message
 from srpo_jax.runtime.errors import UserError
 
+K = TypeVar("K")
+V = TypeVar("V")
 Prompt = str | tuple[Message, ...]  # x: a text, or a conversation that waits for the assistant
 GRID = 2.0**40
+REMEMBERED = 1 << 18  # completions; those of online learning would fill the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,13 @@ def preference(margin: np.ndarray) -> np.ndarray:
     """sigmoid(margin), float64 [N], such that that of -margin is 1 - p exactly."""
     larger = exact(1 / (1 + np.exp(-np.abs(margin))))
     return np.where(margin >= 0, larger, 1 - larger)
+
+
+def recalled(known: dict[K, V], wanted: Iterable[K]) -> dict[K, V]:
+    """What a judge remembers: all, or where that is more than REMEMBERED, what is wanted now."""
+    if len(known) <= REMEMBERED:
+        return known
+    return {one: known[one] for one in dict.fromkeys(wanted) if one in known}
 
 
 def require_equal(prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> None:

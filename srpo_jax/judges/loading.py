@@ -11,25 +11,29 @@ from pathlib import Path
 from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.judges.judge import Judge
 from srpo_jax.judges.length import LengthJudge
+from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.judges.settings import JudgeSettings
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
 
 
-def load(settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True) -> Judge:
+def load(
+    settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True, keep: bool = False
+) -> Judge:
     """The judge that `settings.name` names.
 
     What the judge keeps (`settings.cache`) is relative to `folder`. ask: False for one that only estimates
-    its cost.
+    its cost. keep: whether a model here keeps its scores in `folder`, too.
 
     Raises:
         UserError: the judge lacks something (see its module).
     """
-    return load_all(dataclasses.replace(settings, others=()), folder, ask=ask)[0]
+    return load_all(dataclasses.replace(settings, others=()), folder, ask=ask, keep=keep)[0]
 
 
 def load_all(
-    settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True
+    settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True, keep: bool = False
 ) -> tuple[Judge, ...]:
     """The judge, `settings.others`, and those members of ensembles that are not among these.
 
@@ -42,6 +46,9 @@ def load_all(
         if not any(_alike(member, each) for each in single):
             single.append(member)
     made = {each: _load(each, folder, ask) for each in single}
+    for one in made.values():
+        if keep and isinstance(one, ScoreJudge):
+            one.keep(storage.place(folder))
 
     def judge(each: JudgeSettings) -> Judge:
         if each.name != "ensemble":

@@ -11,6 +11,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from srpo_jax.data import assets
+from srpo_jax.judges.judge import recalled
 
 WIDTH = 384
 _WINDOW = 254  # tokens the model was trained to read, less [CLS] and [SEP]
@@ -41,6 +42,7 @@ class Embedder:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors float32 [N, 384] of `texts`; the vector of a text without tokens is 0."""
+        self._known = recalled(self._known, texts)
         new = sorted({text for text in texts if text not in self._known}, key=len, reverse=True)
         with ThreadPoolExecutor(_cores()) as pool:
             self._known.update(zip(new, pool.map(self._embed, new), strict=True))

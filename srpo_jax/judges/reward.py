@@ -58,6 +58,8 @@ class RewardScorer:
             self._chat = Chat(tokenizer)
         elif self.template != PLAIN:
             self._renderer = Renderer(self.template, tokenizer)
+        asked = run and {key: run[key] for key in ("template_arguments", "template_date")}
+        self.how = f"reward, {settings.dtype}, {self.template}, {asked}, {self.scale}"
         self.unscored = f"longer than the reward model's {self._source.config.max_length} tokens"
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import jax
 import numpy as np
 
-from srpo_jax.judges.judge import Prompt, Verdicts, preference, require_equal
+from srpo_jax.judges.judge import Prompt, Verdicts, preference, recalled, require_equal
+from srpo_jax.judges.kept import KeptScores, place
 from srpo_jax.models import loading
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime.errors import UserError
+
+PIECE = 512  # completions scored before they are kept
 
 
 class Scorer(Protocol):
@@ -21,6 +25,14 @@ class Scorer(Protocol):
     def unscored(self) -> str:
         """Why some completions have no score, as reports say it."""
 
+    @property
+    def source(self) -> str:
+        """Of the weights, pinned (see `models.digest`)."""
+
+    @property
+    def how(self) -> str:
+        """What decides its scores beside the weights: dtype, template …"""
+
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> np.ndarray:
         """s(x, y) of N prompts with a completion each, float64 [N]; NaN for what cannot be scored."""
 
@@ -29,8 +41,8 @@ class ScoreJudge:
     """P(a better than b | x) = sigmoid(scale (s(x, a) - s(x, b))); 1/2 for equal completions, always.
 
     Each completion is scored once and its score remembered, so the verdict of a swapped pair is 1 - p
-    exactly, whatever batch a text was in. The order means nothing; a pair of which one has no score has
-    no verdict. is_proxy: what a score is worth is for its description to say.
+    exactly, whatever batch a text was in (but see `recalled`). The order means nothing; a pair of which
+    one has no score has no verdict. is_proxy: what a score is worth is for its description to say.
     """
 
     is_proxy = True
@@ -39,6 +51,11 @@ class ScoreJudge:
         self.name, self.description = name, description
         self._scorer, self._scale = scorer, scale
         self._known: dict[tuple[Prompt, str], float] = {}
+        self._kept: KeptScores | None = None
+
+    def keep(self, folder: Path) -> None:
+        """From now on scores are kept in this workdir as they come, and those that are there are taken."""
+        self._kept = KeptScores(place(folder, self._scorer.source, self._scorer.how))
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
         """On N prompts and N completions each."""
@@ -68,11 +85,20 @@ class ScoreJudge:
         return {}
 
     def _score(self, wanted: Sequence[tuple[Prompt, str]]) -> None:
+        self._known = recalled(self._known, wanted)
         new = [one for one in dict.fromkeys(wanted) if one not in self._known]
-        if new:
-            prompts, completions = zip(*new, strict=True)
-            found = self._scorer.scores(prompts, completions)
-            self._known |= dict(zip(new, map(float, found), strict=True))
+        if self._kept:
+            found = {one: score for one in new if (score := self._kept.get(*one)) is not None}
+            self._known |= found
+            new = [one for one in new if one not in found]
+        for first in range(0, len(new), PIECE):
+            piece = new[first : first + PIECE]
+            prompts, completions = zip(*piece, strict=True)
+            numbers = self._scorer.scores(prompts, completions)
+            scored = dict(zip(piece, map(float, numbers), strict=True))
+            self._known |= scored
+            if self._kept:
+                self._kept.put(scored)
 
 
 def require_readable(source: str) -> None:

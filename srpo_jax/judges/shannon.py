@@ -54,7 +54,8 @@ class ShannonScorer:
         except UserError as error:
             raise UserError(f"config.judge.source: {error}") from error
         require_readable(settings.source)
-        self._settings = settings
+        self._settings, self.source = settings, loading.pinned(settings.source)
+        self.how = f"shannon, {settings.dtype}, {BEFORE!r}, {BEHIND!r}"
         limit = self._source.config.max_length
         self.unscored = f"empty, or longer with its summary than the model's {limit} tokens"
 
@@ -80,8 +81,8 @@ class ShannonScorer:
     @functools.cached_property
     def _model(self) -> Decoder:
         own = self._settings
-        status(f"reading the Shannon judge's model {own.source}")
-        return loading.load(own.source, own.dtype, mesh_module.local(self._source.config.width))
+        status(f"reading the Shannon judge's model {self.source}")
+        return loading.load(self.source, own.dtype, mesh_module.local(self._source.config.width))
 
 
 def _introduced(tokenizer: Tokenizer, y: str) -> Tokens:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
 
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.compare import (
@@ -20,6 +18,7 @@ from srpo_jax.reporting.compare import (
 )
 from srpo_jax.reporting.data import Report
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
+from srpo_jax.reporting.student import mean_of
 from srpo_jax.reporting.verdicts import VerdictTable
 from srpo_jax.reporting.wording import percent, points
 from srpo_jax.runtime.errors import UserError
@@ -69,15 +68,11 @@ def _changes(found: Sequence[Report], names: Sequence[str]) -> Iterator[tuple[st
         ]
         if len(said) < len(found):
             continue  # nothing is revised, or nobody judged it
-        changes = np.array([gain.mean for gain in gains if gain])
-        mean = float(changes.mean())
-        half = (
-            stdtrit(len(changes) - 1, 0.975) * float(changes.std(ddof=1)) / math.sqrt(len(changes))
-        )
-        key, ends_at = curve.key, f"{points(mean - half)} to {points(mean + half)}"
+        change = mean_of([gain.mean for gain in gains if gain])
+        key, ends_at = curve.key, f"{points(change.low)} to {points(change.high)}"
         yield (
             f"by part: {key.model} on {key.documents}, {key.judge} against {key.opponent}",
-            f"{'; '.join(said)}; over parts {points(mean)} ({ends_at}, 95 % by Student's t)",
+            f"{'; '.join(said)}; over parts {points(change.mean)} ({ends_at}, 95 % by Student's t)",
         )
 
 

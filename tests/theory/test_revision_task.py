@@ -26,7 +26,6 @@ from srpo_jax.theory.revision_task.desk import (
 from srpo_jax.theory.revision_task.exact import Table, kl
 from srpo_jax.theory.revision_task.network import Recipe
 from srpo_jax.theory.revision_task.plan import Plan, selected
-from srpo_jax.theory.revision_task.statistics import mean_of
 
 SMALL = Recipe(
     width=16, sft_examples=60, sft_steps=4, sft_batch=8, pairs=40, steps=4, batch=8, layers=1
@@ -189,11 +188,6 @@ def test_writers_write_as_often_right_as_they_should_and_the_editor_edits():
     kept = (desk.edited(symbols, draft, "reference", rng) == draft).mean()
     chance = np.square(WRITERS["reference"]).sum()
     assert kept == pytest.approx(1 - desk.edit * (1 - chance), abs=0.01)
-
-
-def test_an_interval_over_seeds_is_students():
-    # 4.303 by tables of Student's distribution, two degrees of freedom; standard error 1 / sqrt(3).
-    assert str(mean_of([1.0, 2.0, 3.0])) == "2.0 ± 2.5"
 
 
 # --- the network ----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 from srpo_jax.judges.scores import ScoreJudge
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
+from srpo_jax.reporting.verdicts import OWN
 from srpo_jax.runtime.errors import UserError
 from tests.reports import documents, evidence, texts, verdicts
 
@@ -94,3 +95,25 @@ def test_results_without_texts_are_judged_by_the_file_of_their_documents(kept, t
     assert same == kept
     with pytest.raises(UserError, match="has another gold than in the results"):
         second_judge.scored(results, JUDGE, "length", (0, 2), written(("another",) * 4))
+
+
+def test_two_judges_beside_each_other(kept):
+    first = evidence(
+        sets=(documents(),),
+        texts=(texts("srpo"),),
+        tables=(
+            verdicts("srpo", rows=[[1.0, 1.0, 1.0], [1.0, 1.0, 0.0], [0.0] * 3, [1.0] * 3]),
+            verdicts("srpo", opponent=OWN, rows=[[0.5, 1.0, 1.0]] * 3 + [[0.5, 0.0, 0.0]]),
+        ),
+    )
+    *_, over_gold, over_own = second_judge.beside([kept], [first]).splitlines()
+    # By length y_2 is worse than the gold and better than y_0, of every document: of four verdicts
+    # the first judge says two of the former too, and three of the latter.
+    second = 100 / (1 + np.exp(-50 * 5 / 100))
+    assert over_gold.startswith("| srpo | y_2 over the gold | 50.0 (")
+    assert over_gold.endswith("| 50 % | 0.00 | 4 |")
+    assert "| y_2 over y_0 | 75.0 (" in over_own
+    assert f"| {second:.1f} (" in over_own
+    assert over_own.endswith("| 75 % | 0.00 | 4 |")
+    with pytest.raises(UserError, match="of other documents"):
+        second_judge.beside([kept | {"ids": ["other"]}], [first])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from srpo_jax.reporting.student import mean_of
 from srpo_jax.theory import bandit
 from srpo_jax.theory.revision_task.cells import METHODS, WHERE, Store, curve, way_name
 from srpo_jax.theory.revision_task.exact import REVISIONS
@@ -23,7 +24,6 @@ from srpo_jax.theory.revision_task.plan import (
     shown,
     tried_at_equal_kl,
 )
-from srpo_jax.theory.revision_task.statistics import mean_of
 
 
 def at_equal_compute(store: Store, plan: Plan) -> str:

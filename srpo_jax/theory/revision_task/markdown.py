@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from srpo_jax.theory.revision_task.statistics import Mean
+from srpo_jax.reporting.student import Mean
 
 Rows = list[list[str]]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from srpo_jax.reporting.student import mean_of, means_of
 from srpo_jax.theory.revision_task import compute, online
 from srpo_jax.theory.revision_task.anchored import anchor_table
 from srpo_jax.theory.revision_task.cells import METHODS, START, WHERE, Store, curve, way_name
@@ -30,7 +31,6 @@ from srpo_jax.theory.revision_task.plan import (
     shown,
     study,
 )
-from srpo_jax.theory.revision_task.statistics import mean_of, means_of
 
 
 def summary(store: Store, plan: Plan) -> str:

@@ -1,4 +1,4 @@
-"""Means over seeds with Student's interval."""
+"""Means of independent runs, as seeds are, with Student's interval."""
 
 from typing import NamedTuple
 
@@ -18,6 +18,10 @@ class Mean(NamedTuple):
     @property
     def low(self) -> float:
         return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
 
 
 def mean_of(values: np.ndarray | list[float]) -> Mean:
