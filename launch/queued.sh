@@ -94,7 +94,7 @@ watch() {
         ;;
       SUSPENDED | FAILED)
         printf '%s: the TPU is gone; a new one is asked for\n' "$name" >&2
-        ready=''
+        ready='' failed=0
         delete
         ;;
       ACTIVE)

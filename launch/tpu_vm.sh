@@ -13,7 +13,7 @@
 #   create   makes the TPU VM
 #   setup    copies this repository to all workers and installs it there; again after a change
 #   run      starts the command on all workers and shows its output; the run goes on when this
-#            terminal is closed or Ctrl-C is pressed
+#            terminal is closed or Ctrl-C is pressed, and the same line then shows its output again
 #   resume   starts the command of the last run again (a run goes on from its last checkpoint), or
 #            shows the output of the one that is still going on
 #   logs     shows the output of the last run, from its beginning

@@ -43,7 +43,6 @@ case ${1:-} in
     ;;
   start)
     shift
-    ! running || fail "a run is going on (see status): stop it first"
     mkdir -p "$run"
     {
       printf 'echo $$ >%q\n' "$run/pid"
@@ -53,8 +52,15 @@ case ${1:-} in
       printf 'exec'
       printf ' %q' "$@"
       printf '\n'
-    } >"$run/command"
-    launch
+    } >"$run/asked"
+    if ! running; then
+      mv "$run/asked" "$run/command"
+      launch
+    elif cmp -s "$run/asked" "$run/command"; then # the connection that started it was lost
+      printf 'host %s: this run is going on already\n' "$host"
+    else
+      fail "another run is going on (see status): stop it first"
+    fi
     ;;
   resume)
     [[ -f $run/command ]] || fail "nothing has been run here: use run"

@@ -100,16 +100,16 @@ def export_model(
     if said := _other_ids(opened):
         status(f"{output}: {said}")
     if adapter:
-        if not _is_workdir(storage.place(source)):
+        if (workdir := _run_of(source)) is None:
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
         if opened.config.rewards:
             raise UserError(
                 f"--source={source} is a reward model, whose head is no part of an adapter: export the "
                 "whole model instead (without --adapter)"
             )
-        run = config_module.read(storage.place(source) / "config.json")
+        run = config_module.read(workdir / "config.json")
         config = loading.decoder_config(run.model, run.lora, run.train.frozen)
-        kind, base = described["model_type"], _base_of(storage.place(source))
+        kind, base = described["model_type"], _base_of(workdir)
         export.write_adapter(output, config, kind, opened.read_parameters(), base)
     else:
         dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
@@ -202,7 +202,7 @@ def _check_transformers(described: Mapping[str, Any], ours: Mapping[str, tuple[i
 def _base_of(workdir: Path) -> str:
     """The directory of the model that a run's adapter belongs to; "" where there is none (GGUF)."""
     started = config_module.read(workdir / "config.json").model.source
-    if _is_workdir(storage.place(started)):
+    if _run_of(started) is not None:
         raise UserError(
             f"{workdir}: its adapter belongs to the run {started}, which is no model that peft can load: "
             "export the whole model instead (without --adapter)"
@@ -216,9 +216,10 @@ def _base_of(workdir: Path) -> str:
     return str(files.resolve()) if files else ""
 
 
-def _is_workdir(path: Path) -> bool:
-    config = path / "config.json"
-    return config.is_file() and "model_type" not in huggingface.read_json(config)
+def _run_of(source: str) -> Path | None:
+    """The workdir that WORKDIR or WORKDIR@STEP names; None for another source."""
+    directory, _ = loading.split_step(source)
+    return directory if loading.is_run(directory) else None
 
 
 def _as_reward_model(described: Mapping[str, Any], source: Path) -> dict[str, Any]:

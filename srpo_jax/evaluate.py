@@ -29,6 +29,7 @@ from srpo_jax.evaluation import judging, store, writing
 from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges.ensemble import Ensemble
+from srpo_jax.models import loading
 from srpo_jax.reporting import compare as reports
 from srpo_jax.reporting import pool as pooling
 from srpo_jax.reporting import provenance, report
@@ -197,7 +198,8 @@ def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:
             f"{workdir} was trained with data.template={run.data.template!r} and model.source="
             f"{run.model.source!r}: evaluate it with the same"
         )
-    models = {"start": run.model.source, run.objective.name: str(workdir)}
+    start = loading.begun_with(workdir) or run.model.source
+    models = {"start": start, run.objective.name: str(workdir)}
     return models, f"{run.objective.name.upper()}: {workdir.name}"
 
 

@@ -2,7 +2,8 @@
 
     python -m srpo_jax.status WORKDIR
 
-WORKDIR is that of `train`, here or in a store of objects. Nothing is written, and the run is left alone.
+WORKDIR is that of `train` or `train_online`, here or in a store of objects. Nothing is written, and the
+run is left alone.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 
 from srpo_jax import config as config_module
-from srpo_jax.runtime import metrics, storage
+from srpo_jax.runtime import files, metrics, storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.program import run_program
@@ -28,29 +29,49 @@ Line = dict[str, Any]
 def standing(workdir: Path, now: float) -> Iterator[str]:
     """A line for each thing to say. now: seconds since 1970. UserError where there is no run."""
     settings = config_module.read(workdir / "config.json")
-    yield f"{workdir}: {settings.objective.name} of {settings.model.source} on {settings.data.pairs}"
+    name, what, on = "step", settings.objective.name, settings.data.pairs
+    if _is_online(workdir):
+        name, what, on = "round", settings.online.objective, settings.online.documents
+    yield f"{workdir}: {what} of {settings.model.source} on {on}"
     path = workdir / "metrics.jsonl"
     lines = metrics.read(path) if path.is_file() else []
-    steps = [line for line in lines if "step_seconds" in line]
+    steps = [one for line in lines if "step_seconds" in (one := _timed(line))]
     total = settings.train.steps
     if steps:
-        yield from _progress(steps, total, now)
+        yield from _progress(name, steps, total, now)
     else:
-        yield f"step: none yet of {total}"
+        yield f"{name}: none yet of {total}"
     yield from _checkpoints(workdir / "checkpoints")
-    if len(steps) > 1:
+    if len(steps) > 1 and name == "step":
         yield from _time(lines, steps)
     yield from (f"problem: {problem}" for problem in _problems(workdir, lines, steps, total, now))
 
 
-def _progress(steps: Sequence[Line], total: int, now: float) -> Iterator[str]:
+def _is_online(workdir: Path) -> bool:
+    """Whether it is a run of `train_online`, which has documents in place of pairs."""
+    path = workdir / "run.json"
+    return path.is_file() and "documents" in files.read_json(path, "bring it back")
+
+
+def _timed(line: Line) -> Line:
+    """A line of metrics; of a round with the seconds of its parts together."""
+    parts = [
+        line[key] for key in ("seconds_write", "seconds_reward", "seconds_learn") if key in line
+    ]
+    return line | {"step_seconds": sum(parts)} if parts else line
+
+
+def _progress(name: str, steps: Sequence[Line], total: int, now: float) -> Iterator[str]:
     last = steps[-1]
-    done, loss = last["step"], float(last.get("loss", math.nan))
+    figure = "loss" if name == "step" else "reward"
+    done, value = last["step"], float(last.get(figure, math.nan))
     yield (
-        f"step: {done} of {total} ({done / total:.0%}), loss {loss:.4f}, "
+        f"{name}: {done} of {total} ({done / total:.0%}), {figure} {value:.4f}, "
         f"{_duration(now - last['time'])} ago"
     )
-    parts = [f"{last['step_seconds']:.3g} s a step", f"{last['tokens_per_second']:,.0f} tokens/s"]
+    parts = [f"{last['step_seconds']:.3g} s a {name}"]
+    if "tokens_per_second" in last:
+        parts.append(f"{last['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in last:
         parts.append(f"MFU {last['mfu']:.0%}")
     if "memory_gb" in last:

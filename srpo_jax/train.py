@@ -69,14 +69,15 @@ def train(
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
-    source = loading.open_source(settings.model.source)
+    base = attempt.base(settings, workdir)
+    source = loading.open_source(base)
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
     for pairs in filter(None, (data, held)):
         objectives.check_log_odds(objective, pairs.label_prob, hyper)
-    sizes = attempt.own(settings, workdir, source, data.fingerprint, extend, change_batch)
+    sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
@@ -96,7 +97,10 @@ def train(
     del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    with (
+        attempt.checkpoints(settings.train, workdir) as checkpoints,
+        distributed.StopSignal() as stop,
+    ):
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
         if is_finished(workdir, start, settings.train.steps):
@@ -192,9 +196,11 @@ def prepare_reference(
     mesh: Mesh,
 ) -> Reference:
     """The policy as it starts, whose weights these are, or config.reference.source."""
-    name = settings.reference.source
-    if name and objectives.get(settings.objective.name).needs_reference:
+    name, objective = settings.reference.source, objectives.get(settings.objective.name)
+    if name and objective.needs_reference:
         weights = reference.weights_of(name, source, architecture, mesh)
+    elif name:
+        status(f"objective {objective.name} has no reference: config.reference.source is not read")
     return Reference(programs.reference, weights, architecture)
 
 
@@ -324,19 +330,6 @@ def measured(
         return Speed(settings.train.batch_size, began)
     work = functools.partial(model_flops, architecture, objective.needs)
     return Speed(settings.train.batch_size, began, work, peak * mesh.size)
-
-
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
-    train = settings.train
-    return Checkpoints(
-        workdir / "checkpoints",
-        train.keep_checkpoints,
-        train.checkpoint_every,
-        verify=train.verify_checkpoints,
-        keep_every=train.keep_every,
-        keep_best=train.keep_best,
-    )
 
 
 def batches(

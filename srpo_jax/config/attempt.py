@@ -1,17 +1,21 @@
 """An attempt at a training run: the first one makes the workdir its own, later ones go on with it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from srpo_jax.config.settings import Settings
-from srpo_jax.config.workdir import claim, kept, remember
+from srpo_jax.config.workdir import alone, claim, kept, remember
 from srpo_jax.models import loading
 from srpo_jax.models.source import Source
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.training import batch_sizes, extending
 from srpo_jax.training.reference import weights_digest
+from srpo_jax.training.settings import TrainSettings
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
@@ -24,19 +28,38 @@ MAY_CHANGE: tuple[str, ...] = (
 )
 
 
+def base(settings: Settings, workdir: Path) -> str:
+    """config.model.source; of another run, which may go on, the checkpoint that was its newest at the first
+    attempt.
+
+    Called by all processes.
+    """
+    name = distributed.from_main(lambda: loading.begun_with(workdir)) or settings.model.source
+    directory, _ = loading.split_step(name)
+    newest = loading.pinned(name) if loading.is_run(directory) else name
+    return distributed.from_main(lambda: newest)
+
+
+def identity_of(workdir: Path, base: str, **fingerprints: str) -> dict[str, str]:
+    """What run.json holds: fingerprints, and what a run that is begun now, or kept it, began with."""
+    is_new = not (workdir / "run.json").is_file()
+    return fingerprints | ({"source": base} if is_new or loading.begun_with(workdir) else {})
+
+
 def own(
     settings: Settings,
     workdir: Path,
     source: Source,
+    base: str,
     data: str,
     extend: bool,
     change_batch: bool,
 ) -> batch_sizes.Sizes:
     """Makes the workdir this run's, or checks that it is; it may be asked to go on otherwise.
 
-    data: fingerprint of the pairs as trees. extend: for more steps at other learning rates; change_batch:
-    with another batch size. Returns the sizes of its batches. Called by all processes; raises UserError for
-    settings that are not those of the run.
+    base: see `base`. data: fingerprint of the pairs as trees. extend: for more steps at other learning
+    rates; change_batch: with another batch size. Returns the sizes of its batches. Called by all processes;
+    raises UserError for settings that are not those of the run.
     """
     directory, now = workdir / "checkpoints", (settings.optimizer, settings.train.steps)
     size = settings.train.batch_size
@@ -56,7 +79,7 @@ def own(
         sizes = batch_sizes.of_run(workdir, before.train.batch_size, size, done, change_batch)
         if change_batch:
             may_change += batch_sizes.SETTINGS
-        identity = {"tokenizer": source.tokenizer.fingerprint, "data": data}
+        identity = identity_of(workdir, base, tokenizer=source.tokenizer.fingerprint, data=data)
         claim(workdir, settings, identity, may_change)
         source.keep(workdir / loading.KEPT)
         return sizes
@@ -90,3 +113,20 @@ def keep_reference(workdir: Path, fingerprint: str) -> None:
 
 def _keep(workdir: Path, name: str, value: str, what: str) -> None:
     distributed.from_main(lambda: remember(workdir, name, value, what))
+
+
+@contextlib.contextmanager
+def checkpoints(train: TrainSettings, workdir: Path) -> Iterator[Checkpoints]:
+    """Those of the run, which this start alone writes; nothing is read yet. Called by all processes."""
+    with (
+        alone(workdir),
+        Checkpoints(
+            workdir / "checkpoints",
+            train.keep_checkpoints,
+            train.checkpoint_every,
+            verify=train.verify_checkpoints,
+            keep_every=train.keep_every,
+            keep_best=train.keep_best,
+        ) as opened,
+    ):
+        yield opened

@@ -26,11 +26,19 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
+NAMED_TEMPLATES = "additional_chat_templates"  # a folder: those that have names, each a file
 # Those that a chat template may ask for, as `transformers` names them.
 SPECIAL = tuple(f"{key}_token" for key in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 
 
 PIECES = "tokenizer.model"
+
+
+def files_of(directory: Path) -> list[str]:
+    """Those of FILES that a model's directory has, and its named chat templates, as paths below it."""
+    named = sorted((directory / NAMED_TEMPLATES).glob("*.jinja"))
+    there = [name for name in FILES if (directory / name).is_file()]
+    return there + [f"{NAMED_TEMPLATES}/{path.name}" for path in named]
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
@@ -133,7 +141,7 @@ def _spelling(token: Any) -> str | None:
 
 def _chat_templates(directory: Path, config: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
     """The template, "default" where there are several, and those that have names."""
-    folder = directory / "additional_chat_templates"
+    folder = directory / NAMED_TEMPLATES
     named = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.jinja")}
     if (path := directory / "chat_template.jinja").is_file():
         return path.read_text(encoding="utf-8"), named

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.data import assets
-from srpo_jax.data.tokenizer_files import FILES
+from srpo_jax.data.tokenizer_files import FILES, files_of
 from srpo_jax.models import loading
 from srpo_jax.models.weights import CHECKPOINTS
 from srpo_jax.runtime import storage
@@ -59,7 +59,11 @@ class Digests:
         directory, step = loading.split_step(source)
         if loading.is_run(directory):
             return self._run(directory, step)
-        files = storage.below(directory) if weights else (directory / name for name in FILES)
+        files = (
+            storage.below(directory)
+            if weights
+            else (directory / name for name in files_of(directory))
+        )
         chosen = {directory / "config.json", *(path for path in files if _counts(path))}
         return self._tree(directory, chosen)
 
@@ -76,7 +80,7 @@ class Digests:
             "lora": dataclasses.asdict(run.lora) if run.lora.rank else None,
             "frozen": run.frozen,
             "seed": run.seed if partial else None,
-            "base": self._base(workdir, run.model.source, partial),
+            "base": self._base(workdir, loading.begun_with(workdir) or run.model.source, partial),
         }
 
     def _base(self, workdir: Path, source: str, weights: bool) -> Any:

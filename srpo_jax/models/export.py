@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from srpo_jax.data.tokenizer_files import FILES
+from srpo_jax.data.tokenizer_files import files_of
 from srpo_jax.models import families, huggingface, tensor_digests, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
@@ -199,6 +199,7 @@ def all_or_nothing(directory: Path) -> Iterator[Path]:
     Raises UserError where something is there already, or another process is writing it.
     """
     check_free(directory)
+    directory = directory.resolve()  # "." has no name
     part = directory.with_name(directory.name + ".part")
     part.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(part, os.O_RDONLY)
@@ -265,9 +266,9 @@ def tokenizer_files(part: Path, files: Path | Mapping[str, str]) -> None:
         for name, content in files.items():
             (part / name).write_text(content, encoding="utf-8")
         return
-    for name in FILES:
-        if (files / name).is_file():
-            shutil.copyfile(files / name, part / name)
+    for name in files_of(files):
+        (part / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(files / name, part / name)
     settings = part / "tokenizer_config.json"
     given = huggingface.read_json(settings) if settings.is_file() else {}
     said = {key: value for key, value in given.items() if key != "auto_map"}

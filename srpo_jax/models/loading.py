@@ -210,7 +210,7 @@ def _trained(workdir: Path, run: Run, wanted: int | None) -> Parameters:
     if not rest:
         return trained
     try:
-        base = open_source(run.model.source)
+        base = open_source(begun_with(workdir) or run.model.source)
     except UserError as error:
         raise rest_is_gone(workdir, str(error)) from error
     given = base.read_parameters() if base.read_parameters else _drawn(config, run.seed)
@@ -240,6 +240,19 @@ def _drawn(config: DecoderConfig, seed: int) -> Parameters:
     return {
         ".".join(map(str, path)): np.asarray(v.get_value()) for path, v in nnx.to_flat_state(frozen)
     }
+
+
+def begun_with(workdir: Path) -> str | None:
+    """The model that a run began with, as a source: WORKDIR@STEP for another run. None where none is kept.
+
+    What the run did not train is there, and no longer in the newest checkpoint where the other went on.
+    """
+    path = workdir / "run.json"
+    if not path.is_file():
+        return None
+    remedy = "delete it, if what the run began with is still as it was"
+    kept: str | None = files.read_json(path, remedy).get("source")
+    return kept
 
 
 def check_tokenizer(workdir: Path, tokenizer: Tokenizer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.data.tokenizer import Tokenizer, TokenizersTokenizer
-from srpo_jax.data.tokenizer_files import FILES
+from srpo_jax.data.tokenizer_files import files_of
 from srpo_jax.models import export, huggingface
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.weights import Parameters
@@ -71,10 +71,9 @@ class Source:
             return
         directory.mkdir(parents=True, exist_ok=True)
         if isinstance(held, Path):
-            for name in ("config.json", *FILES):
-                if (path := held / name).is_file():
-                    with whole(directory / name) as part:
-                        shutil.copyfile(path, part)
+            for name in ("config.json", *files_of(held)):
+                with whole(directory / name) as part:
+                    shutil.copyfile(held / name, part)
             return
         config = json.dumps(self.described(), indent=2) + "\n"
         for name, content in {**held, "config.json": config}.items():

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from srpo_jax.models.attention.logits import Logits
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
@@ -33,32 +34,30 @@ def log_probabilities(
     On a mesh each device keeps to its own part of a vocabulary that lies along "tensor", and only the
     part in use is gathered along "fsdp". scale: of the logits. softcap c: they are then c tanh(logits / c).
     """
-    if scale != 1.0:
-        hidden = hidden * jnp.asarray(scale, hidden.dtype)
     shards = mesh_module.current_parts("vocab")
     if chunk is None:
         local = hidden.shape[0] * hidden.shape[1] // mesh_module.current_parts("batch")
         chunk = max(128, LOGITS // max(1, local))
     split = shards, _parts(kernel.shape[0] // shards, chunk)
-    return _log_probabilities(hidden, kernel, targets, split, softcap)
+    return _log_probabilities(hidden, kernel, targets, split, Logits(scale, softcap))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _log_probabilities(
-    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], softcap: float | None
+    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], made: Logits
 ) -> Array:
-    return _forward(hidden, kernel, targets, split, softcap)[0]
+    return _forward(hidden, kernel, targets, split, made)[0]
 
 
 def _forward(
-    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], softcap: float | None
+    hidden: Array, kernel: Array, targets: Array, split: tuple[int, int], made: Logits
 ) -> tuple[Array, tuple[Array, ...]]:
     def extend(
         carry: tuple[Array, Array, Array], part: tuple[Array, Array]
     ) -> tuple[tuple[Array, Array, Array], None]:
         largest, total, chosen = carry
         weights, entries = part
-        logits = _logits(hidden, weights, entries, softcap)
+        logits = _logits(hidden, weights, entries, made)
         higher = jnp.maximum(largest, logits.max((-2, -1)))
         summed = jnp.exp(logits - higher[..., None, None]).sum((-2, -1))
         total = total * jnp.exp(largest - higher) + summed
@@ -74,20 +73,22 @@ def _forward(
 
 
 def _backward(
-    split: tuple[int, int], softcap: float | None, kept: tuple[Array, ...], cotangent: Array
+    split: tuple[int, int], made: Logits, kept: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, None]:
     """d log p(v) / d logits = one-hot(v) - softmax."""
     hidden, kernel, targets, normaliser = kept
 
     def part(total: Array, part: tuple[Array, Array]) -> tuple[Array, Array]:
         weights, entries = part
-        logits = _logits(hidden, weights, entries, softcap)
+        logits = _logits(hidden, weights, entries, made)
         softmax = jnp.exp(logits - normaliser[..., None, None])
         here = targets[..., None, None] == entries
         slope = cotangent[..., None, None] * (here - softmax)
-        if softcap is not None:
+        if made.softcap is not None:
             # The derivative of c tanh(l / c), in terms of its value; no entry has none.
-            slope *= jnp.where(entries >= 0, 1 - (logits / softcap) ** 2, 0.0)
+            slope *= jnp.where(entries >= 0, 1 - (logits / made.softcap) ** 2, 0.0)
+        if made.scale != 1.0:
+            slope *= made.scale
         # Rounded to the inputs' dtype before the products, as in models/product.py.
         slope = slope.astype(hidden.dtype)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -105,12 +106,14 @@ def _backward(
 _log_probabilities.defvjp(_forward, _backward)
 
 
-def _logits(hidden: Array, weights: Array, entries: Array, softcap: float | None) -> Array:
+def _logits(hidden: Array, weights: Array, entries: Array, made: Logits) -> Array:
     """[B, T, D], [shards, v, D] -> float32 [B, T, shards, v]; -inf where there is no entry."""
     weights = _on_shards(weights, None)
     logits = jnp.einsum("btd,gvd->btgv", hidden, weights, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
+    if made.scale != 1.0:
+        logits *= made.scale
+    if made.softcap is not None:
+        logits = made.softcap * jnp.tanh(logits / made.softcap)
     logits = jnp.where(entries >= 0, logits, -jnp.inf)
     return mesh_module.constrain(logits, ("batch", None, "vocab", None))
 

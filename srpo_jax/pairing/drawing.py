@@ -21,7 +21,7 @@ import numpy as np
 
 from srpo_jax.config import Settings
 from srpo_jax.data.documents import Document
-from srpo_jax.models import decoding_mesh
+from srpo_jax.models import decoding_mesh, loading
 from srpo_jax.models.decoder import Decoder
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.revision import Branch, Sampling, Trunks, samples
@@ -64,15 +64,17 @@ def draw(
     """
     own = settings.pairs
     ids = [document.id for document in documents]
-    header = _header(settings) | {"prompts": _digest(prompts)}
+    source = loading.pinned(settings.model.source)  # a run may go on while this is interrupted
+    header = _header(settings) | {"source": source, "prompts": _digest(prompts)}
     if weights:
         header[WEIGHTS] = weights
     done = distributed.from_main(lambda: _begin(path, header, ids))
     if done < len(ids):
         own_model = settings.model
-        given = own_model.source, own_model.dtype, settings.mesh, settings.seed
+        given = source, own_model.dtype, settings.mesh, settings.seed
         model = decoding_mesh.load(*given)
-        _check_lengths(ids, prompts, settings.sampling.max_new_tokens, model.config.max_length)
+        new, positions = settings.sampling.max_new_tokens, model.config.max_length
+        _check_lengths(own.draw, ids, prompts, new, positions)
         sampler = _Sampler(model, renderer, _sampling(settings), settings.seed, own.samples)
         size = max(1, settings.sampling.batch_size // own.samples)
         with Progress("sample pairs", len(ids), unit="documents", done=done) as progress:
@@ -185,10 +187,14 @@ def _kept(draft: str, seed: int, row: int) -> tuple[list[str], int]:
     return words[: rng.integers(max(1, len(words)))], int(rng.integers(1, SPAN + 1))
 
 
-def _check_lengths(ids: Sequence[str], prompts: Sequence[Prompt], new: int, positions: int) -> None:
-    """UserError naming the first document whose prompts, with an answer shown, leave no room for one."""
+def _check_lengths(
+    how: str, ids: Sequence[str], prompts: Sequence[Prompt], new: int, positions: int
+) -> None:
+    """UserError naming the first document whose prompts, with what is shown or kept, leave no room."""
     for name, prompt in zip(ids, prompts, strict=True):
-        need = max(len(prompt.direct) + new, prompt.room(new)) + new
+        # Endings and spans stand behind what is kept of an answer.
+        before = {"answers": len(prompt.direct), "revisions": prompt.room(new)}
+        need = before.get(how, len(prompt.direct) + new) + new
         if need > positions:
             raise UserError(
                 f"document {name!r} needs {need} tokens with its completions, the model has {positions} "
@@ -220,29 +226,25 @@ def _digest(prompts: Sequence[Prompt]) -> str:
 
 
 def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:
-    """How many documents an interrupted attempt with the same settings has sampled."""
-    before, records = samples.read(path) if path.is_file() else (None, [])
+    """How many documents an interrupted attempt with the same settings has sampled.
+
+    What an earlier version did not keep yet, it had.
+    """
+    kept = json.loads(json.dumps(header))
+    before, records = samples.read(path, mend=True) if path.is_file() else (None, [])
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         samples.append(path, [header])
-    elif what := _difference(before, json.loads(json.dumps(header))):
-        raise UserError(f"{path} was sampled with other {what}: delete it, or use another --output")
+    elif kept | before != kept:
+        key = next(key for key, value in before.items() if kept.get(key) != value)
+        raise UserError(
+            f"{path} was sampled with another {key}, {before[key]!r}: delete it, or use another --output"
+        )
     if [record["id"] for record in records] != ids[: len(records)]:
         raise UserError(
             f"{path} was sampled from other documents: delete it, or use another --output"
         )
     return len(records)
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """In what two headers differ. What one leaves open is not compared: an earlier version has not
-    written it, or the model is gone."""
-    for key in {**now, **before}:
-        named = key in ("prompts", WEIGHTS)
-        known = not named or (key in before and key in now)
-        if known and before.get(key) != now.get(key):
-            return key if named else "settings"
-    return None
 
 
 def _read(path: Path) -> list[Drawn]:

@@ -107,12 +107,16 @@ def train(settings: Settings, workdir: Path) -> bool:
     """
     mesh = mesh_module.of_settings(settings.mesh)
     check(settings)
-    source = loading.open_source(settings.model.source)
+    base = attempt.base(settings, workdir)
+    source = loading.open_source(base)
     task = prepare_task(settings, workdir, source)
-    own(settings, workdir, source, task)
+    own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
     attempt.keep_start(workdir, (learner.frozen, learner.reference))
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    with (
+        attempt.checkpoints(settings.train, workdir) as checkpoints,
+        distributed.StopSignal() as stop,
+    ):
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
         if start >= total:
@@ -238,13 +242,13 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     return Task(documents, direct, renderer, loaded[0] if loaded else None, own.reward)
 
 
-def own(settings: Settings, workdir: Path, source: Source, task: Task) -> None:
+def own(settings: Settings, workdir: Path, source: Source, base: str, task: Task) -> None:
     """Makes the workdir this run's, or checks that it is. Called by all processes."""
     digest = hashlib.sha256(repr(task.prompts).encode()).hexdigest()
-    identity = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
+    known = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
 
     def agreed() -> None:
-        claim(workdir, settings, identity, MAY_CHANGE)
+        claim(workdir, settings, attempt.identity_of(workdir, base, **known), MAY_CHANGE)
         source.keep(workdir / loading.KEPT)
 
     distributed.from_main(agreed)
@@ -303,19 +307,6 @@ def sampling(settings: Settings) -> Sampling:
     """How completions are written: from the whole softmax, at the temperature that the loss knows."""
     temperature = settings.online.temperature
     return dataclasses.replace(settings.sampling, temperature=temperature, top_p=1.0)
-
-
-def open_checkpoints(settings: Settings, workdir: Path) -> Checkpoints:
-    """Those of the run; nothing is read yet."""
-    train = settings.train
-    return Checkpoints(
-        workdir / "checkpoints",
-        train.keep_checkpoints,
-        train.checkpoint_every,
-        verify=train.verify_checkpoints,
-        keep_every=train.keep_every,
-        keep_best=train.keep_best,
-    )
 
 
 def require_finite(number: int, metrics: dict[str, float], checkpoints: Checkpoints) -> None:

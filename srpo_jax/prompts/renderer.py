@@ -22,13 +22,15 @@ from srpo_jax.runtime.errors import UserError
 class Prompt:
     """x in token ids. The improve prompt is before + shown completion + after.
 
-    refused: why there is no improve prompt, where there is none.
+    refused: why there is no improve prompt, where there is none. stops: what ends a completion, as far as
+    it is known.
     """
 
     direct: tuple[int, ...]
     before: tuple[int, ...]
     after: tuple[int, ...]
     refused: str = ""
+    stops: tuple[int, ...] = ()
 
     def improve(self, shown: Sequence[int]) -> tuple[int, ...]:
         """The prompt that shows a completion (ids without end of sequence); UserError where refused."""
@@ -118,13 +120,18 @@ class Renderer:
         if self._chat is None:
             text = self._text(x)
             start = (*self._head, *self.tokenizer.encode(text, continued=self._begun))
-            return Prompt((*start, *self._direct_tail), (*start, *self._middle), self._after)
+            direct, before = (*start, *self._direct_tail), (*start, *self._middle)
+            return Prompt(direct, before, self._after, stops=self.stop_ids)
         direct = self._chat.ids(self._direct(x))
         try:
-            before, after = self._chat.around(self._improve(x, SHOWN))
+            around = self._chat.around(self._improve(x, SHOWN))
         except UserError as error:
-            return Prompt(direct, (), (), refused=str(error))
-        return Prompt(direct, self._chat.encode(before), self._chat.encode(after, before + SHOWN))
+            return Prompt(direct, (), (), str(error), self.stop_ids)
+        before, after = (
+            self._chat.encode(around[0]),
+            self._chat.encode(around[1], around[0] + SHOWN),
+        )
+        return Prompt(direct, before, after, stops=self.stop_ids)
 
     def answer(self, x: str | Sequence[Message], y: str, *, shown: bool = False) -> tuple[int, ...]:
         """`completion` as the template writes it for this very x and y.

@@ -44,18 +44,22 @@ def revise(
 ) -> list[list[str]]:
     """For each prompt the texts [y_0, …, y_N]; only the last revision is shown, not the history.
 
+    A completion ends with what the prompts or the tokenizer name: a chat template may end an answer with
+    another token than the tokenizer a text.
+
     What is drawn for a prompt depends on seed and its number in `rows` (by default its index) alone:
     batch size and order of work change nothing. foreseen: the `shapes` of a larger set, of which these
     prompts are a part; by default their own. progress is advanced by the prompts done; the time
     taken is added to `spent`.
     Raises UserError when a prompt and what must follow it do not fit the model's positions.
     """
+    stops = [stop for prompt in prompts for stop in prompt.stops]
     ids = revise_ids(
         model,
         prompts,
         n_revisions,
         sampling,
-        eos=tokenizer.stop_ids,
+        eos=tuple(dict.fromkeys((*stops, *tokenizer.stop_ids))),
         seed=seed,
         rows=rows,
         foreseen=foreseen,
@@ -118,7 +122,7 @@ def revising(
     """
     stops = (eos,) if isinstance(eos, int) else tuple(eos)
     new = sampling.max_new_tokens
-    needs = [prompt.room(new) for prompt in prompts]
+    needs = [prompt.room(new) if n_revisions else len(prompt.direct) for prompt in prompts]
     plan.check_fit(needs, new, model.config.max_length)
     numbers = np.array(range(len(prompts)) if rows is None else rows, np.uint32)
     keys = np.asarray(programs.keys(seed, numbers))

@@ -53,7 +53,7 @@ def resume(path: Path, header: Record, fits: Callable[[list[Record]], bool]) -> 
     header = json.loads(json.dumps(header))
 
     def kept(candidate: Path) -> list[Record] | None:
-        begun, records = read(candidate)
+        begun, records = read(candidate, mend=True)
         return records if begun == header and fits(records) else None
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,14 @@ def append(path: Path, records: Sequence[Record]) -> None:
     storage.append(path, text.encode())
 
 
-def read(path: Path) -> tuple[Record | None, list[Record]]:
-    """Header, None in an empty file, and records; a last line without its end is cut off the file."""
+def read(path: Path, *, mend: bool = False) -> tuple[Record | None, list[Record]]:
+    """Header, None in an empty file, and records, without a last line that lacks its end.
+
+    mend: such a line is cut off the file, for who is to append; another program may be writing it just now.
+    """
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content) and not storage.is_remote(path):  # objects are never cut
+    if mend and len(whole) < len(content) and not storage.is_remote(path):  # objects are never cut
         os.truncate(path, len(whole))
     lines = [_parsed(line, f"{path}:{i}") for i, line in enumerate(whole.splitlines(), 1)]
     return (lines[0], lines[1:]) if lines else (None, [])

@@ -5,6 +5,7 @@ On disk a checkpoint is flat: parameter name -> array, with names such as
 checkpoint and a configuration can be named.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -301,13 +302,18 @@ def _kept(newest: int, every: int, best: int) -> Any:
         policies.append(rules.EveryNSteps(every))
     if best:
         lowest = rules.BestN(
-            get_metric_fn=lambda metrics: float(metrics[BEST]),
+            get_metric_fn=lambda metrics: _or_worst(float(metrics[BEST])),
             reverse=True,
             n=best,
             keep_checkpoints_without_metrics=False,
         )
         policies.append(lowest)
     return rules.AnyPreservationPolicy(policies)
+
+
+def _or_worst(value: float) -> float:
+    """What is no number has no place in an order, and would put others in a wrong one."""
+    return math.inf if math.isnan(value) else value
 
 
 def flatten(tree: Any) -> dict[str, Any]:

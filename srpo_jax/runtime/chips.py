@@ -1,6 +1,7 @@
 """Published figures of the accelerators that people train on."""
 
 import dataclasses
+import re
 
 import jax
 
@@ -66,4 +67,9 @@ def of(device: jax.Device) -> Chip | None:
     """The chip that a device is; None for one that is not in the table, a CPU for instance."""
     named = ((kind, chip) for chip in CHIPS for kind in chip.kinds)
     fitting = [pair for pair in named if device.device_kind.startswith(pair[0])]
-    return max(fitting, key=lambda pair: len(pair[0]))[1] if fitting else None
+    if not fitting:
+        return None
+    chip = max(fitting, key=lambda pair: len(pair[0]))[1]
+    # Of a GPU that comes with other memory, too, the kind says how much.
+    said = re.search(r"\b(\d+) ?GB\b", device.device_kind)
+    return dataclasses.replace(chip, memory=int(said[1]) * GB) if said else chip

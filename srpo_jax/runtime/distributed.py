@@ -10,8 +10,11 @@ Environment variables (set by launch/local.sh, or by hand on machines nothing el
   wherever they wait (default 100).
 """
 
+import contextlib
+import functools
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -23,12 +26,14 @@ import jax
 from jax._src.distributed import global_state  # the coordinator's client; nothing public gives it
 from jax.experimental import multihost_utils
 
-from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.errors import Unavailable, UserError
+from srpo_jax.runtime.program import PLACE
 
 MODES = ("auto", "cluster", "none")
 
 T = TypeVar("T")
 _PATIENCE_MS = 20_000  # of one question to the coordinator, which is asked again
+_FAREWELL_MS = 5_000  # that a process which fails waits for the others to hear of it
 _asked = 0  # how often `from_main` has been called
 
 _VARIABLES = ("SRPO_COORDINATOR", "SRPO_PROCESSES", "SRPO_PROCESS_ID")
@@ -44,7 +49,8 @@ def initialize(mode: str = "auto", timeout: int = 300) -> None:
         timeout: seconds to wait for the others.
 
     Raises:
-        UserError: the processes did not come together; host, process and coordinator come first.
+        UserError: what the environment says is wrong, or a port or device cannot be opened.
+        Unavailable: the processes did not come together; host, process and coordinator come first.
     """
     if mode not in MODES:
         raise UserError(f"config.distributed is {mode!r}: choose one of {', '.join(MODES)}")
@@ -68,7 +74,8 @@ def from_main(work: Callable[[], T]) -> T:
     """What `work` returns in process 0, which alone calls it; all processes call this, in the same order.
 
     T: anything JSON holds. The others wait at the coordinator, however long it takes, and no device is
-    busy with it. What fails there fails everywhere: a UserError with its own sentence.
+    busy with it. What fails there fails everywhere, with one exit status: see `_failure`. `Unavailable`
+    where process 0 is gone.
     """
     if jax.process_count() == 1:
         return work()
@@ -77,19 +84,15 @@ def from_main(work: Callable[[], T]) -> T:
     key = f"srpo_jax/from_main/{_asked}"
     # Collectives over devices have time limits of their own; hours of a judge's work are no failure.
     client: Any = global_state.client
+    heard = functools.partial(_together, client, f"{key}/heard")
     if jax.process_index() != 0:
-        failed, value = json.loads(_wait(client, key))
-        if failed:
-            raise UserError(value)
-        return cast(T, value)
+        return cast(T, _received(_wait(client, key), heard))
     try:
         value = work()
-        said = json.dumps([False, value])
-    except UserError as error:
-        client.key_value_set(key, json.dumps([True, str(error)]))
-        raise
+        said = json.dumps(["", value])
     except BaseException as error:
-        client.key_value_set(key, json.dumps([True, f"process 0 failed: {error!r}"]))
+        client.key_value_set(key, _failure(error))
+        heard()  # this process is the coordinator: with it the sentence would be gone
         raise
     client.key_value_set(key, said)
     return value
@@ -109,19 +112,42 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     client: Any = global_state.client
     own = f"{key}/{jax.process_index()}"
     try:
-        said = json.dumps([False, work()])
-    except UserError as error:
-        client.key_value_set(own, json.dumps([True, str(error)]))
-        raise
+        said = json.dumps(["", work()])
     except BaseException as error:
-        client.key_value_set(own, json.dumps([True, f"process {jax.process_index()}: {error!r}"]))
+        client.key_value_set(own, _failure(error))
         raise
     client.key_value_set(own, said)
-    found = [json.loads(_wait(client, f"{key}/{i}")) for i in range(jax.process_count())]
-    for failed, value in found:
-        if failed:
-            raise UserError(value)
-    return [value for _, value in found]
+    found = [_wait(client, f"{key}/{i}") for i in range(jax.process_count())]
+    return [cast(T, _received(one)) for one in found]
+
+
+# By what the other processes end where one has failed: with the status of that one, so that whatever starts
+# a run again sees one status, not a mistake of the user's beside a machine that is gone.
+_ENDS = {"mistake": UserError, "other": Unavailable}
+
+
+def _failure(error: BaseException) -> str:
+    """What the other processes are told of a failure in this one, for `_received`."""
+    said = isinstance(error, UserError)
+    of_user = said and not isinstance(error, Unavailable)
+    of_place = isinstance(error, OSError) and error.errno in PLACE
+    sentence = str(error) if said else f"process {jax.process_index()} failed: {error!r}"
+    return json.dumps(["mistake" if of_user or of_place else "other", sentence])
+
+
+def _received(said: str, heard: Callable[[], None] = lambda: None) -> Any:
+    """The value that another process tells, or its failure, raised once `heard` has been called."""
+    failed, value = json.loads(said)
+    if failed:
+        heard()
+        raise _ENDS[failed](value)
+    return value
+
+
+def _together(client: Any, key: str) -> None:
+    """Waits for all processes, but not for long: some may be busy, or gone."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        client.wait_at_barrier(key, _FAREWELL_MS)
 
 
 def _wait(client: Any, key: str) -> str:
@@ -130,7 +156,7 @@ def _wait(client: Any, key: str) -> str:
             return cast(str, client.blocking_key_value_get(key, _PATIENCE_MS))
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
-                raise UserError(f"another process is gone: {_reason(error)}") from error
+                raise Unavailable(f"another process is gone: {_reason(error)}") from error
 
 
 class StopSignal:
@@ -257,9 +283,9 @@ def _connect(arguments: dict[str, Any], timeout: int, who: str, waited: str) -> 
     thread.start()
     thread.join(timeout)
     if thread.is_alive():
-        raise UserError(f"{who}: {waited} (waited {timeout} s)")
+        raise Unavailable(f"{who}: {waited} (waited {timeout} s)")
     if failures:
-        raise UserError(f"{who}: {_reason(failures[0])}") from failures[0]
+        raise _at_fault(failures[0], f"{who}: {_reason(failures[0])}") from failures[0]
 
 
 def _meet() -> None:
@@ -267,10 +293,17 @@ def _meet() -> None:
     try:
         multihost_utils.sync_global_devices("all processes have started")
     except RuntimeError as error:
-        raise UserError(
+        raise _at_fault(
+            error,
             f"host {socket.gethostname()}: cannot open the devices of all processes: "
-            f"{_reason(error)} (look first at what the other processes say)"
+            f"{_reason(error)} (look first at what the other processes say)",
         ) from error
+
+
+def _at_fault(error: Exception, sentence: str) -> UserError:
+    """The sentence: `Unavailable` where another process or a device is away, which may come back."""
+    away = re.search(r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)\b", str(error))
+    return (Unavailable if away else UserError)(sentence)
 
 
 def _reason(error: Exception) -> str:

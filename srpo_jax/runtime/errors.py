@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 class Unavailable(UserError):
-    """A place that does not answer now; the same command may find it there later.
+    """A place or process that does not answer now; the same command may find it there later.
 
     Programs exit with status 1 after it, so that what watches a run starts it again.
     """

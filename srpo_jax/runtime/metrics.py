@@ -110,10 +110,8 @@ def read(path: Path | str) -> list[dict[str, Any]]:
         UserError: another line is no JSON object with a step; the sentence names file and line.
     """
     lines = []
-    for number, text in enumerate(
-        storage.place(path).read_text(encoding="utf-8").splitlines(True), 1
-    ):
-        if not text.endswith("\n"):
+    for number, text in enumerate(storage.place(path).read_bytes().splitlines(True), 1):
+        if not text.endswith(b"\n"):
             break
         try:
             line = json.loads(text)

@@ -141,6 +141,26 @@ def test_a_watcher_gives_up_on_a_run_that_fails_by_itself(cloud):
     assert not [line for line in asked(cloud) if "queued-resources delete" in line]
 
 
+def test_a_watcher_counts_failures_anew_on_a_new_machine(cloud):
+    """A long run has failures between many preemptions."""
+    answers = """
+    echo >>follows
+    case $(wc -l <follows) in
+      1 | 3) exit 1 ;;
+      2) echo SUSPENDED >state; exit 255 ;;
+      *) exit 0 ;;
+    esac
+    """
+    tool = cloud / "tools" / "gcloud"
+    tool.write_text(
+        GCLOUD.replace('*"worker.sh follow"*)', f'*"worker.sh follow"*){answers};;\n  never)')
+    )
+    options = ("--type=v5litepod-16", "--every=0", "--tries=2")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("failure 1 of 2") == 2
+
+
 def jobset(*more: str) -> dict:
     what = ("--name=srpo", "--image=i", "--chip=v5e", "--topology=4x4", "--manifest")
     done = call("gke.sh", "submit", *what, *more, "--", "python", "-c", 'print("a\\b  c")\n')

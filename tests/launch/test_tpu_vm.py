@@ -171,7 +171,16 @@ def test_stop_asks_the_program_to_stop(machine: dict[str, str]) -> None:
         assert following.stdout.readline().endswith("| ready\n")
         assert ": running: ready" in run("status", *WHERE, **machine).stdout
         assert "stop it first" in run("run", *WHERE, "--", "true", **machine).stderr
-        assert run("stop", *WHERE, **machine).returncode == 0
+        # As launch/queued.sh does once a connection is lost.
+        again = subprocess.Popen(
+            following.args, env=os.environ | machine, stdout=subprocess.PIPE, text=True
+        )
+        with processes.within(120, again):
+            assert again.stdout is not None
+            assert again.stdout.readline().endswith(": this run is going on already\n")
+            assert again.stdout.readline().endswith("| ready\n")
+            assert run("stop", *WHERE, **machine).returncode == 0
+            assert again.stdout.read().endswith("| saved\n")
         assert following.stdout.read().endswith("| saved\n")
-    assert following.returncode == 0
+    assert following.returncode == again.returncode == 0
     assert "no run is going on" in run("stop", *WHERE, **machine).stderr

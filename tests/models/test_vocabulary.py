@@ -37,6 +37,27 @@ def test_parts_of_the_vocabulary_change_nothing(projection, chunk):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_logits_are_scaled_in_float32(projection, softcap):
+    """As the decoder scales them: 5/6, as Command R+ has it, is .832 in bfloat16."""
+    hidden, kernel, targets, cotangent = projection
+    hidden, kernel = (4 * x.astype(jnp.bfloat16) for x in (hidden, kernel))
+    scaled = lambda h, k: log_probabilities(h, k, targets, 5, softcap, 5 / 6)
+
+    def plain(h, k):
+        logits = jnp.einsum("btd,vd->btv", *(x.astype(jnp.float32) for x in (h, k))) * (5 / 6)
+        logits = logits if softcap is None else softcap * jnp.tanh(logits / softcap)
+        return jnp.take_along_axis(jax.nn.log_softmax(logits, -1), targets[..., None], -1)[..., 0]
+
+    got, pull = jax.vjp(scaled, hidden, kernel)
+    want, expected = jax.vjp(plain, hidden, kernel)
+    np.testing.assert_allclose(got, want, atol=2e-4)
+    for a, b in zip(pull(cotangent), expected(cotangent), strict=True):
+        np.testing.assert_allclose(
+            *(np.asarray(x, np.float32) for x in (a, b)), rtol=0.05, atol=0.1
+        )
+
+
 def test_a_sharded_vocabulary_is_never_gathered(projection):
     """On 4 x 2 devices no array has the whole vocabulary, and the numbers are those of one device."""
     hidden, kernel, targets, cotangent = projection

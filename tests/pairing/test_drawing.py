@@ -80,7 +80,23 @@ def test_revisions_are_asked_for_with_the_draft_shown(drawn):
 
 def test_a_document_too_long_for_the_models_positions_is_named():
     prompt = Renderer("plain", ByteTokenizer()).prompt("the text")
-    need = len(prompt.improve([0] * 8)) + 8
-    drawing._check_lengths(["a"], [prompt], 8, need)
-    with pytest.raises(UserError, match=f"document 'b' needs {need} tokens"):
-        drawing._check_lengths(["b"], [prompt], 8, need - 1)
+    direct, shown = len(prompt.direct), len(prompt.improve([0] * 8))
+    needs = {"answers": direct + 8, "revisions": shown + 8, "endings": direct + 16}
+    for how, need in needs.items():
+        drawing._check_lengths(how, ["a"], [prompt], 8, need)
+        with pytest.raises(UserError, match=f"document 'b' needs {need} tokens"):
+            drawing._check_lengths(how, ["b"], [prompt], 8, need - 1)
+
+
+def test_samples_of_another_checkpoint_are_not_gone_on_with(tmp_path):
+    """Of a run that was trained on while its sampling was interrupted: half would be another policy's."""
+    path, header = tmp_path / "samples", {"model": {"source": "run"}, "seed": 0}
+    drawing._begin(path, header | {"source": "run@1"}, ["a"])
+    assert drawing._begin(path, header | {"source": "run@1"}, ["a"]) == 0
+    with pytest.raises(UserError, match=r"sampled with another source, 'run@1': delete it"):
+        drawing._begin(path, header | {"source": "run@2"}, ["a"])
+    older = tmp_path / "older"
+    drawing._begin(older, header, ["a"])
+    assert drawing._begin(older, header | {"source": "run@2"}, ["a"]) == 0
+    with pytest.raises(UserError, match="sampled with another seed, 0"):
+        drawing._begin(older, header | {"seed": 1}, ["a"])

@@ -150,7 +150,7 @@ def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path,
 
 def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
     (tmp_path / "pairs.jsonl.samples").write_text('{"seed": 1}\n')
-    with pytest.raises(UserError, match="other settings"):
+    with pytest.raises(UserError, match="another seed, 1"):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
 
 
@@ -165,7 +165,9 @@ def test_pairs_of_a_model_that_was_trained_on_are_not_taken_for_todays(
     with pytest.raises(UserError, match=r"was made with weights of model\.source='a', now 'b'"):
         written_by(config, tmp_path, "pairs", count=4)
     (tmp_path / "pairs.jsonl").unlink()
-    with pytest.raises(UserError, match=r"samples was sampled with other weights of model\.source"):
+    with pytest.raises(
+        UserError, match=r"samples was sampled with another weights of model\.source"
+    ):
         written_by(config, tmp_path, "pairs", count=4)
 
 
@@ -174,7 +176,7 @@ def test_samples_of_documents_that_were_rewritten_are_not_mixed_in(config, tmp_p
     (tmp_path / "pairs.jsonl").unlink()
     others = [dataclasses.replace(one, prompt=f"{one.prompt}!") for one in DOCUMENTS]
     monkeypatch.setattr(documents, "load", lambda name, split: others)
-    with pytest.raises(UserError, match="was sampled with other prompts"):
+    with pytest.raises(UserError, match="was sampled with another prompts"):
         written_by(config, tmp_path, "pairs", count=4)
 
 

@@ -69,6 +69,28 @@ def test_what_went_wrong_is_named(workdir):
     ]
 
 
+def test_a_run_of_train_online_is_told_as_such(workdir):
+    config = config_module.default()
+    config.train.steps, config.model.source = 8, "tiny"
+    config.online.objective, config.online.documents = "ppo", "documents.jsonl"
+    config_module.save(config_module.checked(config), workdir / "config.json")
+    (workdir / "run.json").write_text(json.dumps({"tokenizer": "0", "documents": "1"}))
+    first, *said = status.standing(workdir, BEGUN)
+    assert first.endswith("ppo of tiny on documents.jsonl")
+    assert said == ["round: none yet of 8", "checkpoints: none yet"]
+    spent = {"seconds_write": 3.0, "seconds_reward": 0.5, "seconds_learn": 1.5}
+    rounds = [
+        {"step": i, "time": BEGUN + 5 * i, "reward": 0.25, "loss": 1.0} | spent for i in (1, 2)
+    ]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rounds))
+    _, *said = status.standing(workdir, BEGUN + 40)
+    assert said == [
+        "round: 2 of 8 (25%), reward 0.2500, 0:00:30 ago",
+        "speed: 5 s a round, 0:00:30 left at this speed",
+        "checkpoints: none yet",
+    ]
+
+
 def test_the_command_names_a_folder_without_a_run(tmp_path):
     command = [sys.executable, "-m", "srpo_jax.status", str(tmp_path)]
     done = subprocess.run(

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -159,15 +160,15 @@ def test_what_a_run_keeps_and_what_it_goes_on_upon(config, tmp_path):
     assert kept == sorted({2, 3, lowest["step"]})
     assert not (tmp_path / "first" / "tensorboard").exists()
 
-    source, newest = tmp_path / "first", tmp_path / "newest"
-    (source / "checkpoints" / "3").rename(newest)
+    source = tmp_path / "first"
     config.model.source, config.lora.rank = str(source), 2
     asked = distributed.StopSignal.requested
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distributed.StopSignal, "requested", lambda *_: True)
         assert not attempt(config, tmp_path / "second")
     assert distributed.StopSignal.requested is asked
-    newest.rename(source / "checkpoints" / "3")
+    shutil.rmtree(source / "checkpoints" / "3")
+    (source / "checkpoints" / "2").rename(source / "checkpoints" / "3")
     with pytest.raises(UserError, match="was begun with weights of its reference, or"):
         attempt(config, tmp_path / "second")
 

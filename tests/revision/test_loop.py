@@ -9,11 +9,12 @@ import pytest
 from flax import nnx
 
 from srpo_jax import revision
+from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models.architecture import LayerKind
 from srpo_jax.models.decoder import Cache, Decoder, DecoderConfig
 from srpo_jax.planning import hlo_cost
-from srpo_jax.prompts import Prompt
-from srpo_jax.revision import Sampling, Spent, plan, pool
+from srpo_jax.prompts import Prompt, Renderer
+from srpo_jax.revision import Sampling, Spent, loop, plan, pool
 from srpo_jax.revision.engine import Engine
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
@@ -211,6 +212,13 @@ def test_a_prompt_too_long_for_the_models_positions_is_refused(model):
         revision.revise_ids(model, [PROMPTS[0], long], 1, Sampling(max_new_tokens=8), eos=EOS)
 
 
+def test_without_revisions_only_the_answer_must_fit(model):
+    long, sampling = Prompt((3,) * 90, (3,) * 91, (9,)), Sampling(max_new_tokens=6)
+    assert long.room(6) + 6 > CONFIG.max_length == len(long.direct) + 6
+    (ys,) = revision.revise_ids(model, [long], 0, sampling, eos=EOS)
+    assert ys == plain(model, long, 0, 6)
+
+
 @pytest.mark.parametrize(
     "bad", [{"top_p": 0.0}, {"top_p": 1.5}, {"temperature": -1.0}, {"max_new_tokens": 0}]
 )
@@ -292,3 +300,20 @@ def test_the_cache_is_split_over_rows_and_heads(unrolled):
         cache = jax.jit(make)()
     shapes = {part.addressable_shards[0].data.shape[-4:] for part in jax.tree.leaves(cache)}
     assert shapes == {(2, 1, 8, 16), (2, 1, 16, 8)}
+
+
+def test_texts_end_where_the_chat_template_ends_an_answer(monkeypatch):
+    """As a base model's does that has learned to chat: its tokenizer ends a text with another token."""
+
+    class OfBase(ByteTokenizer):
+        eos_id, stop_ids = 0, (0,)
+
+    prompt = Renderer("chat", OfBase()).prompt("x")
+    assert prompt.stops == (2, 0)
+    ends = []
+    monkeypatch.setattr(loop, "revise_ids", lambda *_, eos, **__: ends.append(eos) or [[[68, 69]]])
+    assert revision.revise(None, OfBase(), [prompt], 0, Sampling()) == [["AB"]]
+    plain = Renderer("plain", OfBase()).prompt("x")
+    revision.revise(None, OfBase(), [plain], 0, Sampling())
+    revision.revise(None, OfBase(), [PROMPTS[0]], 0, Sampling())
+    assert ends == [(2, 0), (0,), (0,)]

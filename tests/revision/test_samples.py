@@ -91,3 +91,19 @@ def test_no_name_leaves_its_folder(name, tmp_path):
     assert path.resolve().parent == tmp_path / "samples"
     folder = tmp_path / "verdicts" / samples.slug(name)
     assert folder.resolve().parent == tmp_path / "verdicts"
+
+
+def test_who_only_reads_leaves_the_line_that_another_writes_just_now(tmp_path):
+    """--stage=judge, or --dry_run, beside a program that is still writing."""
+    path = tmp_path / "a.jsonl"
+    samples.resume(path, HEADER, anything)
+    samples.append(path, [{"id": "1", "revisions": ["x"]}])
+    with path.open("a") as file:
+        file.write('{"id": "2", "revi')
+    there = path.read_bytes()
+    assert samples.written(path, "m", "d", ["1"]).revisions == (("x",),)
+    with pytest.raises(UserError, match="lacks 1 of 2 documents, '2'"):
+        samples.written(path, "m", "d", ["1", "2"])
+    assert path.read_bytes() == there
+    assert [record["id"] for record in samples.resume(path, HEADER, anything)] == ["1"]
+    assert path.read_bytes() == there[: there.rindex(b"\n") + 1]

@@ -1,4 +1,5 @@
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,14 @@ def test_reading_leaves_the_folder_alone(tmp_path: Path, mesh: Mesh) -> None:
         with pytest.raises(ValueError, match="read-only"):
             checkpoints.save(2, train_state(mesh))
     assert unfinished.is_dir()
+
+
+def test_a_metric_that_is_no_number_is_never_the_best() -> None:
+    """It would put the others in a wrong order, by which the best one was removed."""
+    metrics = [0.3, 0.4, float("nan"), 0.5, float("nan")]
+    saved = [types.SimpleNamespace(step=i, metrics={"best": x}) for i, x in enumerate(metrics)]
+    kept = checkpoints_module._kept(1, 0, 1).should_preserve(saved, context=None)
+    assert list(kept) == [True, False, False, False, True]
 
 
 def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:

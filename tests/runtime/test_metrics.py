@@ -65,9 +65,10 @@ def test_a_line_cut_off_is_left_out(tmp_path: Path) -> None:
     assert losses(tmp_path) == [(1, 1.0), (3, 3.0)]
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [b'{"loss": 1}', b"\xff\xfe", b"\0\0"])
+def test_a_broken_line_is_named(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"loss": 1}\n')
+    path.write_bytes(b'{"step": 1}\n' + broken + b"\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl:2"):
         metrics.read(path)
 

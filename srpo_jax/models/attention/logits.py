@@ -1,4 +1,4 @@
-"""What is done to the products of queries and keys before the softmax."""
+"""What is done to products before a softmax: of queries and keys, or of states and a vocabulary."""
 
 from typing import NamedTuple
 
