@@ -63,20 +63,17 @@ def train(
     extend, change_batch: see `attempt.own`. Raises UserError for what is at fault, and a loss not finite.
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
-    check_batch(settings, mesh)
-    hooks.check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
+    check(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
-    base = attempt.base(settings, workdir)
-    source = loading.open_source(base)
+    source = loading.open_source(base := attempt.base(settings, workdir))
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
-    for pairs in filter(None, (data, held)):
-        objectives.check_log_odds(objective, pairs.label_prob, hyper)
+    check_labels(objective, hyper, data, held)
     sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
@@ -97,10 +94,7 @@ def train(
     del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
-    with (
-        attempt.checkpoints(settings.train, workdir) as checkpoints,
-        distributed.StopSignal() as stop,
-    ):
+    with attempt.saved(settings.train, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
         if is_finished(workdir, start, settings.train.steps):
@@ -339,6 +333,20 @@ def batches(
     own = mesh_module.own_rows(mesh, packing.rows)
     stream = pipeline.batches(data, packing, start, own=own, workers=settings.data.workers)
     return hooks.announced(stream, packing.shapes, start + 1)
+
+
+def check(settings: Settings, mesh: Mesh) -> None:
+    """UserError for settings that contradict each other, or the mesh."""
+    check_batch(settings, mesh)
+    hooks.check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
+
+
+def check_labels(
+    objective: Objective, hyper: dict[str, Any], *given: pipeline.PairTrees | None
+) -> None:
+    """UserError for labels, of what is trained on and held out, that the objective cannot take."""
+    for pairs in filter(None, given):
+        objectives.check_log_odds(objective, pairs.label_prob, hyper)
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:

@@ -116,8 +116,8 @@ def _keep(workdir: Path, name: str, value: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def checkpoints(train: TrainSettings, workdir: Path) -> Iterator[Checkpoints]:
-    """Those of the run, which this start alone writes; nothing is read yet. Called by all processes."""
+def saved(train: TrainSettings, workdir: Path) -> Iterator[Checkpoints]:
+    """The checkpoints of the run, which this start alone writes; nothing is read yet. On all processes."""
     with (
         alone(workdir),
         Checkpoints(

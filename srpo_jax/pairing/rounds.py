@@ -113,10 +113,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
     attempt.keep_start(workdir, (learner.frozen, learner.reference))
-    with (
-        attempt.checkpoints(settings.train, workdir) as checkpoints,
-        distributed.StopSignal() as stop,
-    ):
+    with attempt.saved(settings.train, workdir) as checkpoints, distributed.StopSignal() as stop:
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
         if start >= total:
