@@ -156,6 +156,8 @@ def is_made(settings: Settings, output: Path, weights: str = "") -> bool:
 
     A file without its settings beside it, of another origin, counts as it is.
     """
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: name the file that the pairs are to be written to")
     if not output.exists() or not _beside(output).is_file():
         return output.exists()
     before = files.read_json(_beside(output), f"delete it and {output.name} to make the pairs anew")

@@ -238,7 +238,8 @@ def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:
     elif kept | before != kept:
         key = next(key for key, value in before.items() if kept.get(key) != value)
         raise UserError(
-            f"{path} was sampled with another {key}, {before[key]!r}: delete it, or use another --output"
+            f"{path} was sampled with other settings ({key}: {before[key]!r}): delete it, or use another "
+            "--output"
         )
     if [record["id"] for record in records] != ids[: len(records)]:
         raise UserError(

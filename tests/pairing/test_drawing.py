@@ -93,10 +93,10 @@ def test_samples_of_another_checkpoint_are_not_gone_on_with(tmp_path):
     path, header = tmp_path / "samples", {"model": {"source": "run"}, "seed": 0}
     drawing._begin(path, header | {"source": "run@1"}, ["a"])
     assert drawing._begin(path, header | {"source": "run@1"}, ["a"]) == 0
-    with pytest.raises(UserError, match=r"sampled with another source, 'run@1': delete it"):
+    with pytest.raises(UserError, match=r"other settings \(source: 'run@1'\): delete it"):
         drawing._begin(path, header | {"source": "run@2"}, ["a"])
     older = tmp_path / "older"
     drawing._begin(older, header, ["a"])
     assert drawing._begin(older, header | {"source": "run@2"}, ["a"]) == 0
-    with pytest.raises(UserError, match="sampled with another seed, 0"):
+    with pytest.raises(UserError, match=r"other settings \(seed: 0\)"):
         drawing._begin(older, header | {"seed": 1}, ["a"])

@@ -150,7 +150,7 @@ def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path,
 
 def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
     (tmp_path / "pairs.jsonl.samples").write_text('{"seed": 1}\n')
-    with pytest.raises(UserError, match="another seed, 1"):
+    with pytest.raises(UserError, match="other settings"):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
 
 
@@ -166,7 +166,7 @@ def test_pairs_of_a_model_that_was_trained_on_are_not_taken_for_todays(
         written_by(config, tmp_path, "pairs", count=4)
     (tmp_path / "pairs.jsonl").unlink()
     with pytest.raises(
-        UserError, match=r"samples was sampled with another weights of model\.source"
+        UserError, match=r"samples was sampled with other settings \(weights of model\.source"
     ):
         written_by(config, tmp_path, "pairs", count=4)
 
@@ -176,8 +176,14 @@ def test_samples_of_documents_that_were_rewritten_are_not_mixed_in(config, tmp_p
     (tmp_path / "pairs.jsonl").unlink()
     others = [dataclasses.replace(one, prompt=f"{one.prompt}!") for one in DOCUMENTS]
     monkeypatch.setattr(documents, "load", lambda name, split: others)
-    with pytest.raises(UserError, match="was sampled with another prompts"):
+    with pytest.raises(UserError, match=r"was sampled with other settings \(prompts"):
         written_by(config, tmp_path, "pairs", count=4)
+
+
+def test_a_folder_is_no_output(config, tmp_path):
+    """It was taken for the pairs, with status 0."""
+    with pytest.raises(UserError, match="is a folder: name the file"):
+        pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path)
 
 
 def test_too_few_documents_is_an_error(config, tmp_path):
