@@ -22,6 +22,7 @@ from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
 from srpo_jax.models import loading
+from srpo_jax.models.digest import Digests
 from srpo_jax.pairing import comparing, drawing
 from srpo_jax.pairing.drawing import Drawn
 from srpo_jax.prompts import Prompt, Renderer
@@ -44,7 +45,8 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     Raises UserError for settings at fault, for an `output` that other settings have made, and when no pair
     is left.
     """
-    if distributed.from_main(lambda: is_made(settings, output)):
+    weights = digest_of_weights(settings, workdir)
+    if distributed.from_main(lambda: is_made(settings, output, weights)):
         distributed.from_main(lambda: say_made(settings, output))
         return
     check(settings)
@@ -54,10 +56,23 @@ def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     if settings.pairs.goal == "gold":
         distributed.from_main(lambda: write(settings, output, *golds(chosen)))
         return
-    drawn = drawing.draw(
-        settings, renderer, chosen, prompts, output.with_name(output.name + ".samples")
-    )
-    distributed.from_main(lambda: choose(settings, workdir, chosen, drawn, output))
+    path = output.with_name(output.name + ".samples")
+    drawn = drawing.draw(settings, renderer, chosen, prompts, path, weights)
+    distributed.from_main(lambda: choose(settings, workdir, chosen, drawn, output, weights))
+
+
+def digest_of_weights(settings: Settings, workdir: Path) -> str:
+    """What config.model.source holds today; "" where it is not there any more, or nothing is drawn from it.
+
+    Called by all processes.
+    """
+    if settings.pairs.goal == "gold":
+        return ""
+    try:
+        source = loading.pinned(settings.model.source)
+    except UserError:
+        return ""  # of samples that are complete: nothing else is made without it
+    return distributed.from_main(lambda: Digests(workdir / "samples" / "digests.json").of(source))
 
 
 def check(settings: Settings) -> None:
@@ -97,7 +112,12 @@ def golds(chosen: list[Document]) -> tuple[list[Pair], str]:
 
 
 def choose(
-    settings: Settings, workdir: Path, chosen: list[Document], drawn: list[Drawn], output: Path
+    settings: Settings,
+    workdir: Path,
+    chosen: list[Document],
+    drawn: list[Drawn],
+    output: Path,
+    weights: str,
 ) -> None:
     """Process 0: judges what was drawn, and writes the pairs to `output`."""
     own = settings.pairs
@@ -113,22 +133,26 @@ def choose(
         pairs,
         f"pairs of goal {own.goal}{labelled}{counts}; {cut} of {total} completions were cut off at "
         f"{settings.sampling.max_new_tokens} tokens",
+        weights,
     )
 
 
-def write(settings: Settings, output: Path, pairs: list[Pair], what: str) -> None:
+def write(
+    settings: Settings, output: Path, pairs: list[Pair], what: str, weights: str = ""
+) -> None:
     """Process 0: the pairs to a file, and what made them beside it; UserError where there are none."""
     if not pairs:
         raise UserError(f"pairs: none is left for {output}: 0 {what}")
     output.parent.mkdir(parents=True, exist_ok=True)
-    said = made_of(settings) | judged_by(settings)
+    said = made_of(settings, weights) | judged_by(settings)
     files.write_json(_beside(output), said)
     write_pairs(output, pairs)
     status(f"pairs: {output}: {len(pairs)} {what}")
 
 
-def is_made(settings: Settings, output: Path) -> bool:
-    """Whether `output` is there; UserError naming the first setting that it was made with another value of.
+def is_made(settings: Settings, output: Path, weights: str = "") -> bool:
+    """Whether `output` is there; UserError naming the first setting that it was made with another value of,
+    or that the model's weights were others.
 
     A file without its settings beside it, of another origin, counts as it is.
     """
@@ -137,7 +161,7 @@ def is_made(settings: Settings, output: Path) -> bool:
     if not output.exists() or not _beside(output).is_file():
         return output.exists()
     before = files.read_json(_beside(output), f"delete it and {output.name} to make the pairs anew")
-    for key, value in json.loads(json.dumps(made_of(settings))).items():
+    for key, value in json.loads(json.dumps(made_of(settings, weights))).items():
         if before.get(key, value) != value:  # a key that was not there yet
             raise UserError(
                 f"{output} was made with {key}={before[key]!r}, now {value!r}: delete it to make it "
@@ -165,13 +189,14 @@ def judged_by(settings: Settings) -> dict[str, Any]:
     return {f"judge.{key}": getattr(settings.judge, key) for key in JUDGE}
 
 
-def made_of(settings: Settings) -> dict[str, Any]:
+def made_of(settings: Settings, weights: str) -> dict[str, Any]:
     """The settings that decide which pairs are made, the judge apart, who is often changed to judge models
-    that are trained already."""
+    that are trained already; and the weights, where they are known."""
     flat = config_module.flatten(dataclasses.asdict(settings))
     decisive = ("model.", "sampling.", "pairs.")
     exact = ("seed", "data.template", "data.template_arguments", "data.template_date")
-    return {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
+    said = {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
+    return said | ({drawing.WEIGHTS: weights} if weights else {})
 
 
 def _beside(output: Path) -> Path:

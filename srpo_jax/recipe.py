@@ -8,6 +8,7 @@ that decides what it makes has changed, or when a stage that it reads has run ag
 program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which setting or data is another.
 """
 
+import functools
 from pathlib import Path
 
 from srpo_jax import objectives
@@ -30,17 +31,23 @@ def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
     """
     stages = resolve(settings, workdir)
     last = _number(stages, until) if until is not None else len(stages)
-    ran: set[str] = set()
     for number, stage in enumerate(stages[:last], 1):
         status(f"\n{number} of {len(stages)}. {stage.name} ({stage.program})")
-        if distributed.from_main(stage.is_finished) and not stage.reads & ran:
+        if distributed.from_main(stage.is_finished):
             status(f"{stage.folder} is finished")
             continue
-        ran.add(stage.name)
         if not _carry_out(stage, stages[: number - 1]):
             return False
-        distributed.from_main(stage.finish)
+        distributed.from_main(functools.partial(_finish, stage, stages[number:]))
     return True
+
+
+def _finish(stage: Stage, later: list[Stage]) -> None:
+    """Of the later ones those that read it are finished no more, in whichever command they come."""
+    for other in later:
+        if stage.name in other.reads:
+            other.forget()
+    stage.finish()
 
 
 def _number(stages: list[Stage], name: str) -> int:

@@ -22,7 +22,6 @@ from jax.sharding import Mesh
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, attempt, command
-from srpo_jax.config.workdir import alone
 from srpo_jax.evaluation import during
 from srpo_jax.models import Decoder, DecoderConfig, creation, loading
 from srpo_jax.models.source import Source
@@ -64,24 +63,24 @@ def train(
     extend, change_batch: see `attempt.own`. Raises UserError for what is at fault, and a loss not finite.
     """
     began, mesh = time.perf_counter(), mesh_module.of_settings(settings.mesh)
-    check_batch(settings, mesh)
+    check(settings, mesh)
     objective = objectives.get(settings.objective.name)
     hyper = hyperparameters(settings.objective)
     architecture = decoder_config(settings, objective)
     optimizer, schedule = make_optimizer(settings.optimizer, settings.train.steps)
-    base = attempt.base(settings, workdir)
-    source = loading.open_source(base)
+    source = loading.open_source(base := attempt.base(settings, workdir))
     asked = None if objective.rewards else during.asked(settings, workdir, source)
 
     # The pairs, as prefix trees; some are held out
     data, held = prepare_data(settings, workdir, source, objective)
-    objectives.check_log_odds(objective, data.label_prob, hyper)
+    check_labels(objective, hyper, data, held)
     sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
     hooks.report_data(data, packing)
 
     # The policy and its reference, which is the policy as it starts unless another one is named
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)
+    attempt.keep_start(workdir, frozen)
     one = step.TrainStep(graphdef, optimizer, objective, hyper, mesh, **step_options(settings))
     programs = one.compile(trained)
     policy = prepare_reference(settings, source, architecture, programs, (trained, frozen), mesh)
@@ -95,13 +94,13 @@ def train(
     del policy  # another model's weights are needed no more
 
     # The steps, from where an earlier attempt stopped
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    with attempt.saved(settings.train, workdir) as checkpoints, distributed.StopSignal() as stop:
         state = step.TrainState(trained, programs.init(trained))
         start, state = restored(checkpoints, state, packing.start)
         if is_finished(workdir, start, settings.train.steps):
             return True
         speed = measured(settings, architecture, objective, mesh, began)
-        with watched(settings, workdir, checkpoints, schedule, speed, start) as (log, watch):
+        with watched(settings, workdir, checkpoints, schedule, speed, start, given) as (log, watch):
             evaluate = during.begin(evaluation, log, start, state.model)
             last = loop(
                 lambda state, batch, finite: programs.train(state, frozen, batch, finite),
@@ -191,9 +190,11 @@ def prepare_reference(
     mesh: Mesh,
 ) -> Reference:
     """The policy as it starts, whose weights these are, or config.reference.source."""
-    name = settings.reference.source
-    if name and objectives.get(settings.objective.name).needs_reference:
+    name, objective = settings.reference.source, objectives.get(settings.objective.name)
+    if name and objective.needs_reference:
         weights = reference.weights_of(name, source, architecture, mesh)
+    elif name:
+        status(f"objective {objective.name} has no reference: config.reference.source is not read")
     return Reference(programs.reference, weights, architecture)
 
 
@@ -231,6 +232,7 @@ def score_pairs(
     if not objective.needs_reference:
         return reference.Stored(mesh)
     depends = reference.fingerprint(data, policy.weights, policy.architecture)
+    attempt.keep_reference(workdir, depends)
     path = reference.place(settings.data.cache, workdir, "reference_scores", depends)
     used = functools.partial(packing.used, settings.train.steps)
     if settings.reference.when == "first_epoch":
@@ -292,6 +294,7 @@ def watched(
     schedule: optax.Schedule,
     speed: Speed,
     start: int,
+    given: reference.Stored | FirstEpoch,
 ) -> Iterator[tuple[Metrics, tuple[Hook, ...]]]:
     """What happens behind each step: end where it was not finite, log, show, profile."""
     train = settings.train
@@ -302,7 +305,8 @@ def watched(
         Profiler(workdir, train.profile_at, train.profile_steps) as profile,
     ):
         write = hooks.write_metrics(log, schedule, speed, train.log_every)
-        acts = (hooks.require_finite(checkpoints), write, hooks.show(progress), profile)
+        finite = hooks.require_finite(checkpoints, given.write)
+        acts = (finite, write, hooks.show(progress), profile)
         yield log, tuple(Hook(act) for act in acts)
 
 
@@ -322,21 +326,6 @@ def measured(
     return Speed(settings.train.batch_size, began, work, peak * mesh.size)
 
 
-@contextlib.contextmanager
-def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
-    """Those of the run, which this start alone writes; nothing is read yet."""
-    train = settings.train
-    how: dict[str, Any] = {
-        "keep": train.keep_checkpoints,
-        "every": train.checkpoint_every,
-        "keep_every": train.keep_every,
-        "keep_best": train.keep_best,
-    }
-    folder, verify = workdir / "checkpoints", train.verify_checkpoints
-    with alone(workdir), Checkpoints(folder, **how, verify=verify) as checkpoints:
-        yield checkpoints
-
-
 def batches(
     settings: Settings, data: pipeline.PairTrees, packing: Packing, mesh: Mesh, start: int
 ) -> Iterator[dict[str, Any]]:
@@ -344,6 +333,20 @@ def batches(
     own = mesh_module.own_rows(mesh, packing.rows)
     stream = pipeline.batches(data, packing, start, own=own, workers=settings.data.workers)
     return hooks.announced(stream, packing.shapes, start + 1)
+
+
+def check(settings: Settings, mesh: Mesh) -> None:
+    """UserError for settings that contradict each other, or the mesh."""
+    check_batch(settings, mesh)
+    hooks.check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
+
+
+def check_labels(
+    objective: Objective, hyper: dict[str, Any], *given: pipeline.PairTrees | None
+) -> None:
+    """UserError for labels, of what is trained on and held out, that the objective cannot take."""
+    for pairs in filter(None, given):
+        objectives.check_log_odds(objective, pairs.label_prob, hyper)
 
 
 def check_batch(settings: Settings, mesh: Mesh) -> None:

@@ -1,13 +1,21 @@
 """An attempt at a training run: the first one makes the workdir its own, later ones go on with it."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from srpo_jax.config.settings import Settings
-from srpo_jax.config.workdir import claim, kept
+from srpo_jax.config.workdir import alone, claim, kept, remember
 from srpo_jax.models import loading
 from srpo_jax.models.source import Source
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.training import batch_sizes, extending
+from srpo_jax.training.reference import weights_digest
+from srpo_jax.training.settings import TrainSettings
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
@@ -77,3 +85,48 @@ def own(
         return sizes
 
     return distributed.from_main(agreed)
+
+
+def keep_start(workdir: Path, weights: Any) -> None:
+    """Checks that weights which each attempt reads anew are those that the run was begun with.
+
+    weights: what the checkpoints do not hold and the run depends on, such as what is not trained; there may
+    be none. (The newest checkpoint of a run that is still going on is another one tomorrow.) Called by all
+    processes, behind `own`; raises UserError for others.
+    """
+    if jax.tree.leaves(weights):
+        _keep(
+            workdir,
+            "weights",
+            weights_digest(weights),
+            "weights of its reference, or that it does not train,",
+        )
+
+
+def keep_reference(workdir: Path, fingerprint: str) -> None:
+    """Checks that the reference is the one that the run was begun with; see `reference.fingerprint`.
+
+    In a folder that runs share, scores of another one are no error by themselves. As `keep_start`.
+    """
+    _keep(workdir, "reference", fingerprint, "a reference (its weights, dtype or architecture)")
+
+
+def _keep(workdir: Path, name: str, value: str, what: str) -> None:
+    distributed.from_main(lambda: remember(workdir, name, value, what))
+
+
+@contextlib.contextmanager
+def saved(train: TrainSettings, workdir: Path) -> Iterator[Checkpoints]:
+    """The checkpoints of the run, which this start alone writes; nothing is read yet. On all processes."""
+    with (
+        alone(workdir),
+        Checkpoints(
+            workdir / "checkpoints",
+            train.keep_checkpoints,
+            train.checkpoint_every,
+            verify=train.verify_checkpoints,
+            keep_every=train.keep_every,
+            keep_best=train.keep_best,
+        ) as opened,
+    ):
+        yield opened

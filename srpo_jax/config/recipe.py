@@ -55,6 +55,10 @@ class Stage:
         kept = files.read_json(self._kept, "delete it to run this stage again")
         return _flat(Settings(), self.program) | kept == _flat(self.settings, self.program)
 
+    def forget(self) -> None:
+        """Forgets that the stage was finished. For process 0."""
+        self._kept.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Remembers that the stage is finished. For process 0."""
         files.write_json(self._kept, _flat(self.settings, self.program))

@@ -67,7 +67,8 @@ def claim(
 ) -> None:
     """Writes config.json and run.json, or checks that the run already there is this one.
 
-    identity: fingerprints of what the settings only name, such as the data; kept in run.json.
+    identity: fingerprints of what the settings only name, such as the data; kept in run.json, where
+    `remember` adds others.
     may_change: beginnings of the keys ("mesh.") that may differ from the earlier attempt's. Raises
     UserError naming the first other key, or the fingerprint, that differs. For process 0.
     """
@@ -84,11 +85,8 @@ def claim(
                     f"{workdir} holds a run with {key}={flat[key]!r}, now {value!r}: take the old "
                     "value to go on with it, or another --workdir"
                 )
+    found = _fingerprints(workdir)
     if fingerprints.is_file():
-        found = files.read_json(
-            fingerprints,
-            "delete it, if pairs and tokenizer are still those that the run was begun with",
-        )
         for name, value in identity.items():
             old = str(found.get(name))
             if old != value:
@@ -99,7 +97,36 @@ def claim(
                 )
     config_module.save(settings, kept_settings)
     # Last and at once: a folder with run.json is whole.
-    files.write_json(fingerprints, dict(identity))
+    files.write_json(fingerprints, found | dict(identity))
+
+
+def remember(workdir: Path, name: str, value: str, what: str) -> None:
+    """Adds a fingerprint to run.json, or checks that it is the one that is there already.
+
+    what: its subject in the UserError's sentence, for people. A run of an earlier version, which has none,
+    gets it now. For process 0, after `claim`.
+    """
+    found = _fingerprints(workdir)
+    old = str(found.get(name, value))
+    if old != value:
+        raise UserError(
+            f"{workdir} was begun with {what} other than now ({old[:12]}… in run.json, now {value[:12]}…): "
+            "bring back what config.model.source or config.reference.source was then (WORKDIR@STEP is a "
+            "certain checkpoint of a run), or use another --workdir"
+        )
+    if name not in found:
+        files.write_json(workdir / "run.json", found | {name: value})
+
+
+def _fingerprints(workdir: Path) -> dict[str, Any]:
+    """What run.json holds; nothing where there is none yet."""
+    path = workdir / "run.json"
+    if not path.is_file():
+        return {}
+    found: dict[str, Any] = files.read_json(
+        path, "delete it, if pairs and tokenizer are still those that the run was begun with"
+    )
+    return found
 
 
 def _flat(settings: Settings) -> dict[str, Any]:

@@ -172,15 +172,18 @@ def check_label_prob(label_prob: np.ndarray) -> None:
 
 
 def check_log_odds(objective: Objective, label_prob: np.ndarray, hyper: Mapping[str, Any]) -> None:
-    """Raises UserError for a label of 0 or 1 (label_prob [n]) whose log-odds the objective would read."""
-    if not objective.log_odds or hyper["label_smoothing"] > 0:
+    """Raises UserError for labels (label_prob [n]) whose log-odds the objective would read, and which are 0
+    or 1 in the precision given, smoothed or not."""
+    if not objective.log_odds:
         return
-    sure = np.flatnonzero((label_prob <= 0) | (label_prob >= 1))
+    smoothing = float(hyper["label_smoothing"])
+    smoothed = (1 - smoothing) * label_prob + smoothing * (1 - label_prob)
+    sure = np.flatnonzero((smoothed <= 0) | (smoothed >= 1))
     if sure.size:
         raise UserError(
             f"objective {objective.name!r} reads a difference of rewards, log p / (1 - p), and "
             f"{sure.size} of {len(label_prob)} pairs have a label_prob of 0 or 1, where it is not finite: "
-            "set config.objective.label_smoothing above 0, to the share of wrong labels"
+            f"set config.objective.label_smoothing above {smoothing:g}, to the share of wrong labels"
         )
 
 

@@ -114,7 +114,8 @@ def meet(own: PairSettings, document: Document, texts: Sequence[str]) -> list[Co
 
 def best_against_worst(judged: Sequence[Comparison]) -> list[Comparison]:
     """Of each document the sample with the largest mean P of beating another, against the one with the
-    smallest; of equals the one drawn first. Their P is the judge's."""
+    smallest; of equals the one drawn first. Their P is the judge's; where it was silent on these two, those
+    meet whose means lie farthest apart of the others."""
     chosen = []
     for _, group in itertools.groupby(judged, key=lambda one: one.document.id):
         here = list(group)
@@ -122,10 +123,8 @@ def best_against_worst(judged: Sequence[Comparison]) -> list[Comparison]:
         for one in here:
             won.setdefault(one.a, []).append(one.p)
             won.setdefault(one.b, []).append(1 - one.p)
-        means = {text: float(np.mean(ps)) for text, ps in won.items()}
-        ends = {max(means, key=means.__getitem__), min(means, key=means.__getitem__)}
-        # All alike: any two will do, the first that met.
-        chosen.append(next((one for one in here if {one.a, one.b} == ends), here[0]))
+        mean = {text: float(np.mean(ps)) for text, ps in won.items()}
+        chosen.append(max(here, key=lambda one: abs(mean[one.a] - mean[one.b])))
     return chosen
 
 

@@ -11,6 +11,7 @@ config.sampling.max_new_tokens bounds what is written anew, not what is kept.
 
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress
 
 T = TypeVar("T")
+WEIGHTS = "weights of model.source"  # their digest, in files that say what made them
 SPAN = 3  # words written anew, at most
 # Settings of config.pairs that decide what is drawn; the others choose among what was.
 DECISIVE = (
@@ -52,16 +54,20 @@ def draw(
     documents: Sequence[Document],
     prompts: Sequence[Prompt],
     path: Path,
+    weights: str,
 ) -> list[Drawn]:
     """config.pairs.samples completions of each document, a line each in the JSON lines file `path`.
 
-    All processes decode, process 0 reads and writes; a file of an interrupted attempt is gone on with. The
-    list is process 0's. Raises UserError for a file that other settings or documents have made.
+    weights: a digest of the model's, "" where it is not known. All processes decode, process 0 reads and
+    writes; a file of an interrupted attempt is gone on with. The list is process 0's. Raises UserError for
+    a file that other settings, weights or documents have made.
     """
     own = settings.pairs
     ids = [document.id for document in documents]
     source = loading.pinned(settings.model.source)  # a run may go on while this is interrupted
-    header = _header(settings) | {"source": source}
+    header = _header(settings) | {"source": source, "prompts": _digest(prompts)}
+    if weights:
+        header[WEIGHTS] = weights
     done = distributed.from_main(lambda: _begin(path, header, ids))
     if done < len(ids):
         own_model = settings.model
@@ -211,6 +217,12 @@ def _header(settings: Settings) -> dict[str, Any]:
         "sampling": dataclasses.asdict(settings.sampling),
         "pairs": {key: pairs[key] for key in DECISIVE},
     }
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """Of all that the model sees, whatever the documents are called."""
+    ids = [(prompt.direct, prompt.before, prompt.after) for prompt in prompts]
+    return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
 
 def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:

@@ -4,11 +4,10 @@ A round writes config.online.samples completions of each of config.train.batch_s
 reward them, and updates the policy. `train` is a run of them; `training.online` has the updates.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, attempt
-from srpo_jax.config.workdir import alone, claim
+from srpo_jax.config.workdir import claim
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
@@ -37,7 +36,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
-from srpo_jax.training.hooks import report_model
+from srpo_jax.training.hooks import check_best, report_model
 from srpo_jax.training.online import Learner, OnlineStep, with_value_head
 from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.training.reference import weights_of
@@ -47,8 +46,12 @@ from srpo_jax.trees.completions import Completions, Layout
 # A run may go on with another value of these: they do not change what is learned.
 MAY_CHANGE = (
     *("mesh.", "train.log_every", "train.checkpoint_", "train.keep_", "train.verify_"),
+    *("train.writers", "train.project"),
     *("data.cache", "evaluate.", "pairs.", "recipe.", "alternate."),  # settings of other programs
 )
+
+
+UNREAD = ("evaluate_every", "profile_at")  # settings of `train` alone, which phases may share
 
 
 class OnlineState(NamedTuple):
@@ -109,7 +112,8 @@ def train(settings: Settings, workdir: Path) -> bool:
     task = prepare_task(settings, workdir, source)
     own(settings, workdir, source, base, task)
     learner, state = prepare_learner(settings, source, task, mesh)
-    with open_checkpoints(settings, workdir) as checkpoints, distributed.StopSignal() as stop:
+    attempt.keep_start(workdir, (learner.frozen, learner.reference))
+    with attempt.saved(settings.train, workdir) as checkpoints, distributed.StopSignal() as stop:
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
         total = settings.train.steps
         if start >= total:
@@ -126,7 +130,7 @@ def train(settings: Settings, workdir: Path) -> bool:
             seed=settings.seed,
         )
         with (
-            Metrics(workdir, start) as log,
+            Metrics(workdir, start, settings.train.writers, settings.train.project) as log,
             Progress("train_online", total, unit="rounds", done=start) as progress,
         ):
             for number in range(start + 1, total + 1):
@@ -136,7 +140,10 @@ def train(settings: Settings, workdir: Path) -> bool:
                     log.write(number, metrics)
                 progress.advance(note=f"reward {metrics['reward']:.3f}")
                 stopped = number < total and stop.requested(number)
-                checkpoints.save(number, state, force=stopped or number == total)
+                if (ends := stopped or number == total) or checkpoints.due(number):
+                    log.flush()  # a later attempt writes none of these lines
+                    best = metrics.get(settings.train.keep_best_by)
+                    checkpoints.save(number, state, force=ends, best=best)
                 if stopped:
                     status(
                         f"stopped at round {number} of {total}; the same command goes on from there"
@@ -204,13 +211,19 @@ def check(settings: Settings) -> None:
             f"config.train.router_loss={settings.train.router_loss}: train_online has no load-balancing "
             "loss; set it to 0"
         )
+    check_best(settings.train, evaluated=False)
+    unread = [f"config.train.{key}" for key in UNREAD if getattr(settings.train, key)]
+    if unread:
+        status(
+            f"train_online evaluates and profiles nothing on the way: {', '.join(unread)} is not read"
+        )
     judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
 
 
 def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     """Documents and judge; UserError for what cannot be had, or is beyond the model's positions."""
     own = settings.online
-    renderer = Renderer(settings.data.template, source.tokenizer)
+    renderer = Renderer(settings.data.template, source.tokenizer, settings.data.arguments)
     name = f"config.online.documents: {own.document_set.name} ({own.document_set.split})"
     documents, prompts = select(
         document_sets.read(own.document_set, "config.online"),
@@ -291,18 +304,6 @@ def sampling(settings: Settings) -> Sampling:
     """How completions are written: from the whole softmax, at the temperature that the loss knows."""
     temperature = settings.online.temperature
     return dataclasses.replace(settings.sampling, temperature=temperature, top_p=1.0)
-
-
-@contextlib.contextmanager
-def open_checkpoints(settings: Settings, workdir: Path) -> Iterator[Checkpoints]:
-    """Those of the run, which this start alone writes; nothing is read yet."""
-    train, folder = settings.train, workdir / "checkpoints"
-    keep, every = train.keep_checkpoints, train.checkpoint_every
-    with (
-        alone(workdir),
-        Checkpoints(folder, keep, every, verify=train.verify_checkpoints) as checkpoints,
-    ):
-        yield checkpoints
 
 
 def require_finite(number: int, metrics: dict[str, float], checkpoints: Checkpoints) -> None:

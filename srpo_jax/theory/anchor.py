@@ -16,8 +16,9 @@ import argparse
 
 import numpy as np
 
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.theory import bandit
-from srpo_jax.theory.bandit_picture import EXAMPLES, behaviours, largest_move
+from srpo_jax.theory.bandit_picture import EXAMPLES, behaviours, largest_move, one_sentence
 from srpo_jax.theory.tables import distribution, preference_matrix
 
 WEIGHTS = (0.0001, 0.001, 0.01, 0.1, 1.0)
@@ -46,8 +47,10 @@ def slope(
     Arguments as those of `bandit.solve` and `bandit.fit`, alpha in (0, 1). The squares are quadratic in
     e(a|b), the move of log pi_improve(a|b) less that of (b|b), and in c(y), that of log pi(y) less that
     of (y|y), so the move solves linear equations: for each pair of actions two of its own, and one
-    for each c, whose matrix is diagonal up to a constant.
+    for each c, whose matrix is diagonal up to a constant. Raises UserError as they do.
     """
+    if not 0 < alpha < 1:
+        raise UserError(f"alpha={alpha:g} leaves a part of the policy free: choose it in (0, 1)")
     pi, improve = bandit.solve(preference, reference, reference_improve, beta)
     mu = distribution("behaviour", behaviour, len(pi))
     joint = 2 * np.asarray(preference) * np.outer(mu, mu)  # [w, l]: how often w beats l
@@ -107,8 +110,9 @@ def main(arguments: list[str] | None = None) -> None:
         "--alpha", type=float, default=0.5, help="weight of the improve loss (%(default)s)"
     )
     options = parser.parse_args(arguments)
-    for example in EXAMPLES:
-        print(report(example, options.beta, options.alpha), end="\n\n")
+    with one_sentence():
+        for example in EXAMPLES:
+            print(report(example, options.beta, options.alpha), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -178,7 +178,8 @@ def fit(
     Raises:
       UserError: an input is not what it is said to be, or the loss has no single finite minimiser.
     """
-    if labels == "soft" and "l" not in objectives.get(objective_name).needs:
+    one = objectives.get(objective_name)
+    if labels == "soft" and not one.rewards and "l" not in one.needs:
         raise UserError(f"{objective_name!r} reads no label_prob: give labels='hard'")
     pairs = population(preference, behaviour, labels)
     reference = distribution("reference", reference, len(preference))
@@ -227,9 +228,10 @@ def fit_pairs(
 
 def _check_has_minimiser(objective_name: str, hyper: Mapping[str, Any]) -> None:
     if objective_name not in SMOOTH_OBJECTIVES:
+        rewards = objectives.get(objective_name).rewards
+        why = "is of no policy" if rewards else "is piecewise linear and has many minimisers"
         raise UserError(
-            f"the loss of {objective_name!r} is piecewise linear and has many minimisers: "
-            f"the bandit can fit {', '.join(SMOOTH_OBJECTIVES)}"
+            f"the loss of {objective_name!r} {why}: the bandit can fit {', '.join(SMOOTH_OBJECTIVES)}"
         )
     if hyper.get("nll_weight"):
         return  # the likelihood anchor reaches every part of both policies

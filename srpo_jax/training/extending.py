@@ -28,9 +28,9 @@ def longer(
     """
     if now[1] <= before[1]:
         return ()
+    steps = np.arange(done + 1)
     rates, others = (
-        np.array([float(make_optimizer(*one)[1](step)) for step in range(done + 1)])
-        for one in (before, now)
+        np.broadcast_to(make_optimizer(*one)[1](steps), steps.shape) for one in (before, now)
     )
     if (rates[:done] == others[:done]).all():
         status(f"{now[1]} steps in place of {before[1]}; nothing changes for the {done} taken")

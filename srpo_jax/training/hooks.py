@@ -14,20 +14,38 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
 from srpo_jax.training.loop import Done
 from srpo_jax.training.pipeline import PairTrees
+from srpo_jax.training.settings import TrainSettings
 from srpo_jax.training.speed import Speed
 from srpo_jax.trees.packing import Packing, RowShape
 
 
-def require_finite(checkpoints: Checkpoints) -> Callable[[Done], None]:
-    """Ends the run on a loss or gradient that is no number; the state before it is saved."""
+def check_best(train: TrainSettings, evaluated: bool) -> None:
+    """UserError where checkpoints are to be compared by what is never measured.
+
+    evaluated: whether the program evaluates during the run.
+    """
+    by = train.keep_best_by
+    if train.keep_best and by.startswith(("held_out/", "revision/")) and not evaluated:
+        raise UserError(
+            f"config.train.keep_best={train.keep_best} compares checkpoints by config.train.keep_best_by="
+            f"{by}, which nothing measures: `train` does with config.train.evaluate_every above 0; or name "
+            "another metric, of which the lowest are kept"
+        )
+
+
+def require_finite(checkpoints: Checkpoints, before: Callable[[], None]) -> Callable[[Done], None]:
+    """Ends the run on a loss or gradient that is no number; the state before it is saved.
+
+    before: see `save`.
+    """
 
     def act(done: Done) -> None:
         if done.finite:
             return
         name = "grad_norm" if np.isfinite(done.metrics["loss"]) else "loss"
-        before = done.number - 1
-        if before and done.state is not None:
-            checkpoints.save(before, done.state, force=True)
+        if done.number > 1 and done.state is not None:
+            before()
+            checkpoints.save(done.number - 1, done.state, force=True)
         checkpoints.wait()
         kept = checkpoints.latest()
         where = f"the checkpoint of step {kept} is kept" if kept else "nothing was learned before"

@@ -118,6 +118,13 @@ class OnlineStep(Updates):
         values = (states.astype(jnp.float32) * head["kernel"][...]).sum(-1) + head["bias"][...]
         return Scored(of_tokens(logp), of_tokens(values))
 
+    def scored(
+        self, model: State, frozen: State, rows: Rows, targets: Array, *, adapter: bool = True
+    ) -> Scored:
+        """`score` of a batch of training, in its parts."""
+        score = functools.partial(self.score, model, frozen, adapter=adapter)
+        return self.in_parts(lambda batch: score(*batch), (rows, targets))
+
     def loss(
         self, model: State, frozen: State, batch: Batch, pairs: Array, key: Array
     ) -> tuple[Array, Metrics]:
@@ -135,11 +142,11 @@ class OnlineStep(Updates):
         """For parameters of these shapes. reference: the model with its adapters off."""
         shardings = self.shardings(trained)
         whole = mesh_module.replicated(self.mesh)
-        reference = functools.partial(self.score, adapter=False)
+        reference = functools.partial(self.scored, adapter=False)
         return OnlinePrograms(
             init=jax.jit(self.init, out_shardings=shardings.optimizer),
             train=jax.jit(self.train, donate_argnums=0, out_shardings=(shardings, whole)),
-            score=jax.jit(self.score, out_shardings=whole),
+            score=jax.jit(self.scored, out_shardings=whole),
             reference=jax.jit(reference, out_shardings=whole),
         )
 

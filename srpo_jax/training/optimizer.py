@@ -50,10 +50,10 @@ def make_optimizer(
     """
     rate, warmup = settings.learning_rate, settings.warmup_steps
     after = {
-        "cosine": optax.cosine_decay_schedule(rate, max(1, steps - warmup)),
-        "constant": optax.constant_schedule(rate),
-        "wsd": _stable_then_down(rate, steps - warmup, settings.decay_steps),
-    }[settings.schedule]
+        "cosine": lambda: optax.cosine_decay_schedule(rate, max(1, steps - warmup)),
+        "constant": lambda: optax.constant_schedule(rate),
+        "wsd": lambda: _stable_then_down(rate, steps - warmup, settings.decay_steps),
+    }[settings.schedule]()
     # The first step already moves: warm-up ends at step `warmup` and begins above zero.
     before = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
     schedule = optax.join_schedules([before, after], [warmup])

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from srpo_jax.runtime import files, metrics
+from srpo_jax.runtime import distributed, files, metrics
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.pipeline import PairTrees
 
@@ -41,24 +41,28 @@ class ScoreFiles:
         Raises UserError where the file belongs to other weights, template, tokenizer or pairs.
         """
         known = {name: np.full(len(data), np.nan, np.float32) for name in data.names}
-        if metrics.is_main():
-            if (whole := self._read(self.path)) is not None:
-                known = {name: whole[name].copy() for name in data.names}
-            # Of earlier attempts: `finish` removes them, as all that is in them is known now.
-            self.pieces = sorted(self.path.parent.glob(f"{self.path.stem}.piece-*.npz"))
-            for piece in self.pieces:
-                try:
-                    part = self._read(piece)
-                except UserError as error:
-                    metrics.status(f"warning: {error}; its pairs are scored again")
-                    continue
-                if part is not None:
-                    for name in data.names:
-                        known[name][part[NUMBERS]] = part[name]
+        distributed.from_main(lambda: self._fill(known))
         if jax.process_count() > 1:
             shared = multihost_utils.broadcast_one_to_all(known)
             known = {name: np.array(values) for name, values in shared.items()}
         return known
+
+    def _fill(self, known: Scores) -> None:
+        """With what the files hold."""
+        if (whole := self._read(self.path)) is not None:
+            for name, values in known.items():
+                values[:] = whole[name]
+        # Of earlier attempts: `finish` removes them, as all that is in them is known now.
+        self.pieces = sorted(self.path.parent.glob(f"{self.path.stem}.piece-*.npz"))
+        for piece in self.pieces:
+            try:
+                part = self._read(piece)
+            except UserError as error:
+                metrics.status(f"warning: {error}; its pairs are scored again")
+                continue
+            if part is not None:
+                for name, values in known.items():
+                    values[part[NUMBERS]] = part[name]
 
     def add(self, numbers: np.ndarray, scores: Scores) -> None:
         """Scores {name: float32 [m]} of the pairs of these numbers; every PIECE_SECONDS they are written.

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ Batch = dict[str, Any]
 Metrics = dict[str, Array]
 # What the first step is given as `finite`: of the type of that metric, or the second would compile anew.
 FINITE = np.float32(1)
+T = TypeVar("T")
 Gradient = Callable[..., tuple[nnx.State[Any, Any], Metrics]]
 
 
@@ -95,10 +96,7 @@ class Updates:
         pairs = jnp.sum(batch["rows"].pair >= 0)
         if self.accumulate == 1:
             return part(model, frozen, batch, pairs, key)
-        # Part i takes every accumulate-th row, so each part keeps the batch's own sharding.
-        parts = jax.tree.map(
-            lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-        )
+        parts = self._parts(batch)
         keys = jax.random.split(key, self.accumulate)
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(part, model, frozen, first, pairs, key)
@@ -112,6 +110,27 @@ class Updates:
         found: tuple[nnx.State[Any, Any], Metrics]
         found = jax.tree.map(lambda x, s: x.astype(s.dtype), total, shapes)
         return found
+
+    def _parts(self, batch: Any) -> Any:
+        """Arrays [B, …] -> [accumulate, B / accumulate, …].
+
+        Part i takes every accumulate-th row, so each part keeps the batch's own sharding.
+        """
+        return jax.tree.map(
+            lambda x: x.reshape(-1, self.accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+        )
+
+    def in_parts(self, compute: Callable[[Any], T], batch: Any) -> T:
+        """compute, of a batch of arrays [B, …] to arrays [B, …]; of a batch of training in its parts.
+
+        What would be alive for all its rows at once may not fit.
+        """
+        rows = len(jax.tree.leaves(batch)[0])
+        if self.accumulate == 1 or rows % (self.accumulate * mesh_module.batch_parts(self.mesh)):
+            return compute(batch)
+        apart = jax.lax.map(compute, self._parts(batch))
+        joined: T = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(rows, *x.shape[2:]), apart)
+        return joined
 
     def init(self, model: nnx.State[Any, Any]) -> Any:
         """The optimiser's state before the first step."""
@@ -240,11 +259,17 @@ class TrainStep(Updates):
         adapter: bool = True,
     ) -> tuple[dict[str, Array], Array]:
         """{score: float32 [B * P]} of the policy, without dropout, and which pair each belongs to, int32
-        [B * P]. adapter: False for the model without its adapters."""
-        policy = nnx.merge(self.graphdef, model, frozen)
-        with self._on_mesh():
-            scores = scoring.score(policy, rows, self.objective.needs, adapter=adapter)
-        return scores, rows.pair.reshape(-1)
+        [B * P]. adapter: False for the model without its adapters. In parts, see `in_parts`.
+        """
+
+        def of(rows: Rows) -> dict[str, Array]:
+            policy = nnx.merge(self.graphdef, model, frozen)
+            with self._on_mesh():
+                found = scoring.score(policy, rows, self.objective.needs, adapter=adapter)
+            return {name: values.reshape(rows.pair.shape) for name, values in found.items()}
+
+        scores = self.in_parts(of, rows)
+        return {name: x.reshape(-1) for name, x in scores.items()}, rows.pair.reshape(-1)
 
     def reference(
         self, model: nnx.State[Any, Any], frozen: nnx.State[Any, Any], rows: Rows

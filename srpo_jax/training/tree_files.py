@@ -35,7 +35,7 @@ from srpo_jax.trees.prefix_tree import Tree
 
 PATIENCE = 10  # seconds until a file of another host must be seen
 ABANDONED = 3600.0  # seconds without a write to a build
-VERSION = 2  # of these files and of what trees are
+VERSION = 3  # of these files, of what trees are, and of the ids that prompts and answers have
 # (dtype, shape of a row; None: a number for each sequence). `sizes` are the differences of bounds.
 COLUMNS: dict[str, tuple[type, tuple[int | None, ...]]] = {
     "tokens": (np.int32, ()),

@@ -274,10 +274,12 @@ def balanced(sizes: Int[np.ndarray, " n"], rows: int) -> list[list[int]]:
     while rows > 1 and len(sizes) < 6 * rows and high - low > low // 100:
         limit = (low + high) // 2
         fitted = _best_fit(sizes, order, rows, limit)
-        if fitted is None:
+        if fitted is not None:
+            best, high = fitted, limit
+        elif limit > low:
             low = limit
         else:
-            best, high = fitted, limit
+            break  # there is none between the two
     return best
 
 

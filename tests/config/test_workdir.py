@@ -8,7 +8,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings, workdir
 from srpo_jax.config.attempt import MAY_CHANGE
-from srpo_jax.config.workdir import claim
+from srpo_jax.config.workdir import claim, remember
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
@@ -48,6 +48,17 @@ def test_another_fingerprint_is_named(tmp_path):
     claim(tmp_path, Settings(), {"data": "a" * 64}, ())
     with pytest.raises(UserError, match="another data"):
         claim(tmp_path, Settings(), {"data": "b" * 64}, ())
+
+
+def test_what_is_known_later_is_kept_and_compared_too(tmp_path):
+    claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    for _ in range(
+        2
+    ):  # the first time, or of a run that an earlier version began, there is none yet
+        remember(tmp_path, "weights", "b" * 64, "weights that are not trained,")
+        claim(tmp_path, Settings(), {"data": "a" * 64}, ())
+    with pytest.raises(UserError, match=r"begun with weights .* other than now \(bbbb.*now cccc"):
+        remember(tmp_path, "weights", "c" * 64, "weights that are not trained,")
 
 
 def test_an_attempt_that_died_before_it_was_whole_does_not_count(tmp_path):

@@ -105,5 +105,10 @@ def test_a_label_without_log_odds_is_refused_where_they_are_read():
     with pytest.raises(UserError, match="2 of 3 pairs have a label_prob of 0 or 1"):
         objectives.check_log_odds(copg, labels, {"label_smoothing": 0.0})
     objectives.check_log_odds(copg, labels, {"label_smoothing": 0.1})
+    with pytest.raises(
+        UserError, match="label_smoothing above 1e-09"
+    ):  # float32 has none so near to 1
+        objectives.check_log_odds(copg, labels.astype(np.float32), {"label_smoothing": 1e-9})
+    objectives.check_log_odds(copg, labels, {"label_smoothing": 1e-9})
     objectives.check_log_odds(copg, labels[:1], {"label_smoothing": 0.0})
     objectives.check_log_odds(objectives.get("dpo"), labels, {})

@@ -85,6 +85,18 @@ def test_an_unclear_sample_is_never_an_end():
     assert sides(pairs) == [("d e f", "a")]
 
 
+def test_ends_without_a_verdict_leave_it_to_the_next_farthest():
+    """Nobody says who of the best and the worst is better. Means: .725, .55, .35 and .2."""
+    said = {
+        ("good", "fair"): 0.55,
+        ("best", "good"): 0.7,
+        ("best", "fair"): 0.75,
+        ("worst", "good"): 0.2,
+    }
+    judged = [comparing.Comparison(DOCUMENT, a, b, p) for (a, b), p in said.items()]
+    assert comparing.best_against_worst(judged) == [judged[2]]
+
+
 def test_edits_as_they_were_drawn_ask_no_judge():
     own = PairSettings(goal="improve", choose="first")
     assert not comparing.needs_judge(own)

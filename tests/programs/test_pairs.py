@@ -1,5 +1,6 @@
 """Making pairs: what is written, and that an interrupted attempt goes on where it stopped."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ from srpo_jax import config as config_module
 from srpo_jax import pairs, revision
 from srpo_jax.data import documents, records
 from srpo_jax.data.documents import Document
+from srpo_jax.models.digest import Digests
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from tests import processes
@@ -150,6 +152,32 @@ def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):
     (tmp_path / "pairs.jsonl.samples").write_text('{"seed": 1}\n')
     with pytest.raises(UserError, match="other settings"):
         pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
+
+
+def test_pairs_of_a_model_that_was_trained_on_are_not_taken_for_todays(
+    config, tmp_path, monkeypatch
+):
+    weights = ["a", "b"]
+    monkeypatch.setattr(Digests, "of", lambda self, source: weights[0])
+    written_by(config, tmp_path, "pairs", count=4)
+    written_by(config, tmp_path, "pairs", count=4)
+    weights.pop(0)
+    with pytest.raises(UserError, match=r"was made with weights of model\.source='a', now 'b'"):
+        written_by(config, tmp_path, "pairs", count=4)
+    (tmp_path / "pairs.jsonl").unlink()
+    with pytest.raises(
+        UserError, match=r"samples was sampled with other settings \(weights of model\.source"
+    ):
+        written_by(config, tmp_path, "pairs", count=4)
+
+
+def test_samples_of_documents_that_were_rewritten_are_not_mixed_in(config, tmp_path, monkeypatch):
+    written_by(config, tmp_path, "pairs", count=4)
+    (tmp_path / "pairs.jsonl").unlink()
+    others = [dataclasses.replace(one, prompt=f"{one.prompt}!") for one in DOCUMENTS]
+    monkeypatch.setattr(documents, "load", lambda name, split: others)
+    with pytest.raises(UserError, match=r"was sampled with other settings \(prompts"):
+        written_by(config, tmp_path, "pairs", count=4)
 
 
 def test_a_folder_is_no_output(config, tmp_path):

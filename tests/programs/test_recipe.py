@@ -83,6 +83,15 @@ def test_a_stopped_stage_goes_on_and_a_changed_one_runs_again(ran, tmp_path):
     assert order(ran) == ["golds", "sft", "report"]  # what reads it, and what reads that
 
 
+def test_what_reads_a_stage_that_ran_again_runs_again_in_a_later_command_too(ran, tmp_path):
+    assert recipe.run(settings(), tmp_path)
+    ran.clear()
+    assert recipe.run(settings(optimizer={"learning_rate": 1.0}), tmp_path, until="sft")
+    assert order(ran) == ["sft"]
+    assert recipe.run(settings(optimizer={"learning_rate": 1.0}), tmp_path)
+    assert order(ran) == ["sft", "report"]
+
+
 def test_until_ends_behind_a_stage(ran, tmp_path):
     assert recipe.run(settings(), tmp_path, until="sft")
     assert order(ran) == ["golds", "sft"]

@@ -395,6 +395,61 @@ def test_runs_that_share_a_folder_build_and_score_once(config, tmp_path, capsys)
     assert not list(tmp_path.glob("*/reference_scores.npz"))
 
 
+@pytest.fixture
+def trained_anew(whole, tmp_path):
+    """A run, and what puts other weights in the place of its checkpoint."""
+    source, other = tmp_path / "source", tmp_path / "other"
+    shutil.copytree(whole[0], source)
+    (source / "checkpoints" / "5").rename(other)
+
+    def replace():
+        shutil.rmtree(source / "checkpoints" / "10")
+        other.rename(source / "checkpoints" / "10")
+
+    return source, replace
+
+
+def test_a_run_goes_on_with_the_reference_that_it_was_begun_with(config, trained_anew, tmp_path):
+    """Where runs share a folder scores of the new one are not there, and would be computed."""
+    source, replace = trained_anew
+    config.model.source, config.data.cache = str(source), str(tmp_path / "cache")
+    with at_step(2, terminate):
+        assert not attempt(config, tmp_path / "run")
+    replace()
+    with pytest.raises(UserError, match=r"was begun with a reference .*WORKDIR@STEP"):
+        attempt(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_adapters_go_on_upon_the_weights_that_they_were_begun_on(config, trained_anew, tmp_path):
+    """No reference tells of it under SFT."""
+    source, replace = trained_anew
+    config.model.source, config.objective.name, config.lora.rank = str(source), "sft", 2
+    with at_step(2, terminate):
+        assert not attempt(config, tmp_path / "run")
+    replace()
+    with pytest.raises(UserError, match="was begun with weights of its reference, or"):
+        attempt(config, tmp_path / "run")
+
+
+def test_what_no_checkpoint_can_be_compared_by_is_said(config, tmp_path):
+    config.train.keep_best = 1
+    with pytest.raises(UserError, match=r"keep_best_by=held_out/loss, which nothing measures"):
+        attempt(config, tmp_path)
+
+
+def test_held_out_labels_have_log_odds_too(config, tmp_path):
+    held = tmp_path / "held.jsonl"
+    soft = tmp_path / "soft.jsonl"
+    records.write_pairs(held, [Pair("a", "yes", "no")])
+    records.write_pairs(soft, [Pair(f"{i}?", "yes", "no", 0.8) for i in range(8)])
+    config.data.update({"pairs": str(soft), "held_out": str(held)})
+    config.objective.update({"name": "copg", "label_smoothing": 0.0})
+    config.train.update({"evaluate_every": 5, "evaluate_documents": 0})
+    with pytest.raises(UserError, match="1 of 1 pairs have a label_prob of 0 or 1"):
+        attempt(config, tmp_path / "run")
+
+
 def test_a_loss_that_is_no_number_stops_the_run(config, tmp_path):
     config.optimizer.update({"learning_rate": 1e30, "warmup_steps": 0})
     config.train.checkpoint_every = 1

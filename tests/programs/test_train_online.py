@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -14,7 +15,9 @@ from ml_collections import ConfigDict
 from srpo_jax import config as config_module
 from srpo_jax import recipe, train, train_online
 from srpo_jax.config.alternate import as_recipe
+from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models import loading
+from srpo_jax.pairing import rounds as rounds_module
 from srpo_jax.runtime import distributed, metrics
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
@@ -116,6 +119,7 @@ def test_a_run_that_is_stopped_goes_on_as_if_it_had_not_been(config, tmp_path, m
             {"train.router_loss": 0.1},
             r"train\.router_loss=0\.1: train_online has no load-balancing",
         ),
+        ({"train.keep_best": 1}, r"keep_best_by=held_out/loss, which nothing measures"),
         ({"objective.name": "reward"}, r"objective\.name=reward: train_online trains a policy"),
         ({"online.count": 9}, r"has 8 documents of at most .* fewer than the 9 asked for"),
         ({"sampling.max_new_tokens": 5000}, r"prompt 0 needs .* and 5000 to be written"),
@@ -127,6 +131,46 @@ def test_what_cannot_be_done_is_said(config, tmp_path, changes, said):
     config_module.update(config, changes, "test")
     with pytest.raises(UserError, match=said):
         attempt(config, tmp_path)
+
+
+def test_prompts_are_put_as_the_settings_say(config, tmp_path, monkeypatch):
+    """Evaluation takes them from the run's config.json, so they must be those that it learned under."""
+    tokenizer = ByteTokenizer()
+    monkeypatch.setattr(
+        type(tokenizer),
+        "chat_template",
+        "{{ day }}{% for m in messages %}{{ m.content }}{% endfor %}",
+    )
+    found = []
+    for arguments in (("day=Monday",), ("day=Sunday",)):
+        config.data.update({"template": "chat", "template_arguments": arguments})
+        settings = config_module.checked(config)
+        task = rounds_module.prepare_task(settings, tmp_path, loading.open_source("tiny"))
+        found.append(tokenizer.decode(task.prompts[0]))
+    assert [text[:6] for text in found] == ["Monday", "Sunday"]
+
+
+@pytest.mark.slow
+def test_what_a_run_keeps_and_what_it_goes_on_upon(config, tmp_path):
+    config.train.update({"checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 2, "steps": 3})
+    config.train.update({"keep_best": 1, "keep_best_by": "beta", "writers": ()})
+    assert attempt(config, tmp_path / "first")
+    kept = sorted(int(path.name) for path in (tmp_path / "first" / "checkpoints").iterdir())
+    lowest = min(metrics.read(tmp_path / "first" / "metrics.jsonl"), key=lambda line: line["beta"])
+    assert kept == sorted({2, 3, lowest["step"]})
+    assert not (tmp_path / "first" / "tensorboard").exists()
+
+    source = tmp_path / "first"
+    config.model.source, config.lora.rank = str(source), 2
+    asked = distributed.StopSignal.requested
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.StopSignal, "requested", lambda *_: True)
+        assert not attempt(config, tmp_path / "second")
+    assert distributed.StopSignal.requested is asked
+    shutil.rmtree(source / "checkpoints" / "3")
+    (source / "checkpoints" / "2").rename(source / "checkpoints" / "3")
+    with pytest.raises(UserError, match="was begun with weights of its reference, or"):
+        attempt(config, tmp_path / "second")
 
 
 def test_a_loss_that_is_no_number_ends_the_run(config, tmp_path):

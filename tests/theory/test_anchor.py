@@ -1,6 +1,7 @@
 """The first-order move under the likelihood anchor against fits of the anchored loss."""
 
 import numpy as np
+import pytest
 
 from srpo_jax.theory import anchor, bandit
 from srpo_jax.theory.bandit import total_variation
@@ -56,3 +57,11 @@ def test_with_an_anchor_the_answer_moves_with_the_behaviour_policy():
 def test_the_command_prints_a_table(capsys):
     anchor.main(["--beta=0.5"])
     assert "example 'cycle', beta 0.5" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", ["--beta=0", "--alpha=1", "--alpha=0"])
+def test_what_has_no_answer_ends_in_one_sentence(given, capsys):
+    with pytest.raises(SystemExit) as ended:
+        anchor.main([given])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")

@@ -254,6 +254,9 @@ def test_solve_refuses_bad_input():
 def test_an_objective_without_a_single_minimiser_is_refused():
     with pytest.raises(UserError, match="piecewise linear"):
         bandit.fit("slic", CYCLE, uniform(3), **THREE, beta=0.3)
+    for labels in ("soft", "hard"):
+        with pytest.raises(UserError, match="the loss of 'reward' is of no policy"):
+            bandit.fit("reward", CYCLE, uniform(3), **THREE, labels=labels)
     always_wins = np.array([[0.5, 1.0, 1.0], [0.0, 0.5, 0.7], [0.0, 0.3, 0.5]])
     with pytest.raises(UserError, match="no finite minimiser of 'dpo'"):
         bandit.fit("dpo", always_wins, uniform(3), **THREE, beta=0.3)

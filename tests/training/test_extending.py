@@ -1,5 +1,7 @@
 """When a run may go on for longer."""
 
+import time
+
 import pytest
 
 from srpo_jax.runtime.errors import UserError
@@ -57,3 +59,12 @@ def test_wsd_is_constant_and_falls_at_the_end():
 def test_a_decay_that_is_too_long_is_refused():
     with pytest.raises(UserError, match=r"decay_steps=9 are more than the 8 steps"):
         make_optimizer(settings("wsd", 9), 10)
+    make_optimizer(settings("cosine", 9), 10)  # has no decay
+
+
+def test_a_long_run_is_compared_at_once():
+    """A call for each of its steps took minutes."""
+    begun, goes_on = (settings("wsd", 100), 200_000), (settings("wsd", 100), 300_000)
+    began = time.perf_counter()
+    assert extending.longer(begun, goes_on, 150_000, asked=False) == ALLOWED
+    assert time.perf_counter() - began < 20

@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_what_is_kept():
         latest=lambda: saved[-1][0],
         save=lambda step, state, force: saved.append((step, state)),
     )
-    act = hooks.require_finite(kept)
+    act = hooks.require_finite(kept, lambda: saved.append("reference scores"))
 
     def done(loss):
         good = np.isfinite(loss)
@@ -155,4 +155,4 @@ def test_a_loss_that_is_no_number_ends_the_run_and_names_what_is_kept():
     act(done(0.5))
     with pytest.raises(UserError, match="loss is nan at step 6; the checkpoint of step 5 is kept"):
         act(done(float("nan")))
-    assert saved == [(5, "state")]
+    assert saved == ["reference scores", (5, "state")]

@@ -188,6 +188,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(run):
         np.testing.assert_allclose([*one.values()], [*other.values()], rtol=1e-4, atol=1e-5)
 
 
+def test_scores_of_parts_are_those_of_the_whole_batch(data, batches):
+    mesh = make_mesh("one device")
+    graphdef, trained, frozen = creation.create(architecture(0), None, mesh, 0)
+    optimizer, _ = make_optimizer(OptimizerSettings(), STEPS)
+    rows, found, held = mesh_module.host_to_global(mesh, batches[0]["rows"]), [], []
+    for parts in (1, BATCH):
+        one = step.TrainStep(
+            graphdef, optimizer, objectives.get("srpo"), {}, mesh, accumulate=parts
+        )
+        program = jax.jit(one.reference).lower(trained, frozen, rows).compile()
+        held.append(program.memory_analysis().temp_size_in_bytes)
+        scores, pair = program(trained, frozen, rows)
+        found.append(scores)
+        np.testing.assert_array_equal(pair, batches[0]["rows"].pair.reshape(-1))
+    for name, values in found[0].items():
+        assert len(np.unique(values)) == BATCH
+        np.testing.assert_allclose(found[1][name], values, rtol=1e-5, err_msg=name)
+    assert held[1] < 0.5 * held[0], "what fits in training must fit here"
+
+
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_packed_batch_has_the_loss_and_gradient_of_the_same_pairs_apart(data, accumulate):
     """On 2 x 2 devices, 5 pairs in 4 rows against 5 rows on one. Float32 sums in another order."""

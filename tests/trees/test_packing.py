@@ -174,6 +174,13 @@ def test_however_often_the_size_changes_pairs_come_as_often_as_if_it_had_not(siz
         assert set(np.flatnonzero(last.used(end))) == set(taken(packings, 0, end))
 
 
+@pytest.mark.parametrize("sizes", [[3, 4], [60, 90], [60, 90, 70, 80]])
+def test_small_trees_of_which_each_has_a_row(sizes):
+    """No whole number lies between the limits any more; the search for a smaller one went on for ever."""
+    rows = balanced(np.array(sizes), len(sizes))
+    assert sorted(row[0] for row in rows) == list(range(len(sizes)))
+
+
 @pytest.mark.parametrize("per_row", [3, 4, 8])
 def test_rows_are_balanced(per_row):
     """The largest row stays within 8 % of the mean, and every index is used once."""

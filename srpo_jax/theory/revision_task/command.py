@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import multiprocessing
 import os
 import platform
@@ -15,7 +16,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.theory.bandit_picture import make_folder, one_sentence
 from srpo_jax.theory.revision_task import picture
 from srpo_jax.theory.revision_task.cells import METHODS, Store
-from srpo_jax.theory.revision_task.network import Recipe
+from srpo_jax.theory.revision_task.network import HEADS, Recipe
 from srpo_jax.theory.revision_task.plan import USUAL, Plan, carry_out
 from srpo_jax.theory.revision_task.summary import summary
 
@@ -103,9 +104,15 @@ def _recipe(given: list[str]) -> Recipe:
             changes[key] = _sizes()[key](value)
         except ValueError:
             raise UserError(f"--set {text}: {value!r} is not a number of its kind") from None
-        if changes[key] <= 0:
-            raise UserError(f"--set {text}: {key} must be above 0")
-    return dataclasses.replace(Recipe(), **changes)
+        if not 0 < changes[key] < math.inf:
+            raise UserError(f"--set {text}: {key} must be above 0, and finite")
+    recipe = dataclasses.replace(Recipe(), **changes)
+    if (part := recipe.width // HEADS) == 0 or part % 2:
+        raise UserError(
+            f"--set width={recipe.width}: each of {HEADS} heads must have an even number of entries: make "
+            f"it a multiple of {2 * HEADS}"
+        )
+    return recipe
 
 
 def perform(store: Store, plan: Plan, workers: int) -> None:

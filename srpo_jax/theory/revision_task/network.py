@@ -34,6 +34,7 @@ from srpo_jax.trees.packing import RowShape
 
 State = nnx.State[Any, Any]
 SCORED_AT_ONCE = 250  # rows, when the reference scores all pairs
+HEADS = 4
 # What each draw is for; (seed, one of these) seeds it.
 SFT, PAIRS, ORDER, ONLINE = range(4)
 
@@ -72,9 +73,9 @@ class Recipe:
             vocab_size=VOCABULARY,
             width=self.width,
             layers=self.layers,
-            heads=4,
-            kv_heads=4,
-            head_dim=self.width // 4,
+            heads=HEADS,
+            kv_heads=HEADS,
+            head_dim=self.width // HEADS,
             mlp_width=2 * self.width,
             max_length=64,
             dtype="float32",

@@ -8,6 +8,7 @@ is run too.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ RULE = (
 )
 ALL_WAYS = tuple(Way(t, length) for t in (1.0, 0.0) for length in ("free", "fixed"))
 OURS = "srpo_anchored"  # what the others are compared with, and what the study is of
+SEEDS_BELOW = 2**31 - 8  # JAX takes none above 2^31, and some draws have a seed plus a little
 WRITERS = ("A", "B")  # the behaviour policies
 USUAL = ("srpo", "srpo_anchored", "dpo", "ipo")  # the methods where none are asked for
 # Who is compared under two behaviour policies, and at which beta: gentle ones, where the closed forms of
@@ -59,9 +61,11 @@ class Plan:
             ("--seeds", self.seeds),
             ("--validation-seeds", self.validation_seeds),
         ):
-            if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            inside = all(0 <= seed < SEEDS_BELOW for seed in seeds)
+            if not seeds or not inside or len(set(seeds)) < len(seeds):
                 raise UserError(
-                    f"{option} must be different numbers, 0 or more, at least one: {list(seeds)}"
+                    f"{option} must be different numbers from 0 to {SEEDS_BELOW - 1}, at least one: "
+                    f"{list(seeds)}"
                 )
         if shared := set(self.seeds) & set(self.validation_seeds):
             raise UserError(
@@ -69,8 +73,8 @@ class Plan:
             )
         if not 1 <= self.grid <= 4:
             raise UserError(f"--grid={self.grid}: 1 to 4 values of beta can be tried")
-        if self.nll_weight <= 0:
-            raise UserError(f"--nll-weight={self.nll_weight:g} must be above 0")
+        if not 0 < self.nll_weight < math.inf:
+            raise UserError(f"--nll-weight={self.nll_weight:g} must be above 0, and finite")
 
     def betas(self, method: str) -> tuple[float, ...]:
         return METHODS[method].betas[: self.grid]
