@@ -11,6 +11,18 @@ Array = jax.Array
 KEPT = "kept"
 
 
+def precision(a: Array, b: Array) -> jax.lax.Precision | None:
+    """Of a product: float32 arrays are multiplied as such, which TPUs and newer GPUs do not do unasked."""
+    wide = a.dtype == jnp.float32 and b.dtype == jnp.float32
+    return jax.lax.Precision.HIGHEST if wide else None
+
+
+def summed(spec: str, a: Array, b: Array) -> Array:
+    """einsum(spec, a, b) in float32, see `precision`."""
+    exact = precision(a, b)
+    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32, precision=exact)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(spec: str, a: Array, b: Array, out: str) -> Array:
     """einsum(spec, a, b) of arrays of one dtype, summed in float32, rounded to dtype `out`.
@@ -20,7 +32,7 @@ def einsum(spec: str, a: Array, b: Array, out: str) -> Array:
     own rule would multiply it in float32, which costs 2 to 6 times more and, where `out` is narrow
     already, adds nothing.
     """
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32).astype(out)
+    return summed(spec, a, b).astype(out)
 
 
 def _forward(spec: str, a: Array, b: Array, out: str) -> tuple[Array, tuple[Array, Array]]:
@@ -34,15 +46,15 @@ def _backward(
     left, right = spec.split("->")[0].split(",")
     result = spec.split("->")[1]
     narrow = cotangent.astype(a.dtype)
-    grad_a = jnp.einsum(f"{result},{right}->{left}", narrow, b, preferred_element_type=jnp.float32)
+    grad_a = summed(f"{result},{right}->{left}", narrow, b)
     if a.dtype == jnp.float32:
         # With one summed index XLA on CPUs hands the arrays as they are to a product that reads them
         # transposed; with two it copies them into that order first. (Narrower products need the copy.)
-        summed = len(list(itertools.takewhile(lambda index: index not in right, left)))
-        if summed > 1 and result[:summed] == left[:summed]:
-            a, narrow = (x.reshape(-1, *x.shape[summed:]) for x in (a, narrow))
-            left, result = left[summed - 1 :], result[summed - 1 :]
-    grad_b = jnp.einsum(f"{left},{result}->{right}", a, narrow, preferred_element_type=jnp.float32)
+        first = len(list(itertools.takewhile(lambda index: index not in right, left)))
+        if first > 1 and result[:first] == left[:first]:
+            a, narrow = (x.reshape(-1, *x.shape[first:]) for x in (a, narrow))
+            left, result = left[first - 1 :], result[first - 1 :]
+    grad_b = summed(f"{left},{result}->{right}", a, narrow)
     return grad_a.astype(a.dtype), grad_b.astype(b.dtype)
 
 
@@ -57,7 +69,9 @@ def grouped(a: Array, b: Array, sizes: Array, out: str) -> Array:
     the last group is multiplied by nothing: its result and its gradient mean nothing. Sums and gradients as
     of `einsum`.
     """
-    return jax.lax.ragged_dot(a, b, sizes, preferred_element_type=jnp.float32).astype(out)
+    exact = precision(a, b)
+    product = jax.lax.ragged_dot(a, b, sizes, exact, preferred_element_type=jnp.float32)
+    return product.astype(out)
 
 
 def _grouped_forward(
@@ -72,7 +86,10 @@ def _grouped_backward(
     a, b, sizes = inputs
     narrow = cotangent.astype(a.dtype)
     product = functools.partial(
-        jax.lax.ragged_dot_general, group_sizes=sizes, preferred_element_type=jnp.float32
+        jax.lax.ragged_dot_general,
+        group_sizes=sizes,
+        preferred_element_type=jnp.float32,
+        precision=precision(a, b),
     )
     grad_a = product(narrow, b, ragged_dot_dimension_numbers=_BY_TRANSPOSED)
     grad_b = product(a, narrow, ragged_dot_dimension_numbers=_GROUP_BY_GROUP)

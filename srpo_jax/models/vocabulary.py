@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from srpo_jax.models.attention.logits import Logits
+from srpo_jax.models.product import summed
 from srpo_jax.runtime import mesh as mesh_module
 
 Array = jax.Array
@@ -91,9 +92,8 @@ def _backward(
             slope *= made.scale
         # Rounded to the inputs' dtype before the products, as in models/product.py.
         slope = slope.astype(hidden.dtype)
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        to_kernel = _on_shards(product("btgv,btd->gvd", slope, hidden), "embed")
-        return total + product("btgv,gvd->btd", slope, weights), to_kernel.astype(kernel.dtype)
+        to_kernel = _on_shards(summed("btgv,btd->gvd", slope, hidden), "embed")
+        return total + summed("btgv,gvd->btd", slope, weights), to_kernel.astype(kernel.dtype)
 
     divided = _divide(kernel, split)
     to_hidden, parts = jax.lax.scan(part, jnp.zeros(hidden.shape, jnp.float32), divided)
@@ -109,7 +109,7 @@ _log_probabilities.defvjp(_forward, _backward)
 def _logits(hidden: Array, weights: Array, entries: Array, made: Logits) -> Array:
     """[B, T, D], [shards, v, D] -> float32 [B, T, shards, v]; -inf where there is no entry."""
     weights = _on_shards(weights, None)
-    logits = jnp.einsum("btd,gvd->btgv", hidden, weights, preferred_element_type=jnp.float32)
+    logits = summed("btd,gvd->btgv", hidden, weights)
     if made.scale != 1.0:
         logits *= made.scale
     if made.softcap is not None:

@@ -120,7 +120,8 @@ def _merge(
     layer: tuple[jax.Array, ...], scale: float, dtype: Any, experts: bool = False
 ) -> jax.Array:
     base, a, b = layer
-    product = _product(a, b, experts).reshape(base.shape)
+    with jax.default_matmul_precision("highest"):
+        product = _product(a, b, experts).reshape(base.shape)
     return (base.astype(jnp.float32) + scale * product).astype(dtype)
 
 

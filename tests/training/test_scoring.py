@@ -1,5 +1,7 @@
 """Scores of a tree equal those of separate sequences, computed here without trees or chunks."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -158,3 +160,34 @@ def test_packed_rows_score_and_learn_as_rows_apart(model):
 
 def size(tree):
     return len(tree.tokens), len(tree.target_token)
+
+
+def products(jaxpr):
+    """The matrix products of a program, those of its loops and of the functions it calls among them."""
+    for equation in jaxpr.eqns:
+        if "dot_general" in equation.primitive.name:
+            yield equation
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("attention", ["dense", "blockwise"])
+def test_float32_is_multiplied_as_float32_on_every_machine(attention):
+    """TPUs round float32 to bfloat16 before they multiply, unless a product says otherwise."""
+    config = dataclasses.replace(
+        CONFIG, attention=attention, lora_rank=2, lora_targets=("query", "down")
+    )
+    graphdef, state = nnx.split(Decoder(config, nnx.Rngs(0)))
+    tree = prefix_tree.build(random_pair(0))
+    rows = prefix_tree.stack([prefix_tree.pad(tree, 56, 40)])
+    loss = lambda state: sum(scoring.score(nnx.merge(graphdef, state), rows, NAMES).values()).sum()
+    found = list(products(jax.make_jaxpr(jax.grad(loss, allow_int=True))(state).jaxpr))
+    wide = [each for each in found if all(x.aval.dtype == jnp.float32 for x in each.invars)]
+    highest = jax.lax.Precision.HIGHEST
+    rounded = [each for each in wide if each.params["precision"] not in ((highest,) * 2, highest)]
+    assert len(wide) > 20
+    assert not rounded

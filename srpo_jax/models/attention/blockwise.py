@@ -20,9 +20,9 @@ from jax.ad_checkpoint import checkpoint_name
 from srpo_jax.models.attention.logits import Logits
 from srpo_jax.models.attention.mask import Kept, TreeMask, from_blocks, platform, to_blocks
 from srpo_jax.models.product import KEPT
+from srpo_jax.models.product import summed as product
 
 Array = jax.Array
-product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 # More parts leave fewer idle turns, and smaller products. Measured on CPUs only, where two blocks together
 # were the fastest.
 PARTS, TOGETHER = 4, 2

@@ -32,7 +32,7 @@ from srpo_jax.models.attention.turns import (
     listed_block,
     own_block,
 )
-from srpo_jax.models.product import KEPT
+from srpo_jax.models.product import KEPT, precision
 
 Array = jax.Array
 LANES = 128
@@ -236,13 +236,14 @@ def _key_kernel(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return jax.lax.dot(a, b, preferred_element_type=jnp.float32)
+    return jax.lax.dot(a, b, precision(a, b), preferred_element_type=jnp.float32)
 
 
 def _dot_t(a: Array, b: Array) -> Array:
     """a b^T."""
     contract = (((1,), (1,)), ((), ()))
-    return jax.lax.dot_general(a, b, contract, preferred_element_type=jnp.float32)
+    exact = precision(a, b)
+    return jax.lax.dot_general(a, b, contract, exact, preferred_element_type=jnp.float32)
 
 
 def _scores(products: Array, logits: Logits) -> Array:
