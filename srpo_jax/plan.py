@@ -11,7 +11,6 @@ meshes, remat and batch sizes, and ranks what fits. --online plans a round of `t
 
 import dataclasses
 import importlib.metadata
-import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +28,7 @@ from srpo_jax.models import DecoderConfig, attention, decoding_mesh, loading
 from srpo_jax.models.creation import abstract
 from srpo_jax.pairing import rounds
 from srpo_jax.planning import compiling, lowering, machine, online, report, roofline
+from srpo_jax.planning import search as trials
 from srpo_jax.planning.compiling import DoesNotFit
 from srpo_jax.planning.lowering import Program
 from srpo_jax.planning.machine import Machine
@@ -58,7 +58,6 @@ SECTIONS = (
     "evaluate",
     "online",
 )
-TENSOR, REMAT, PAIRS = (1, 2, 4, 8), ("none", "dots", "full"), (1, 2, 4)  # what --search tries
 SURVEYED = 64  # batches, in which the largest shape is looked for
 
 
@@ -90,8 +89,7 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
     mesh = mesh_module.of_settings(settings.mesh, where.devices)
     train.check_batch(settings, mesh)
     objective = objectives.get(settings.objective.name)
-    model = dataclasses.replace(settings.model, source=command.shape(settings.model.source))
-    architecture = train.decoder_config(dataclasses.replace(settings, model=model), objective)
+    architecture = _architecture(settings)
     revise = revise and not objective.rewards
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)
@@ -128,6 +126,13 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
         versions={name: importlib.metadata.version(name) for name in ("jax", where.compiler)},
         **known,
     )
+
+
+def _architecture(settings: Settings) -> DecoderConfig:
+    """Of what is trained; shapes of models are found from any folder."""
+    model = dataclasses.replace(settings.model, source=command.shape(settings.model.source))
+    objective = objectives.get(settings.objective.name)
+    return train.decoder_config(dataclasses.replace(settings, model=model), objective)
 
 
 def plan_online(settings: Settings, where: Machine, lengths: Lengths) -> Plan:
@@ -296,20 +301,13 @@ def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -
     Where a batch does not fit, no larger one of the same mesh and remat is compiled.
     """
     found: list[Plan] = []
-    chips, accumulate = len(where.devices), settings.train.accumulate
-    for replica, tensor, remat in itertools.product(where.replicas, TENSOR, REMAT):
-        each = accumulate * chips // tensor
-        for pairs in PAIRS:
-            changed = dataclasses.replace(
-                settings,
-                mesh=dataclasses.replace(settings.mesh, replica=replica, fsdp=-1, tensor=tensor),
-                model=dataclasses.replace(settings.model, remat=remat),
-                train=dataclasses.replace(settings.train, batch_size=pairs * each),
-            )
+    for batches in trials.candidates(settings, where, _architecture(settings).width):
+        for changed in batches:
             try:
                 found.append(plan(changed, where, lengths, price=price, revise=False))
             except UserError as error:
-                status(f"replica {replica}, tensor {tensor}: {error}")
+                sizes = changed.mesh
+                status(f"replica {sizes.replica}, tensor {sizes.tensor}: {error}")
                 break
             status(_in_short(found[-1]))
             if not found[-1].fits:

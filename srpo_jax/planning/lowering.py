@@ -1,7 +1,6 @@
 """The programs of a configuration on a mesh, lowered from shapes alone: nothing is allocated."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from srpo_jax.prompts import Prompt
 from srpo_jax.revision import pool, programs
 from srpo_jax.revision.plan import Need, Shape, group, start
 from srpo_jax.revision.pool import Pool
+from srpo_jax.revision.prompt_arrays import PromptArrays, Shown
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.training.online import OnlineStep
@@ -104,8 +104,7 @@ def revision(
     size = group(len(prompts), sampling.refill, parts)
     groups = -(-len(prompts) // size)
     settings: dict[str, Any] = {"sampling": dataclasses.replace(sampling, batch_size=1, refill=1.0)}
-    empty = functools.partial(pool.empty, rows=len(prompts), shape=shape, **settings)
-    rows = _pooled(mesh, jax.eval_shape(empty, dataclasses.replace(model, mesh=None)))
+    rows = _pooled(mesh, pool.described(model, len(prompts), shape, **settings))
     settings["stops"] = stops
     keys = jax.eval_shape(programs.keys, 0, np.zeros(size, np.uint32))
 
@@ -119,7 +118,8 @@ def revision(
         into = np.zeros((parts, size // parts), np.int32)
         return lower(program, *over_batch(mesh, (put_in, begun, into)))
 
-    direct = shape.direct(prompts[:size])
+    given, chosen = PromptArrays.of(prompts), np.arange(size)
+    direct = shape.direct(given, chosen)
     trees = as_trees(direct)
     answer = put(pool.answer, direct, 0)
     yield Program("answer", answer, trees, executions=groups, beside=beside)
@@ -127,8 +127,8 @@ def revision(
     decode = lower(pool.decode, wait)
     yield Program("decode", decode, trees, revisions + 1, loops=new - 1, beside=beside)
     if revisions:
-        shown = [[0] * (new - 1)] * size
-        improve = put(pool.improve, shape.improve(prompts[:size], shown), 1)
+        shown = Shown(np.zeros((size, new), np.int32), np.full(size, new - 1, np.int32))
+        improve = put(pool.improve, shape.improve(given, chosen, shown), 1)
         yield Program("improve", improve, trees, executions=groups * revisions, beside=beside)
 
 

@@ -43,13 +43,6 @@ class Machine:
         """The package that it is in."""
         return "jax-cuda12-pjrt" if self.platform == "cuda" else "libtpu"
 
-    @property
-    def replicas(self) -> tuple[int, ...]:
-        """How many copies of the model to try: one on each slice; of GPUs one in all, or on each host."""
-        if self.platform == "cuda":
-            return tuple(sorted({1, max(1, int(self.topology) // gpu.HOST)}))
-        return (self.slices,)
-
     @functools.cached_property
     def devices(self) -> Sequence[jax.Device]:
         """Described, not there. UserError without the compiler."""

@@ -7,6 +7,7 @@ templates prompts are what the tokenizer's own template writes (see `chat`).
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from srpo_jax.data.records import Message
@@ -44,7 +45,7 @@ class Prompt:
             len(self.direct), 0 if self.refused else len(self.before) + new + len(self.after)
         )
 
-    @property
+    @functools.cached_property
     def shared(self) -> int:
         """How many tokens both prompts begin with; at least one of each is left over."""
         limit = max(min(len(self.direct), len(self.before)) - 1, 0)

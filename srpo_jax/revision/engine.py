@@ -2,7 +2,6 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -10,12 +9,13 @@ import numpy as np
 
 from srpo_jax.models.cache import Cache
 from srpo_jax.models.decoder import Decoder
-from srpo_jax.prompts import Prompt
 from srpo_jax.revision import plan, programs
 from srpo_jax.revision import pool as pool_module
 from srpo_jax.revision.plan import Shape, rounded
 from srpo_jax.revision.pool import Pool
 from srpo_jax.revision.programs import Model, Rows, Start
+from srpo_jax.revision.prompt_arrays import PromptArrays, Shown
+from srpo_jax.revision.queue import Done
 from srpo_jax.revision.sampling import Sampling
 from srpo_jax.runtime import mesh as mesh_module
 
@@ -93,11 +93,14 @@ class Engine:
         written = programs.write(self.model, cache, logits, placed, **self.settings)
         tokens, lengths = map(mesh_module.gathered, (written.tokens, written.lengths))
         self.spent.decode += time.perf_counter() - began
-        return [self._completion(*row) for row in zip(tokens, lengths, strict=True)]
+        return self.without_end(tokens, lengths).as_lists()
 
-    def pool(self, shape: Shape, prompts: int) -> "Pooled":
-        """An empty pool for prompts of this shape, with no more rows than these need."""
-        return Pooled(self, shape, self.rows(prompts))
+    def pool(self, shape: Shape, prompts: PromptArrays, keys: np.ndarray, most: int) -> "Pooled":
+        """An empty pool for prompts of this shape, with no more rows than `most` of them need.
+
+        keys: [N, 2], data of a random key of each prompt.
+        """
+        return Pooled(self, shape, prompts, keys, self.rows(most))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,10 +108,10 @@ class Engine:
         sampling = dataclasses.replace(self.sampling, batch_size=1, refill=1.0)
         return {"sampling": sampling, "stops": self.stops}
 
-    def _completion(self, tokens: np.ndarray, count: int) -> list[int]:
-        """Of tokens [G] the first ones, without what ends them."""
-        ids: list[int] = tokens[:count].tolist()
-        return ids[:-1] if ids[-1] in self.stops else ids
+    def without_end(self, tokens: np.ndarray, counts: np.ndarray) -> Shown:
+        """Of tokens [B, G] the first ones, [B] >= 1 in number, without what ends them."""
+        last = np.take_along_axis(tokens, counts[:, None] - 1, axis=1)[:, 0]
+        return Shown(tokens, counts - (last[:, None] == self.stops).any(1))
 
     def _placed(self, record: Record) -> Record:
         """Rows over the devices of the mesh, if there is one; every process has them all."""
@@ -119,61 +122,69 @@ class Engine:
 
 
 class Pooled:
-    """A pool on the engine's devices, what is put into it, and what it has decoded; see `queue.Rows`."""
+    """A pool on the engine's devices, what is put into it, and what it has decoded; see `queue.Rows`.
 
-    def __init__(self, engine: Engine, shape: Shape, rows: int) -> None:
-        refill = engine.sampling.refill
+    prompts: all that its rows may hold. keys: uint32 [N, 2], data of a random key of each.
+    """
+
+    def __init__(
+        self, engine: Engine, shape: Shape, prompts: PromptArrays, keys: np.ndarray, rows: int
+    ) -> None:
+        refill, mesh = engine.sampling.refill, engine.model.mesh
         self.engine, self.shape, self.rows, self.parts = engine, shape, rows, engine.parts
+        self.prompts, self.keys, self.new = prompts, keys, engine.max_new_tokens
         self.size = plan.group(rows, refill, self.parts)
         # Rows of one part cannot wait for those of all others.
         whole = self.parts == 1 or refill == 1
         self.enough = self.size if whole else -(-3 * self.size // 4)
+        self._own = np.arange(1) if mesh is None else mesh_module.own_parts(mesh)
         self._pool: Pool = pool_module.empty(engine.model, rows, shape, engine.settings["sampling"])
 
-    def answer(self, prompts: Sequence[Prompt], keys: np.ndarray, into: Sequence[int]) -> None:
-        """Prefills at most R direct prompts, a random key each, into these rows, and begins to answer."""
-        self._put(pool_module.answer, self.shape.direct(prompts), keys, [0] * len(into), into)
+    def answer(self, chosen: np.ndarray, into: np.ndarray) -> None:
+        """Prefills at most R direct prompts into these rows, and begins to answer."""
+        own, where = self._places(into)
+        chosen = chosen[own]
+        rows = self.shape.direct(self.prompts, chosen)
+        self._put(pool_module.answer, rows, chosen, np.zeros(len(own), np.int32), where)
 
     def improve(
-        self,
-        prompts: Sequence[Prompt],
-        shown: Sequence[Sequence[int]],
-        revisions: Sequence[int],
-        keys: np.ndarray,
-        into: Sequence[int],
+        self, chosen: np.ndarray, shown: Shown, revisions: np.ndarray, into: np.ndarray
     ) -> None:
         """The same with improve prompts, in the rows of their direct ones: revision k shows y_{k-1}."""
-        self._put(pool_module.improve, self.shape.improve(prompts, shown), keys, revisions, into)
+        own, where = self._places(into)
+        chosen = chosen[own]
+        rows = self.shape.improve(self.prompts, chosen, shown.of(own))
+        self._put(pool_module.improve, rows, chosen, revisions[own], where)
 
-    def decode(self, done: int, asked: Sequence[int]) -> dict[int, list[int]]:
-        """Goes on until at least so many rows are done; of the rows asked for that are, the completion."""
+    def decode(self, done: int, asked: np.ndarray) -> Done:
+        """Goes on until at least so many rows are done; of the rows asked for those that are."""
         engine, began = self.engine, time.perf_counter()
-        self._pool = pool_module.decode(engine.model, self._pool, np.int32(done), **engine.settings)
-        at = self._pool.at
-        ended, tokens, counts = map(mesh_module.gathered, (at.done, at.tokens, at.counts))
+        self._pool, told = pool_module.decode(
+            engine.model, self._pool, np.int32(done), **engine.settings
+        )
+        known = mesh_module.gathered(told)[asked]
         engine.spent.decode += time.perf_counter() - began
-        return {row: engine._completion(tokens[row], counts[row]) for row in asked if ended[row]}
+        ended = known[:, -1] > 0
+        return Done(asked[ended], engine.without_end(known[ended, :-1], known[ended, -1]))
+
+    def _places(self, into: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is put where, on the devices of this process: see `plan.places`."""
+        chosen, where = plan.places(into, self.rows, self.parts, self.size)
+        return chosen[self._own].reshape(-1), where[self._own]
 
     def _put(
         self,
         program: Any,
         rows: Rows[np.ndarray],
-        keys: np.ndarray,
-        revisions: Sequence[int],
-        into: Sequence[int],
+        chosen: np.ndarray,
+        revisions: np.ndarray,
+        where: np.ndarray,
     ) -> None:
         engine, began = self.engine, time.perf_counter()
-        start = plan.start(rows, keys, revisions)
-        each, share = self.rows // self.parts, self.size // self.parts
-        # Where nothing is put, a prompt is repeated, for a row that is not there.
-        chosen, where = np.zeros(self.size, int), np.full((self.parts, share), each, np.int32)
-        taken = [0] * self.parts
-        for i, row in enumerate(into):
-            part = row // each
-            chosen[part * share + taken[part]], where[part, taken[part]] = i, row % each
-            taken[part] += 1
-        filled = jax.tree.map(lambda x: x[chosen] if x.ndim else x, (rows, start))
-        rows, start, placed = engine._placed((*filled, where))
-        self._pool = program(engine.model, self._pool, rows, start, placed, **engine.settings)
+        start = plan.start(rows, self.keys[chosen], revisions)
+        given = (rows, start, where)
+        mesh = engine.model.mesh
+        placed = given if mesh is None else mesh_module.host_to_global(mesh, given)
+        self._pool = program(engine.model, self._pool, *placed, **engine.settings)
         jax.block_until_ready(self._pool.at.done)
         engine.spent.prefill += time.perf_counter() - began

@@ -7,7 +7,6 @@ decode. `plan` says what is prefilled and where in the cache it goes, `pool` are
 prompts of a shape, `engine` runs them.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from srpo_jax.prompts import Prompt
 from srpo_jax.revision import plan, programs
 from srpo_jax.revision.engine import Engine, Spent
 from srpo_jax.revision.plan import Shape
+from srpo_jax.revision.prompt_arrays import PromptArrays
 from srpo_jax.revision.queue import Queue
 from srpo_jax.revision.sampling import Sampling
 
@@ -118,14 +118,17 @@ def revising(
 ) -> Iterator[tuple[int, list[list[int]]]]:
     """`revise_ids` of one prompt after another, (index, [revision][token]), in the order they are done.
 
-    The same order on every process.
+    The same order on every process. UserError where there is no improve prompt for a revision.
     """
     stops = (eos,) if isinstance(eos, int) else tuple(eos)
     new = sampling.max_new_tokens
     needs = [prompt.room(new) if n_revisions else len(prompt.direct) for prompt in prompts]
     plan.check_fit(needs, new, model.config.max_length)
+    if n_revisions:
+        plan.check_improvable(prompts)
     numbers = np.array(range(len(prompts)) if rows is None else rows, np.uint32)
     keys = np.asarray(programs.keys(seed, numbers))
+    arrays = PromptArrays.of(prompts)
     engine = Engine.of(model, sampling, stops, Spent() if spent is None else spent)
     # Programs that serve others, too, are compiled for full batches.
     size = sampling.batch_size if foreseen else len(prompts)
@@ -133,4 +136,4 @@ def revising(
     foreseen = foreseen or plan.shapes([prompts], need, sampling.batch_size)
     # One pool at a time, the largest first, so that what does not fit into memory fails at once.
     for shape, mine in plan.by_shape(prompts, need, sampling.batch_size, foreseen):
-        yield from Queue(engine.pool(shape, size), prompts, n_revisions, keys, deque(mine)).run()
+        yield from Queue(engine.pool(shape, arrays, keys, size), n_revisions, np.array(mine)).run()

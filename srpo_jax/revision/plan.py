@@ -21,6 +21,7 @@ import numpy as np
 
 from srpo_jax.prompts import Prompt
 from srpo_jax.revision.programs import Rows, Start
+from srpo_jax.revision.prompt_arrays import Chosen, PromptArrays, Shown
 from srpo_jax.runtime.errors import UserError
 
 # The parts are as wide as a multiple of this, longer ones of more: see `_width`.
@@ -57,17 +58,16 @@ class Shape(NamedTuple):
     def holds(self, other: "Shape") -> bool:
         return self.first >= other.first and self.second >= other.second
 
-    def direct(self, prompts: Sequence[Prompt]) -> Rows[np.ndarray]:
+    def direct(self, prompts: PromptArrays, chosen: Chosen) -> Rows[np.ndarray]:
         """Direct prompts, which open a row of the cache."""
-        none = np.zeros(len(prompts), np.int32)
-        tokens, counts = _padded([p.direct for p in prompts], self.first)
+        none = np.zeros(len(chosen), np.int32)
+        tokens, counts = prompts.directly(chosen, self.first)
         return Rows(tokens, counts, none, _span(sum(self), 0, none), np.array(0, np.int32))
 
-    def improve(self, prompts: Sequence[Prompt], shown: Tokens) -> Rows[np.ndarray]:
+    def improve(self, prompts: PromptArrays, chosen: Chosen, shown: Shown) -> Rows[np.ndarray]:
         """Improve prompts that show these completions, as far as the direct ones' rows lack them."""
-        shared = np.array([p.shared for p in prompts], np.int32)
-        rest = [p.improve(y)[p.shared :] for p, y in zip(prompts, shown, strict=True)]
-        tokens, counts = _padded(rest, self.second)
+        shared = prompts.shared[chosen]
+        tokens, counts = prompts.improving(chosen, shown, self.second)
         valid = _span(sum(self), 0, shared)
         return Rows(tokens, counts, shared, valid, np.array(self.first, np.int32))
 
@@ -156,7 +156,9 @@ def departing(prompts: Tokens, rows: Tokens, slot: int) -> Rows[np.ndarray]:
     return Rows(tokens, counts, known, _span(slots, 0, known), np.array(slot, np.int32))
 
 
-def start(rows: Rows[np.ndarray], keys: Any, revisions: Sequence[int]) -> Start[np.ndarray]:
+def start(
+    rows: Rows[np.ndarray], keys: Any, revisions: Sequence[int] | np.ndarray
+) -> Start[np.ndarray]:
     """Where the completions of these rows, once they are prefilled, begin. revisions: of each row."""
     valid = rows.valid | _span(rows.valid.shape[1], int(rows.slot), rows.counts)
     positions = rows.positions + rows.counts
@@ -173,9 +175,40 @@ def check_fit(prompts: Sequence[int], new: int, limit: int) -> None:
             )
 
 
+def check_improvable(prompts: Sequence[Prompt]) -> None:
+    """UserError of the first of the prompts that has no improve prompt."""
+    for prompt in prompts:
+        if prompt.refused:
+            raise UserError(prompt.refused)
+
+
+def places(into: np.ndarray, rows: int, parts: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What goes where if a group of at most `size` is put into these rows of a pool, of each part its own.
+
+    Both int [parts, size / parts]: which of the group, and the number of its row within the part. Where
+    nothing is put, the first of the group is repeated, for a row that is not there.
+    """
+    each, share = rows // parts, size // parts
+    chosen, where = np.zeros((parts, share), int), np.full((parts, share), each, np.int32)
+    part = into // each
+    place = numbered(part)
+    chosen[part, place], where[part, place] = np.arange(len(into)), into % each
+    return chosen, where
+
+
 def group(rows: int, share: float, parts: int) -> int:
     """How many of a pool's rows take up prompts at a time: each of the `parts` they are in equally many."""
     return min(rows, rounded(max(1, round(share * rows)), parts))
+
+
+def numbered(groups: np.ndarray) -> np.ndarray:
+    """For each, how many of those before it are of its group; int [R] -> int [R]."""
+    if not groups.any():
+        return np.arange(len(groups))
+    order = np.argsort(groups, kind="stable")
+    found = np.empty(len(groups), int)
+    found[order] = np.arange(len(groups)) - np.searchsorted(groups[order], groups[order])
+    return found
 
 
 def rounded(length: int, multiple: int) -> int:

@@ -11,6 +11,7 @@ new tokens, V vocabulary.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -38,6 +39,30 @@ class Pool:
 
 def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
     """A pool whose rows are all done, with nothing in them."""
+    mesh = model.mesh
+    # As the programs leave it, or the first one that takes it would be compiled once more.
+    laid_out: Any = None
+    if mesh is not None:
+        laid_out = jax.tree.map(
+            lambda x: mesh_module.plainest(mesh_module.sharding(mesh, _axes(x), x.shape)),
+            described(model, rows, shape, sampling),
+        )
+    else:
+        weights = jax.tree.leaves(model.state)[0].sharding
+        if isinstance(weights, NamedSharding):  # a mesh of one device
+            laid_out = NamedSharding(weights.mesh, PartitionSpec())
+    pool: Pool = jax.jit(_maker(model, rows, shape, sampling), out_shardings=laid_out)()
+    return pool
+
+
+def described(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
+    """The shapes of an empty pool. The model's arrays may be shapes, too."""
+    pool: Pool = jax.eval_shape(_maker(model, rows, shape, sampling))
+    return pool
+
+
+def _maker(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Callable[[], Pool]:
+    """Makes an empty pool."""
     new, config = sampling.max_new_tokens, model.merged().config
     unrolled = model.layers is not None
     key_size = jax.random.key_data(jax.random.key(0)).shape
@@ -56,20 +81,7 @@ def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
         )
         return Pool(Cache.zeros(config, rows, sum(shape), unrolled), at)
 
-    mesh = model.mesh
-    # As the programs leave it, or the first one that takes it would be compiled once more.
-    laid_out: Any = None
-    if mesh is not None:
-        laid_out = jax.tree.map(
-            lambda x: mesh_module.plainest(mesh_module.sharding(mesh, _axes(x), x.shape)),
-            jax.eval_shape(made),
-        )
-    else:
-        weights = jax.tree.leaves(model.state)[0].sharding
-        if isinstance(weights, NamedSharding):  # a mesh of one device
-            laid_out = NamedSharding(weights.mesh, PartitionSpec())
-    pool: Pool = jax.jit(made, out_shardings=laid_out)()
-    return pool
+    return made
 
 
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"), donate_argnames="pool")
@@ -119,11 +131,17 @@ def improve(
 @functools.partial(jax.jit, static_argnames=("sampling", "stops"), donate_argnames="pool")
 def decode(
     model: Model, pool: Pool, wait: Array | int, *, sampling: Sampling, stops: tuple[int, ...]
-) -> Pool:
-    """The pool, donated, once at least `wait` of its rows are done, those that were so before counted."""
+) -> tuple[Pool, Array]:
+    """The pool, donated, once at least `wait` of its rows are done, those that were so before counted.
+
+    And what the host reads of it, in one array, int32 [B, G + 1]: each row's tokens, then how many they
+    are, what ends them included; 0 while it decodes.
+    """
     with programs.on_mesh(model.mesh):
         at = programs.decode_on(model, pool.cache, pool.at, wait, sampling, stops)
-        return _laid_out(Pool(pool.cache, at))
+        counts = jnp.where(at.done, at.counts, 0)
+        told = jnp.concatenate([at.tokens, counts[:, None]], axis=1)
+        return _laid_out(Pool(pool.cache, at)), mesh_module.constrain(told, ("batch", None))
 
 
 def _begun(

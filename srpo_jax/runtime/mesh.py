@@ -275,7 +275,7 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
     """Global batch arrays from each process's own rows.
 
     Args:
-        tree: pytree of NumPy arrays [`own_rows`, ...] of this process.
+        tree: pytree of NumPy arrays [`own_rows`, ...] of this process. Scalars stay as they are.
 
     Returns:
         Same tree of jax arrays [rows of all processes, ...], the leading dimension split over the
@@ -286,7 +286,9 @@ def host_to_global(mesh: Mesh, tree: Any) -> Any:
     """
     target, own = batch_sharding(mesh), own_parts(mesh)
 
-    def place(array: np.ndarray) -> jax.Array:
+    def place(array: np.ndarray) -> jax.Array | np.ndarray:
+        if not array.ndim:
+            return array
         if array.shape[0] % len(own):
             raise UserError(
                 f"a batch of {array.shape[0]} rows cannot be split over {len(own)} devices: choose a "

@@ -110,6 +110,34 @@ def test_processes_are_stopped_and_go_on_in_another_number(pairs, alone, tmp_pat
     assert f"is finished: step {STEPS} of {STEPS}" in done.stdout, done.stdout + done.stderr
 
 
+def test_a_run_moves_between_all_numbers_of_processes_and_devices(pairs, tmp_path):
+    """Ten steps on each, from the checkpoint and the reference scores of the one before it."""
+    constant = "--config.optimizer.schedule=constant"
+    done = run(train(pairs, tmp_path / "alone", 1, 1, constant))
+    assert done.returncode == 0, done.stderr
+    sizes = {
+        (4, 2): {"fsdp": 2, "tensor": 4},  # a tensor group is on two processes
+        (2, 4): {"fsdp": 4, "tensor": 2},
+        (1, 8): {"replica": 2, "fsdp": 2, "tensor": 2},
+        (1, 1): {},
+    }
+    for number, ((count, devices), mesh) in enumerate(sizes.items()):
+        more = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
+        steps = f"--config.train.steps={10 * (number + 1)}"
+        done = run(train(pairs, tmp_path / "moved", count, devices, constant, *more, steps))
+        assert done.returncode == 0, done.stderr
+        if number:
+            assert f"resuming at step {10 * number} of {10 * (number + 1)}" in done.stdout
+            assert "reference scores: 13 pairs read from" in done.stdout
+    alone, moved = (losses(tmp_path / name) for name in ("alone", "moved"))
+    assert [step for step, _ in moved] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(moved, alone, rtol=2e-3)
+    one, two = (reference(tmp_path / name) for name in ("alone", "moved"))
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
+
+
 def test_a_mistake_is_told_and_ends_all_processes(tmp_path):
     done = run(train(tmp_path / "none.jsonl", tmp_path / "run", 2, 1))
     assert done.returncode == 2

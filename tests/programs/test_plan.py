@@ -143,6 +143,8 @@ def test_a_search_ranks_what_fits_and_tries_no_more_where_something_does_not(mon
     monkeypatch.setattr(plan_module, "plan", made)
     monkeypatch.setattr(Machine, "devices", [None] * 8)
     settings = config_module.checked(config_module.default())
+    model = dataclasses.replace(settings.model, source="configs/shapes/llama-3.1-8b")
+    settings = dataclasses.replace(settings, model=model)
     found = plan_module.search(settings, machine.named("v5e-8"), plan_module.Lengths(9, 9), 0.0)
     order = [(one.mesh["tensor"], one.settings["remat"], one.batch["pairs"]) for one in found]
     assert order[0] == (1, "dots", 32)

@@ -16,6 +16,7 @@ from srpo_jax.planning import hlo_cost
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.revision import Sampling, Spent, loop, plan, pool
 from srpo_jax.revision.engine import Engine
+from srpo_jax.revision.prompt_arrays import PromptArrays, Shown
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
@@ -227,7 +228,11 @@ def test_settings_out_of_range_are_refused(bad):
         Sampling(**bad)
 
 
-@pytest.mark.parametrize("layout", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}])
+# More devices in a tensor group than there are key heads.
+WIDE = pytest.param({"tensor": 4, "rules": ("vocab=None",)}, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("layout", [{"fsdp": 4}, {"fsdp": 2, "tensor": 2}, WIDE])
 def test_a_mesh_changes_nothing_and_each_program_is_compiled_once(model, together, layout):
     graphdef, state = nnx.split(model)
     mesh = mesh_module.make(**layout, devices=jax.devices()[:4])
@@ -263,7 +268,8 @@ def test_a_row_that_is_refilled_stays_on_its_devices(model):
     sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
     engine = Engine.of(nnx.merge(graphdef, sharded), Sampling(7, batch_size=16), (EOS,), Spent())
     shape = plan.Shape(40, 16)
-    rows = shape.improve(many()[:4], [(5, 6)] * 4)
+    prompts, shown = PromptArrays.of(many()), Shown(np.full((4, 7), 5), np.full(4, 2))
+    rows = shape.improve(prompts, np.arange(4), shown)
     begun = plan.start(rows, np.zeros((4, 2), np.uint32), [1] * 4)
     given = engine._placed((rows, begun, np.zeros((4, 1), np.int32)))
     whole = pool.empty(engine.model, 16, shape, engine.settings["sampling"])
@@ -317,3 +323,19 @@ def test_texts_end_where_the_chat_template_ends_an_answer(monkeypatch):
     revision.revise(None, OfBase(), [plain], 0, Sampling())
     revision.revise(None, OfBase(), [PROMPTS[0]], 0, Sampling())
     assert ends == [(2, 0), (0,), (0,)]
+
+
+def test_a_process_puts_together_the_prompts_of_its_own_devices_alone(model, monkeypatch):
+    """The second of four parts, as a process of four would have it."""
+    graphdef, state = nnx.split(model)
+    mesh = mesh_module.make(devices=jax.devices()[:4])
+    sharded = jax.device_put(state, mesh_module.parameter_shardings(mesh, state))
+    engine = Engine.of(nnx.merge(graphdef, sharded), Sampling(7, batch_size=8), (EOS,), Spent())
+    monkeypatch.setattr(mesh_module, "own_parts", lambda mesh: np.array([1]))
+    own = engine.pool(plan.Shape(40, 16), PromptArrays.of(many()), np.zeros((24, 2), np.uint32), 8)
+    given = []
+    monkeypatch.setattr(own, "_put", lambda program, rows, *_: given.append(rows))
+    own.answer(np.arange(10, 14), np.array([1, 2, 4, 7]))
+    (rows,) = given
+    (prompt,) = rows.tokens
+    assert tuple(prompt[: rows.counts[0]]) == many()[11].direct

@@ -1,68 +1,65 @@
 """Who writes what next, with a pool that only counts."""
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
-from srpo_jax.prompts import Prompt
-from srpo_jax.revision.plan import Shape
-from srpo_jax.revision.queue import Queue
+from srpo_jax.revision.prompt_arrays import Shown
+from srpo_jax.revision.queue import Done, Queue
 
 
 @dataclass
 class Counting:
     """A pool of rows in which completion k of prompt i takes lengths[i][k] steps.
 
-    A prompt is known by its first token. steps: taken in all; groups: prompts put in at a time.
+    The completion is [i, k]. steps: taken in all; groups: prompts put in at a time.
     """
 
     rows: int
     size: int
     lengths: np.ndarray
     parts: int = 1
-    shape: Shape = field(default_factory=lambda: Shape(8, 8))
+    new: int = 3
     steps: int = 0
     groups: list[int] = field(default_factory=list)
 
     def __post_init__(self):
         self.enough = self.size if self.parts == 1 else -(-3 * self.size // 4)
         self.left = np.zeros(self.rows, int)
-        self.completions = [[] for _ in range(self.rows)]
+        self.completions = np.zeros((self.rows, 3), int)
 
-    def answer(self, prompts, keys, into):
-        self.put(prompts, [0] * len(into), into)
+    def answer(self, chosen, into):
+        self.put(chosen, np.zeros(len(into), int), into)
 
-    def improve(self, prompts, shown, revisions, keys, into):
-        assert shown == [self.completions[row] for row in into], "the row's own answer is shown"
-        assert [y[1] for y in shown] == [k - 1 for k in revisions]
-        self.put(prompts, revisions, into)
+    def improve(self, chosen, shown, revisions, into):
+        assert (shown.tokens == self.completions[into]).all(), "the row's own answer is shown"
+        assert (shown.lengths == 2).all()
+        assert (shown.tokens[:, 1] == revisions - 1).all()
+        self.put(chosen, revisions, into)
 
-    def put(self, prompts, revisions, into):
+    def put(self, chosen, revisions, into):
         assert 0 < len(into) <= self.size
         of_part = np.bincount(np.array(into) * self.parts // self.rows)
         assert of_part.max() <= self.size // self.parts, "no part gets more than its share"
         assert (self.left[into] == 0).all(), "a row that still decodes is not for others"
         self.groups.append(len(into))
-        for prompt, k, row in zip(prompts, revisions, into, strict=True):
-            i = prompt.direct[0]
-            self.left[row], self.completions[row] = self.lengths[i, k], [i, k]
+        self.left[into] = self.lengths[chosen, revisions]
+        self.completions[into, :2] = np.stack([chosen, revisions], axis=1)
 
     def decode(self, done, asked):
         assert done <= self.rows
         while (self.left == 0).sum() < done:
             self.left = np.maximum(self.left - 1, 0)
             self.steps += 1
-        return {row: self.completions[row] for row in asked if self.left[row] == 0}
+        rows = asked[self.left[asked] == 0]
+        return Done(rows, Shown(self.completions[rows], np.full(len(rows), 2)))
 
 
 def written(lengths, rows, size, parts=1):
     count, revisions = lengths.shape
     pool = Counting(rows, size, lengths, parts)
-    prompts = [Prompt((i,), (i,), ()) for i in range(count)]
-    queue = Queue(pool, prompts, revisions - 1, np.zeros(count), deque(range(count)))
-    return dict(queue.run()), pool
+    return dict(Queue(pool, revisions - 1, np.arange(count)).run()), pool
 
 
 @pytest.mark.parametrize("seed", range(80))
