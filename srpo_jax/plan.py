@@ -251,6 +251,8 @@ def make_batch(
     )
     trees = [prefix_tree.build(parts) for parts in work.sequences(objective.needs)]
     said = f"prompts of {lengths.prompt}, completions of {lengths.completion} tokens"
+    if settings.data.pairs:
+        said += f"; {settings.data.pairs} is no file here"
     return _largest(settings, as_data(trees, objective.needs), mesh, said)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from srpo_jax import config as config_module
@@ -15,6 +16,7 @@ from srpo_jax.config import Settings
 from srpo_jax.planning import machine
 from srpo_jax.planning.machine import Machine
 from srpo_jax.planning.report import Plan, Range
+from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -153,3 +155,18 @@ def test_a_search_ranks_what_fits_and_tries_no_more_where_something_does_not(mon
     # Of what does not fit no larger batch is tried, of what is refused none.
     assert [size for tensor, remat, size in tried if remat == "none"] == [8, 4, 2, 1]
     assert [size for tensor, remat, size in tried if (tensor, remat) == (4, "full")] == [2]
+
+
+def test_pairs_that_are_not_here_are_named_beside_the_lengths_taken_instead():
+    values = config_module.default()
+    values.model.source = "tiny"
+    values.train.batch_size = 2
+    values.data.pairs = "hub:owner/name"
+    settings = config_module.checked(values)
+    mesh = mesh_module.of_settings(settings.mesh, jax.devices()[:1])
+    lengths = plan_module.Lengths(12, 5)
+    architecture = plan_module._architecture(settings)
+    _, said = plan_module.make_batch(settings, architecture, mesh, lengths)
+    assert said["lengths"] == (
+        "prompts of 12, completions of 5 tokens; hub:owner/name is no file here"
+    )
