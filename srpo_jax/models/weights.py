@@ -104,9 +104,7 @@ class Adapted:
         base = place(self.base, self.base.dtype, sharding)
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
         a, b = (part.place(jnp.float32, everywhere) for part in (self.a, self.b))
-        merge = functools.partial(_merge, scale=self.scale, dtype=dtype, experts=self.experts)
-        # Layer by layer, so that no float32 copy of the whole stack is made on the way.
-        layers = jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
+        layers = _merging(self.scale, np.dtype(dtype), self.experts, sharding)
         merged: jax.Array = layers(base, a, b)
         return merged
 
@@ -114,6 +112,15 @@ class Adapted:
         base = reader({"base": self.base})("base", i).astype(np.float32)
         a, b = (part.layer(i).astype(np.float32) for part in (self.a, self.b))
         return base + self.scale * _product(a, b, self.experts).reshape(base.shape)
+
+
+@functools.cache  # each stack of each model that is loaded would be compiled for otherwise
+def _merging(
+    scale: float, dtype: np.dtype[Any], experts: bool, sharding: NamedSharding
+) -> Callable[..., Any]:
+    """The program that merges a stack, layer by layer: no float32 copy of the whole is made on the way."""
+    merge = functools.partial(_merge, scale=scale, dtype=dtype, experts=experts)
+    return jax.jit(lambda *stacks: jax.lax.map(merge, stacks), out_shardings=sharding)
 
 
 def _merge(
