@@ -29,8 +29,8 @@ class Ragged(NamedTuple):
         return cls(np.fromiter(tokens, np.int32, begin[-1] + 1), begin)
 
     def lengths(self, chosen: Chosen) -> Int32[np.ndarray, "R 1"]:
-        ends: np.ndarray = self.begin[chosen + 1]
-        return (ends - self.begin[chosen]).astype(np.int32)[:, None]
+        found: np.ndarray = self.begin[chosen + 1] - self.begin[chosen]
+        return found.astype(np.int32)[:, None]
 
     def at(self, chosen: Chosen, columns: Int[np.ndarray, "_ W"]) -> Int32[np.ndarray, "R W"]:
         """Tokens at these columns of the rows, or of each; any token at a column that a row has not."""

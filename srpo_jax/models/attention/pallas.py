@@ -236,7 +236,7 @@ def _key_kernel(
 
 
 def _dot(a: Array, b: Array) -> Array:
-    return jax.lax.dot(a, b, precision(a, b), preferred_element_type=jnp.float32)
+    return jax.lax.dot(a, b, precision=precision(a, b), preferred_element_type=jnp.float32)
 
 
 def _dot_t(a: Array, b: Array) -> Array:
