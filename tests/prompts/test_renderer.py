@@ -1,7 +1,6 @@
 """The ids that are scored in training are the ids that completions are generated from."""
 
 import dataclasses
-from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,8 @@ from srpo_jax.objectives.losses import DIRECT_SCORES, IMPROVE_SCORES
 from srpo_jax.prompts import TEMPLATES, Renderer
 from srpo_jax.revision import Sampling, plan
 from srpo_jax.revision.plan import Need, Shape
-from srpo_jax.revision.queue import Queue
+from srpo_jax.revision.prompt_arrays import PromptArrays, Shown
+from srpo_jax.revision.queue import Done, Queue
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import scoring
 from srpo_jax.trees import prefix_tree
@@ -55,17 +55,19 @@ class Recorder:
     contexts: for each completion begun, the ids that each row sees before it.
     """
 
-    def __init__(self, shown, shape):
-        self.shown, self.shape, self.contexts = shown, shape, []
+    def __init__(self, batch, shown, shape):
+        self.prompts, self.shape, self.contexts = PromptArrays.of(batch), shape, []
         self.rows = self.size = self.enough = len(shown)
-        self.parts = 1
+        self.parts, self.new = 1, max(map(len, shown))
+        tokens = np.array([[*y, *[0] * (self.new - len(y))] for y in shown], np.int32)
+        self.shown = Shown(tokens, np.array([len(y) for y in shown], np.int32))
         self.ids = np.zeros((self.rows, sum(shape)), int)
 
-    def answer(self, prompts, keys, into):
-        self.put(self.shape.direct(prompts), into)
+    def answer(self, chosen, into):
+        self.put(self.shape.direct(self.prompts, chosen), into)
 
-    def improve(self, prompts, shown, revisions, keys, into):
-        self.put(self.shape.improve(prompts, shown), into)
+    def improve(self, chosen, shown, revisions, into):
+        self.put(self.shape.improve(self.prompts, chosen, shown), into)
 
     def put(self, rows, into):
         assert list(into) == list(range(self.rows))
@@ -78,7 +80,7 @@ class Recorder:
         assert list(begun.positions) == [len(context) for context in self.contexts[-1]]
 
     def decode(self, done, asked):
-        return {row: self.shown[row] for row in asked}
+        return Done(asked, self.shown.of(asked))
 
 
 def fed(batch, shown):
@@ -86,9 +88,10 @@ def fed(batch, shown):
 
     shown: the completions [y, …] in ids, as the decoding loop gives them.
     """
-    recorder = Recorder([list(y) for y in shown], Shape.needed(batch, Need(max(map(len, shown)))))
-    waiting = deque(range(len(batch)))
-    deque(Queue(recorder, batch, 2, np.zeros(len(batch)), waiting).run(), maxlen=0)
+    shape = Shape.needed(batch, Need(max(map(len, shown))))
+    recorder = Recorder(batch, shown, shape)
+    for _ in Queue(recorder, 2, np.arange(len(batch))).run():
+        pass
     direct, improve, again = recorder.contexts
     assert improve == again, "the second revision shows the same completions"
     return direct, improve
