@@ -71,6 +71,7 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
         self._read_only, self._every, self._verify = read_only, every, verify
+        self._known: dict[int, dict[str, Any]] = {}  # descriptions of what does not change
         kept = _kept(keep, keep_every, keep_best)
         if str(self.directory).startswith(SCHEME):
             self._manager: Any = StoreCheckpointer(
@@ -277,10 +278,13 @@ class Checkpoints:
 
     def _held(self, step: int) -> dict[str, Any]:
         """What the checkpoint holds: name -> description with shape and dtype."""
+        if self._read_only and step in self._known:
+            return dict(self._known[step])  # a model is read array by array
         with damage.reading():
             held = self._manager.metadata(step).metadata
             if held is None:  # Orbax's word for: files are missing or make no sense
                 raise ValueError("its description cannot be read")
+            self._known[step] = dict(held)
             return dict(held)
 
     def _set_aside(self, steps: list[int]) -> None:
