@@ -52,7 +52,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS[name])
-    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_: (LongerThanGold(),))
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_, **__: (LongerThanGold(),))
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -295,7 +295,7 @@ def test_the_judge_of_the_settings_comes_first(outputs, tmp_path, monkeypatch):
 
 def test_verdicts_of_other_parameters_are_not_mixed(outputs, tmp_path, monkeypatch):
     judge = LongerThanGold()
-    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_: (judge,))
+    monkeypatch.setattr(evaluate.judges, "load_all", lambda *_, **__: (judge,))
     judge.facts = {"temperature": "0"}
     run(outputs, tmp_path / "run")
     judge.facts = {"temperature": "1"}

@@ -40,7 +40,7 @@ def config(monkeypatch, compiled_once):
     one = mesh_module.make(devices=jax.devices()[:1])
     monkeypatch.setattr(mesh_module, "make", lambda **_: one)
     monkeypatch.setattr(documents, "load", lambda name, split: DOCUMENTS)
-    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: ShorterIsBetter())
+    monkeypatch.setattr(pairs.judges, "load", lambda *_, **__: ShorterIsBetter())
     config = config_module.default()
     changes = {
         "model.source": "tiny",
@@ -76,7 +76,7 @@ def test_what_has_no_verdict_is_left_out_and_counted(config, tmp_path, monkeypat
             return np.where(np.arange(len(a)) == 0, np.nan, super().probabilities(prompts, a, b))
 
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "all.jsonl")
-    monkeypatch.setattr(pairs.judges, "load", lambda settings, folder: Unsure())
+    monkeypatch.setattr(pairs.judges, "load", lambda *_, **__: Unsure())
     pairs.make_pairs(config_module.checked(config), tmp_path, tmp_path / "pairs.jsonl")
     every, written = (records.read_pairs(tmp_path / f"{name}.jsonl") for name in ("all", "pairs"))
     assert written == every[1:]
