@@ -67,3 +67,12 @@ def test_a_source_at_fault_is_named(tmp_path):
         scorer("")
     with pytest.raises(UserError, match=r"config\.judge\.source: there is no directory .*none"):
         scorer(tmp_path / "none")
+
+
+@pytest.mark.usefixtures("one_device")
+def test_its_scores_are_kept_where_they_are_asked_for(reward_model, tmp_path):
+    settings = JudgeSettings("reward", source=str(reward_model), dtype="float32")
+    said = [judges.load(settings, tmp_path, keep=True).scores(["x"], ["y"]) for _ in range(2)]
+    np.testing.assert_array_equal(*said)
+    (path,) = (tmp_path / "judge_scores").glob("*.jsonl")
+    assert len(path.read_bytes().splitlines()) == 1
