@@ -1,5 +1,7 @@
 """The tokenizer of a model's directory, as Hugging Face keeps it."""
 
+import functools
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -42,12 +44,27 @@ def files_of(directory: Path) -> list[str]:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """From tokenizer.json or, without one, from tokenizer.model (SentencePiece).
+    """From tokenizer.json or, without one, from tokenizer.model (SentencePiece); once while the files stay.
 
     End of sequence, beginning of sequence and chat template are those of tokenizer_config.json; what else
     may end a completion is read from generation_config.json.
     Raises UserError where a file is missing or malformed, or no end of sequence is named.
     """
+    return _read(directory, _digest(directory))
+
+
+def _digest(directory: Path) -> str:
+    """Of the files that a tokenizer is read from."""
+    whole = hashlib.sha256()
+    for name in ("config.json", *files_of(directory)):
+        path = directory / name
+        content = path.read_bytes() if path.is_file() else b""
+        whole.update(f"{name} {len(content)} ".encode() + content)
+    return whole.hexdigest()
+
+
+@functools.lru_cache(maxsize=8)  # a large one takes seconds, and a run's model is opened many times
+def _read(directory: Path, digest: str) -> Tokenizer:
     config = _optional(directory / "tokenizer_config.json")
     model = _optional(directory / "config.json")
     generation = _optional(directory / "generation_config.json")

@@ -58,18 +58,23 @@ def reader(parameters: Parameters) -> Callable[[str, int | None], np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An array of a checkpoint of this project, called `key` there, in the dtype it was saved in."""
+    """An array of a checkpoint of this project, called `key` there, in the dtype it was saved in.
+
+    held: descriptions of all that the checkpoint holds, so that they are read once for all arrays.
+    """
 
     directory: Path
     step: int
     key: str
     shape: tuple[int, ...]
     dtype: Any
+    held: Mapping[str, Any] = dataclasses.field(repr=False, compare=False)
 
     def place(self, dtype: Any, sharding: NamedSharding) -> jax.Array:
         """Each device reads its own part; the host holds none of it."""
         wanted = {self.key: jax.ShapeDtypeStruct(self.shape, self.dtype, sharding=sharding)}
-        with Checkpoints(self.directory, read_only=True) as checkpoints:
+        known = {self.step: self.held}
+        with Checkpoints(self.directory, read_only=True, known=known) as checkpoints:
             array: jax.Array = checkpoints.restore(self.step, wanted, partial=True)[self.key]
         return array if array.dtype == dtype else array.astype(dtype)
 
@@ -161,7 +166,7 @@ def saved(
     with Checkpoints(directory, read_only=True) as checkpoints:
         held = checkpoints.held(step, {prefix + name: shape for name, shape in shapes.items()})
     return {
-        name: Saved(directory, step, prefix + name, shape, held[prefix + name].dtype)
+        name: Saved(directory, step, prefix + name, shape, held[prefix + name].dtype, held)
         for name, shape in shapes.items()
     }
 

@@ -44,6 +44,7 @@ class Checkpoints:
         verify: what is read is compared with the digests that were saved with it.
         in_flight: at most so many bytes (or one array) are copied to host memory at a time; the state
             must then be left alone until `wait`. None: all at once, so that training soon goes on.
+        known: what `held` said of steps earlier; with `read_only` they are not described anew.
 
     Raises:
         UserError: `read_only`, and there is no such directory; or a store does not answer.
@@ -59,6 +60,7 @@ class Checkpoints:
         in_flight: int | None = None,
         keep_every: int = 0,
         keep_best: int = 0,
+        known: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         context = ocp.Context()
         if in_flight is not None:
@@ -71,7 +73,7 @@ class Checkpoints:
         if read_only and not self.directory.is_dir():
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
         self._read_only, self._every, self._verify = read_only, every, verify
-        self._known: dict[int, dict[str, Any]] = {}  # descriptions of what does not change
+        self._known = dict(known or {})
         kept = _kept(keep, keep_every, keep_best)
         if str(self.directory).startswith(SCHEME):
             self._manager: Any = StoreCheckpointer(

@@ -141,6 +141,14 @@ def test_every_end_is_known(tmp_path):
     assert read_tokenizer(tmp_path).stop_ids == (2, 6, 5)
 
 
+def test_files_that_stay_are_read_once(tmp_path):
+    save_tokenizer(tmp_path)
+    first = read_tokenizer(tmp_path)
+    assert read_tokenizer(tmp_path) is first
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [6, 2]}')
+    assert read_tokenizer(tmp_path).stop_ids == (2, 6)
+
+
 def test_a_template_may_be_a_file_or_one_of_several(tmp_path):
     save_tokenizer(
         tmp_path, [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
 
 from srpo_jax.models import weights
 from srpo_jax.runtime import mesh as mesh_module
@@ -43,6 +44,12 @@ def test_a_saved_array_is_read_into_any_sharding_and_by_layer(saved, sharding):
     np.testing.assert_array_equal(placed, ARRAYS["model.up.kernel"].astype(jnp.bfloat16))
     for i in range(3):
         np.testing.assert_array_equal(kernel.layer(i), ARRAYS["model.up.kernel"][i])
+
+
+def test_the_checkpoint_is_described_once_for_all_arrays(saved, sharding, monkeypatch):
+    monkeypatch.delattr(ocp.training.Checkpointer, "metadata")
+    read = weights.place(saved["odd"], np.float32, NamedSharding(sharding.mesh, PartitionSpec()))
+    np.testing.assert_array_equal(read, ARRAYS["model.odd"])
 
 
 def test_layers_wait_on_all_devices_or_where_they_can(saved):
