@@ -1,7 +1,8 @@
 """Does a small model improve its own answer on real text? The recipe under trial, and its test.
 
     python tools/split_documents.py FILE.jsonl.gz DIR
-    python -m srpo_jax.recipe --config=configs/real_text.py:DIR --workdir=runs/real_text [--config.seed=1]
+    python -m srpo_jax.recipe --config=configs/real_text.py:DIR --workdir=runs/test_1 --config.seed=1 \\
+        --config.evaluate.skip=288
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR:test --workdir=runs/test_1 \\
         --config.seed=1 --config.evaluate.skip=256
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR:out:1 --workdir=runs/test_1 --config.seed=1
@@ -9,9 +10,10 @@
 Without DIR the documents are Wikipedia's. SFT on golds; SFT that teaches the improve prompt, on own samples
 whose endings are written anew, of the two nearest the better one by the judge being the edit; pairs of own
 answers and own revisions, the best against the worst of four; on the same pairs and from the same start
-SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them. With `:test` those that were
-selected, on 256 test documents; each seed skips what the seeds before it had. With `:out:SEED` the same
-models on that seed's share of documents of other kinds; where they are trained already, that alone is done.
+SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them (behind the first 288
+documents, which chose the recipe). With `:test` those that were selected, on 256 test documents; each seed
+skips what the seeds before it had. With `:out:SEED` the same models on that seed's share of documents of
+other kinds. What is trained already is not trained again.
 """
 
 from collections.abc import Sequence
@@ -23,12 +25,13 @@ from srpo_jax.config import default, stage
 
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
 GOLDS, EDITS, PAIRS = 768, 320, 800
-METHODS: dict[str, tuple[str, tuple[float, ...], dict[str, Any]]] = {
-    "srpo_anchored": ("srpo", (0.02,), {"objective.nll_weight": 0.1}),
-    "srpo": ("srpo", (0.02,), {}),
-    "dpo": ("dpo", (1.0, 0.1, 0.03), {}),
-    "ipo": ("ipo", (0.1,), {}),
-    "rpo": ("rpo", (0.1,), {}),
+# Of each method two betas: with the larger it stays nearer to the start.
+METHODS: dict[str, tuple[str, tuple[float, float], dict[str, Any]]] = {
+    "srpo_anchored": ("srpo", (0.05, 0.02), {"objective.nll_weight": 0.1}),
+    "dpo": ("dpo", (1.0, 0.1), {}),
+    "ipo": ("ipo", (0.1, 0.03), {}),
+    "rpo": ("rpo", (0.1, 0.02), {}),
+    "srpo": ("srpo", (0.1, 0.02), {}),
 }
 # Of these by docs/experiment.md's rule, and the DPO that stays as near to the start as that SRPO.
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
