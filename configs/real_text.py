@@ -134,7 +134,7 @@ def out_of_distribution(seed: int) -> dict[str, dict[str, Any]]:
     """What each evaluation on documents of another kind has of its own, by the documents' name."""
     return {
         name: {
-            "evaluate.documents": (name,),
+            "evaluate.documents": ({"source": name, "role": "out"},),
             "evaluate.skip": seed * count,
             "evaluate.count": count,
             "evaluate.max_prompt_tokens": prompt,
