@@ -148,7 +148,9 @@ def test_two_hosts_killed_twice_end_with_the_report_of_one(config, server, tmp_p
         assert texts(killed)[name].startswith(text[: text.rfind("\n") + 1])
     codes, said = finish(start(path, killed, 2, 2, *more))
     assert codes == [0, 0], said
-    assert texts(killed) == texts(alone)
+    # Rows are done in another order where more devices share them.
+    in_order = lambda workdir: {name: sorted(t.splitlines()) for name, t in texts(workdir).items()}
+    assert in_order(killed) == in_order(alone)
     for verdicts in alone.glob("verdicts/*/*-vs-*.json"):
         assert (killed / verdicts.relative_to(alone)).read_text() == verdicts.read_text()
     assert (killed / "report" / "report.html").is_file()
