@@ -28,5 +28,5 @@ pictures: ## the drawings that are made from the code: rooms, tree
 	$(BIN)/python tools/architecture.py
 	$(BIN)/python -m benchmarks.drawing
 
-quickstart: ## the whole path on real text, 27 minutes when it was last timed
+quickstart: ## the whole path on real text, 14.5 minutes on two quiet cores
 	$(BIN)/python -m srpo_jax.quickstart
