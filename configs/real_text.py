@@ -6,6 +6,7 @@
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR:test --workdir=runs/test_1 \\
         --config.seed=1 --config.evaluate.skip=256
     python -m srpo_jax.recipe --config=configs/real_text.py:DIR:out:1 --workdir=runs/test_1 --config.seed=1
+    python -m srpo_jax.recipe --config=configs/real_text.py:wikipedia:out:1:DIR --workdir=runs/w [...]
 
 Without DIR the documents are Wikipedia's. SFT on golds; SFT that teaches the improve prompt, on own samples
 whose endings are written anew, of the two nearest the better one by the judge being the edit; pairs of own
@@ -13,7 +14,7 @@ answers and own revisions, the best against the worst of four; on the same pairs
 SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them (behind the first 288
 documents, which chose the recipe). With `:test` those that were selected, on 256 test documents; each seed
 skips what the seeds before it had. With `:out:SEED` the same models on that seed's share of documents of
-other kinds. What is trained already is not trained again.
+other kinds; of Debian's, if a directory of them is named behind it. What is trained is not trained again.
 """
 
 from collections.abc import Sequence
@@ -35,20 +36,28 @@ METHODS: dict[str, tuple[str, tuple[float, float], dict[str, Any]]] = {
 }
 # Of these by docs/experiment.md's rule, and the DPO that stays as near to the start as that SRPO.
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
-VALIDATION, TEST = 96, 256
+VALIDATION = 96
+# Test documents a seed: of Wikipedia's 406 are short enough.
+TEST, TEST_WIKIPEDIA = 256, 128
 # Out of distribution: a seed's documents, and the longest prompt and answer in tokens. ACLSum has 87 test
 # documents for three seeds, and its golds are four times as long as what was trained on.
-OUT = {"wikipedia": (128, 112, 24), "aclsum": (29, 320, 48)}
+OUT = {"debian": (128, 112, 24), "wikipedia": (128, 112, 24), "aclsum": (29, 320, 48)}
 
 
 def get_config(given: str = "wikipedia") -> ConfigDict:
     """given: the documents; behind them `:test`, the selected methods on test documents, or `:out:SEED`."""
-    documents, _, part = given.partition(":")
-    part, _, seed = part.partition(":")
-    if part not in ("", "test", "out") or seed.isdecimal() != (part == "out"):
-        raise ValueError(
-            f"{given!r}: behind the documents may stand ':test', or ':out:' and a seed"
-        )
+    judged: dict[str, dict[str, Any]]
+    match given.split(":"):
+        case [documents]:
+            split, judged = "validation", {"validation": {}}
+        case [documents, "test"]:
+            split, judged = "test", {"test": {}}
+        case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
+            split, judged = "test", out_of_distribution(documents, int(seed), debian)
+        case _:
+            raise ValueError(
+                f"{given!r}: behind the documents may stand ':test', or ':out:', a seed and ':DIR'"
+            )
     config = default()
     config.model.source = "smollm2-135m-instruct"
     # On two CPU cores nearly twice as fast as the defaults, which are for accelerators.
@@ -66,19 +75,19 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.sampling.top_p = 0.95
     config.sampling.max_new_tokens = 24
     config.sampling.batch_size = 64
-    held_out, split = documents, "test" if part else "validation"
+    count = TEST_WIKIPEDIA if documents == "wikipedia" else TEST
+    held_out = documents
     if documents != "wikipedia":
         documents, held_out = f"{documents}/train.jsonl", f"{documents}/{split}.jsonl"
     config.pairs.documents = documents
     config.pairs.max_prompt_tokens = 112
     config.evaluate.documents = (held_out,)
     config.evaluate.split = split
-    config.evaluate.count = TEST if part else VALIDATION
+    config.evaluate.count = count if split == "test" else VALIDATION
     config.evaluate.max_prompt_tokens = 112
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
-    trainings, models = compared(SELECTED if part else ())
-    judged = out_of_distribution(int(seed)) if part == "out" else {split: {}}
+    trainings, models = compared(SELECTED if split == "test" else ())
     evaluations = [
         stage(name, "evaluate", {"evaluate.models": models, **own}) for name, own in judged.items()
     ]
@@ -130,18 +139,26 @@ def compared(selected: Sequence[str]) -> tuple[list[dict[str, Any]], tuple[str, 
     return stages, tuple(models)
 
 
-def out_of_distribution(seed: int) -> dict[str, dict[str, Any]]:
-    """What each evaluation on documents of another kind has of its own, by the documents' name."""
-    return {
-        name: {
-            "evaluate.documents": ({"source": name, "role": "out"},),
+def out_of_distribution(
+    documents: str, seed: int, debian: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """What each evaluation on documents of another kind has of its own, by the documents' name.
+
+    documents: trained on. debian: the directory of Debian's, if those are wanted.
+    """
+    others = [("debian", f"{folder}/test.jsonl") for folder in debian]
+    others += [(name, name) for name in ("wikipedia", "aclsum") if name != documents]
+    made = {}
+    for name, source in others:
+        count, prompt, completion = OUT[name]
+        made[name] = {
+            "evaluate.documents": ({"source": source, "name": name, "role": "out"},),
             "evaluate.skip": seed * count,
             "evaluate.count": count,
             "evaluate.max_prompt_tokens": prompt,
             "sampling.max_new_tokens": completion,
         }
-        for name, (count, prompt, completion) in OUT.items()
-    }
+    return made
 
 
 def trained(
