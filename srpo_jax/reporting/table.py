@@ -180,7 +180,7 @@ def gold_words(documents: Documents) -> str:
 
 
 def print_table(report: Report, console: Console | None = None) -> None:
-    """Prints the first judge's win rates, one table per document set, and what to be warned of."""
+    """Prints the win rates, a table for each judge, opponent and set, and what to be warned of."""
     console = console or Console()
     styles = looks(report.evidence.models)
     for view in report.views:
