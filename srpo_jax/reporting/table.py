@@ -119,12 +119,13 @@ def _judge(report: Report, judge: JudgeRecord) -> list[str]:
     blocks += [_plain(line) for line in (*judge_facts(judge), *judge_lines(report, judge))]
     if judge.checks:
         blocks += [
-            "How often this judge prefers the human gold to a damaged text, on held-out documents",
+            "How often this judge prefers the human gold to a damaged text, on held-out documents († a kind "
+            "of damage that it was fitted with)",
             _table(
                 ["gold against", "documents", "preferred (%)", "interval", "count"],
                 (
                     [
-                        check.damage,
+                        check.damage + ("" if check.held_out else " †"),
                         check.documents,
                         percent(check.rate),
                         span(check.low, check.high),
