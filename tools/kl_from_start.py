@@ -3,11 +3,11 @@
     python tools/kl_from_start.py WORKDIR --start=SOURCE MODEL=SOURCE …
 
 The mean of log pi(y_0 | x) - log start(y_0 | x) over what each model wrote, whole completions, with its
-95 % interval over documents (normal). WORKDIR's report/results.json has the documents and the answers;
-MODEL is a name there, sources are those of config.model.source; prompts are put as the report says that they
-were. An answer is tokenised anew, and ends with
-the end of sequence unless it was cut off. Sampling with a top_p below 1 leaves out unlikely tokens: then it
-is the KL of what is written, a little above or below the policy's own.
+95 % interval over documents (normal). WORKDIR's report/results.json has the documents and the answers, and
+says how prompts were put; MODEL is a name there, sources are those of config.model.source. An answer is
+tokenised anew, and ends with the end of sequence unless it was cut off. Sampling with a top_p below 1
+leaves out unlikely tokens: then it is the KL of what is written, a little above or below the policy's own.
+A report has a conversation of several turns as one text, and so it is put: that is not the KL.
 """
 
 import argparse
@@ -32,7 +32,9 @@ Tokens = tuple[int, ...]
 def template(documents: Documents, given: str | None) -> str:
     """How the report's prompts were put; UserError where it does not say, or says another than `given`."""
     if not all(documents.prompts):
-        raise UserError(f"the report has no texts of {documents.name!r}: name the evaluation's own workdir")
+        raise UserError(
+            f"the report has no texts of {documents.name!r}: name the evaluation's own workdir"
+        )
     if not (documents.template or given):
         raise UserError("the report does not say how prompts were put: give --template")
     if given and documents.template not in ("", given):

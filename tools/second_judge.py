@@ -54,9 +54,9 @@ def scored(
 ) -> Kept:
     """Scores of the evaluation's first set: {"set", "ids", "judge", "gold", "scores"}, NaN as None.
 
-    A document without gold has None there, too. place: a workdir, or a file of results. source: the file of the documents, for results without their
-    texts. Raises UserError where there is no report, a document is not in the file or another one there,
-    or a revision was not written.
+    Without a gold there is None, too. place: a workdir, or a file of results. source: the file of the
+    documents, for results without their texts. Raises UserError where there is no report, a document is
+    not in the file or another one there, or a revision was not written.
     """
     evidence = read(place if place.is_file() else place / "report").evidence
     documents = evidence.sets[0]
@@ -99,7 +99,7 @@ def with_texts(kept: Documents, source: Path) -> Documents:
         if silent is not None and re.sub(r"\S", "·", one.gold or "") != silent:
             raise UserError(f"{source}: document {name!r} has another gold than in the results")
         found.append(one)
-    prompts = tuple(str(one.prompt) for one in found)
+    prompts = tuple(one.text for one in found)  # as a report has them, conversations too
     return dataclasses.replace(kept, prompts=prompts, golds=tuple(one.gold for one in found))
 
 
@@ -200,7 +200,9 @@ def _kept(path: Path) -> Kept:
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): name a file that this tool kept") from error
+        raise UserError(
+            f"{path} cannot be read ({error}): name a file that this tool kept"
+        ) from error
     if not isinstance(found, dict) or not {"ids", "judge", "scores"} <= found.keys():
         raise UserError(f"{path} has no scores: name a file that this tool kept")
     return found

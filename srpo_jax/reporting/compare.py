@@ -128,8 +128,8 @@ def _sets(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Documents,
                 )
             if first.role != documents.role:
                 raise UserError(
-                    f"{documents.name!r} is {first.role} in {owner} and {documents.role} in {name}: give it "
-                    "the same `role` (config.evaluate.documents) in both"
+                    f"{documents.name!r} is {first.role} in {owner} and {documents.role} in {name}: give "
+                    "it the same `role` (config.evaluate.documents) in both"
                 )
     return tuple(
         replace(documents, template=common_template(templates[documents.name]))

@@ -119,8 +119,8 @@ def _judge(report: Report, judge: JudgeRecord) -> list[str]:
     blocks += [_plain(line) for line in (*judge_facts(judge), *judge_lines(report, judge))]
     if judge.checks:
         blocks += [
-            "How often this judge prefers the human gold to a damaged text, on held-out documents († a kind "
-            "of damage that it was fitted with)",
+            "How often this judge prefers the human gold to a damaged text, on held-out documents († a "
+            "kind of damage that it was fitted with)",
             _table(
                 ["gold against", "documents", "preferred (%)", "interval", "count"],
                 (

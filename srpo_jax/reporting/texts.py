@@ -40,8 +40,13 @@ def edit_distance(a: str, b: str) -> float:
     up, down, cost = rows, 0, len(before)
     for word in after:
         same = places.get(word, 0)
-        level = (((same & up) + up) ^ up) | same | down  # the rows that cost as much as their diagonal
-        right, left = down | ~(level | up), level & up  # one more, or one less, than the column before
+        level = (
+            (((same & up) + up) ^ up) | same | down
+        )  # the rows that cost as much as their diagonal
+        right, left = (
+            down | ~(level | up),
+            level & up,
+        )  # one more, or one less, than the column before
         cost += bool(right & last) - bool(left & last)
         right, left = right << 1 | 1, left << 1
         up, down = (left | ~(level | right)) & rows, right & level & rows

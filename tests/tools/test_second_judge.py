@@ -122,6 +122,16 @@ def test_results_without_texts_are_judged_by_the_file_of_their_documents(kept, t
         second_judge.scored(results, JUDGE, "length", (0, 2), written(("another",) * 4))
 
 
+def test_a_conversation_is_judged_as_a_report_has_it(tmp_path):
+    turns = ("user", "A?"), ("assistant", "B."), ("user", "C?")
+    said = [{"role": role, "content": content} for role, content in turns]
+    path = tmp_path / "documents.jsonl"
+    path.write_text(json.dumps({"id": "one", "prompt": said, "gold": "D."}), encoding="utf-8")
+    kept = dataclasses.replace(documents(count=1), ids=("one",), prompts=("",), golds=("··",))
+    found = second_judge.with_texts(kept, path)
+    assert found.prompts == ("User: A?\n\nAssistant: B.\n\nUser: C?",)
+
+
 def test_two_judges_beside_each_other(kept):
     first = evidence(
         sets=(documents(),),

@@ -55,8 +55,8 @@ def heading(plan: Plan) -> str:
     recipe = plan.recipe
     return (
         f"Test seeds {seeds}; validation seeds {chosen}; {plan.prompts} prompts in and as many out of "
-        f"distribution, the same for all seeds. Network: {recipe.layers} layers, width {recipe.width}, {recipe.pairs:,} pairs, "
-        f"{recipe.steps} steps of {recipe.batch}; anchor {plan.nll_weight:g}.\n\n"
+        f"distribution, the same for all seeds. Network: {recipe.layers} layers, width {recipe.width}, "
+        f"{recipe.pairs:,} pairs, {recipe.steps} steps of {recipe.batch}; anchor {plan.nll_weight:g}.\n\n"
         f"Selection: {RULE}."
     )
 
