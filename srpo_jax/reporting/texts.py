@@ -31,7 +31,8 @@ def edit_distance(a: str, b: str) -> float:
     if before == after or not before or not after:
         return 0.0 if before == after else 1.0
     # Hyyrö's (2003) form of Myers's algorithm: bit i of a number is row i of the table of costs, whose
-    # columns are the words of b. up, down: the rows that cost one more, or one less, than the row above.
+    # columns are the words of b. Which rows cost one more (up) or one less (down) than the row above, as
+    # much as their diagonal (level), one more (right) or one less (left) than in the column before.
     places: dict[str, int] = {}
     for i, word in enumerate(before):
         places[word] = places.get(word, 0) | 1 << i
@@ -40,13 +41,8 @@ def edit_distance(a: str, b: str) -> float:
     up, down, cost = rows, 0, len(before)
     for word in after:
         same = places.get(word, 0)
-        level = (
-            (((same & up) + up) ^ up) | same | down
-        )  # the rows that cost as much as their diagonal
-        right, left = (
-            down | ~(level | up),
-            level & up,
-        )  # one more, or one less, than the column before
+        level = (((same & up) + up) ^ up) | same | down
+        right, left = down | ~(level | up), level & up
         cost += bool(right & last) - bool(left & last)
         right, left = right << 1 | 1, left << 1
         up, down = (left | ~(level | right)) & rows, right & level & rows
