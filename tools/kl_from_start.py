@@ -1,12 +1,13 @@
 """How far an evaluation's models have gone from their start: KL(pi || start) of first answers, in nats.
 
-    python tools/kl_from_start.py WORKDIR --start=SOURCE --template=plain MODEL=SOURCE …
+    python tools/kl_from_start.py WORKDIR --start=SOURCE MODEL=SOURCE …
 
 The mean of log pi(y_0 | x) - log start(y_0 | x) over what each model wrote, whole completions, with its
-95 % interval over documents (normal). WORKDIR's report/results.json has the documents and the answers;
-MODEL is a name there, sources are those of config.model.source. An answer is tokenised anew, and ends with
-the end of sequence unless it was cut off. Sampling with a top_p below 1 leaves out unlikely tokens: then it
-is the KL of what is written, a little above or below the policy's own.
+95 % interval over documents (normal). WORKDIR's report/results.json has the documents and the answers, and
+says how prompts were put; MODEL is a name there, sources are those of config.model.source. An answer is
+tokenised anew, and ends with the end of sequence unless it was cut off. Sampling with a top_p below 1
+leaves out unlikely tokens: then it is the KL of what is written, a little above or below the policy's own.
+A report has a conversation of several turns as one text, and so it is put: that is not the KL.
 """
 
 import argparse
@@ -20,12 +21,27 @@ from srpo_jax.models import loading
 from srpo_jax.models.likelihood import log_likelihood
 from srpo_jax.prompts import Renderer
 from srpo_jax.reporting.compare import read
-from srpo_jax.reporting.evidence import Evidence
+from srpo_jax.reporting.evidence import Documents, Evidence
 from srpo_jax.reporting.interval import Z
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 
 Tokens = tuple[int, ...]
+
+
+def template(documents: Documents, given: str | None) -> str:
+    """How the report's prompts were put; UserError where it does not say, or says another than `given`."""
+    if not all(documents.prompts):
+        raise UserError(
+            f"the report has no texts of {documents.name!r}: name the evaluation's own workdir"
+        )
+    if not (documents.template or given):
+        raise UserError("the report does not say how prompts were put: give --template")
+    if given and documents.template not in ("", given):
+        raise UserError(
+            f"--template={given}, and the answers were written under {documents.template!r}: leave it out"
+        )
+    return documents.template or str(given)
 
 
 def asked(evidence: Evidence, model: str, renderer: Renderer) -> tuple[list[Tokens], list[Tokens]]:
@@ -57,10 +73,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("workdir", type=Path)
     parser.add_argument("models", nargs="+", metavar="MODEL=SOURCE")
     parser.add_argument("--start", required=True, help="what training began from")
-    parser.add_argument("--template", default="chat", help="config.data.template (%(default)s)")
+    parser.add_argument("--template", help="config.data.template (as the report says)")
     parser.add_argument("--batch_size", type=int, default=16, help="(%(default)s)")
     chosen = parser.parse_args(arguments)
     evidence = read(chosen.workdir / "report").evidence
+    put = template(evidence.sets[0], chosen.template)
     print("| | KL, nats | of answers |\n|---|--:|--:|")
     for given in chosen.models:
         name, _, source = given.partition("=")
@@ -68,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"{given!r} is no MODEL=SOURCE with one of {', '.join(evidence.models)}"
             )
-        renderer = Renderer(chosen.template, loading.load_tokenizer(source))
+        renderer = Renderer(put, loading.load_tokenizer(source))
         prompts, answers = asked(evidence, name, renderer)
         first, other = (
             scores(one, prompts, answers, chosen.batch_size) for one in (source, chosen.start)

@@ -20,6 +20,7 @@ import itertools
 import json
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,9 @@ def scored(
 ) -> Kept:
     """Scores of the evaluation's first set: {"set", "ids", "judge", "gold", "scores"}, NaN as None.
 
-    place: a workdir, or a file of results. source: the file of the documents, for results without their
-    texts. Raises UserError where there is no report, a document is not in the file or another one there,
-    or a revision was not written.
+    Without a gold there is None, too. place: a workdir, or a file of results. source: the file of the
+    documents, for results without their texts. Raises UserError where there is no report, a document is
+    not in the file or another one there, or a revision was not written.
     """
     evidence = read(place if place.is_file() else place / "report").evidence
     documents = evidence.sets[0]
@@ -68,15 +69,18 @@ def scored(
     if not 0 <= min(revisions) <= max(revisions) < least:
         raise UserError(f"--revisions must be 0 to {least - 1}, as {place} has them: {revisions}")
 
-    def ask(completions: Sequence[str]) -> list[float | None]:
-        found = judge.scores(documents.prompts, completions)
-        return [None if np.isnan(value) else float(value) for value in found]
+    def ask(completions: Sequence[str | None]) -> list[float | None]:
+        pairs = zip(documents.prompts, completions, strict=True)
+        there = [(x, y) for x, y in pairs if y is not None]
+        found = iter(judge.scores([x for x, _ in there], [y for _, y in there]))
+        scores = [np.nan if y is None else float(next(found)) for y in completions]
+        return [None if np.isnan(score) else score for score in scores]
 
     return {
         "set": documents.name,
         "ids": documents.ids,
         "judge": name,
-        "gold": ask([gold or "" for gold in documents.golds]),
+        "gold": ask(documents.golds),
         "scores": {
             model: {str(k): ask([entries[k] for entries in written.revisions]) for k in revisions}
             for model, written in texts.items()
@@ -95,16 +99,20 @@ def with_texts(kept: Documents, source: Path) -> Documents:
         if silent is not None and re.sub(r"\S", "·", one.gold or "") != silent:
             raise UserError(f"{source}: document {name!r} has another gold than in the results")
         found.append(one)
-    prompts = tuple(str(one.prompt) for one in found)
+    prompts = tuple(one.text for one in found)  # as a report has them, conversations too
     return dataclasses.replace(kept, prompts=prompts, golds=tuple(one.gold for one in found))
 
 
 def table(kept: Sequence[Kept]) -> str:
-    """Markdown, over the documents of all; UserError where models or revisions differ."""
+    """Markdown, over the documents of all; UserError where models, revisions or judges differ."""
     shape = {model: list(by_k) for model, by_k in kept[0]["scores"].items()}
     for each in kept[1:]:
         if {model: list(by_k) for model, by_k in each["scores"].items()} != shape:
             raise UserError("the files have different models or revisions: show them apart")
+        if each["judge"] != kept[0]["judge"]:
+            raise UserError(
+                f"the files are by different judges ({kept[0]['judge']}; {each['judge']}): show them apart"
+            )
     ids = [one for each in kept for one in each["ids"]]
     if len(set(ids)) < len(ids):
         raise UserError("the files share documents, which would count twice: show them apart")
@@ -147,13 +155,14 @@ def _both(
         raise UserError("--beside needs as many files as --show, in the same order")
     parts: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for each, evidence in zip(kept, results, strict=True):
-        if evidence.set(each["set"]).ids != tuple(each["ids"]):
-            raise UserError(f"--beside: the results of {each['set']!r} are of other documents")
+        name = each.get("set")
+        if {one.name: one.ids for one in evidence.sets}.get(name) != tuple(each["ids"]):
+            raise UserError(f"--beside: the results of {name!r} are of other documents")
         judge = evidence.judges[0].name
         for model, scores in each["scores"].items():
             for k, opponent in itertools.product(scores, (GOLD, OWN)):
                 other = each.get("gold") if opponent == GOLD else scores.get("0")
-                table = evidence.table(Key(each["set"], model, judge, opponent))
+                table = evidence.table(Key(name, model, judge, opponent))
                 if other is None or (opponent == OWN and k == "0"):
                     continue
                 if table is None:
@@ -180,7 +189,23 @@ def _rate(a: np.ndarray, b: np.ndarray) -> str:
 
 def _shown(probabilities: np.ndarray) -> str:
     found = rate(probabilities)
-    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    if not found.n:
+        return "-"
+    of = f", of {found.n}" if found.missing else ""
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f}{of})"
+
+
+def _kept(path: Path) -> Kept:
+    """What the tool has written; UserError where it has not."""
+    try:
+        found = json.loads(gzip.decompress(path.read_bytes()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}): name a file that this tool kept"
+        ) from error
+    if not isinstance(found, dict) or not {"ids", "judge", "scores"} <= found.keys():
+        raise UserError(f"{path} has no scores: name a file that this tool kept")
+    return found
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -211,7 +236,7 @@ def main(arguments: Sequence[str]) -> None:
         chosen.kept.parent.mkdir(parents=True, exist_ok=True)
         chosen.kept.write_bytes(gzip.compress(json.dumps(found).encode(), mtime=0))
     files = chosen.show or [chosen.kept]
-    kept = [json.loads(gzip.decompress(path.read_bytes())) for path in files]
+    kept = [_kept(path) for path in files]
     print(table(kept))
     if chosen.beside:
         print("\n" + beside(kept, [read(path).evidence for path in chosen.beside]))

@@ -8,7 +8,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, exact, total
+from srpo_jax.judges.judge import (
+    Estimate,
+    Judge,
+    Prompt,
+    Verdicts,
+    estimate,
+    exact,
+    fitted_to,
+    total,
+)
 
 
 def _version(members: Sequence[Judge]) -> str:
@@ -37,6 +46,8 @@ class Ensemble:
             f"(members as of {_version(members)})"
         )
         self.is_proxy = any(member.is_proxy for member in members)
+        # What one member was fitted to is held out of none of their verdicts together.
+        self.fitted_to = frozenset[str]().union(*map(fitted_to, members))
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
         """On N prompts and N completions each; every member is asked."""

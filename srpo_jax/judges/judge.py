@@ -105,6 +105,17 @@ def estimate(
     return judge.estimate(prompts, a, b) if isinstance(judge, Paid) else Estimate()
 
 
+def is_paid(judge: Judge) -> bool:
+    """Whether verdicts cost something: of an ensemble, whether a member's do."""
+    return any(isinstance(one, Paid) for one in getattr(judge, "members", (judge,)))
+
+
+def fitted_to(judge: Judge) -> frozenset[str]:
+    """The damages (see `validation`) that a judge was fitted to: its attribute of this name, else none."""
+    found: frozenset[str] = getattr(judge, "fitted_to", frozenset())
+    return found
+
+
 def total(estimates: Sequence[Estimate]) -> Estimate:
     """Several parts of one job; a question that is in two of them is counted twice."""
     if not estimates:

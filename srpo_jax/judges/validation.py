@@ -10,7 +10,15 @@ import numpy as np
 
 from srpo_jax.data.documents import Summarized
 from srpo_jax.judges.features import text_of
-from srpo_jax.judges.judge import Estimate, Judge, Paid, Prompt, estimate, total
+from srpo_jax.judges.judge import (
+    Estimate,
+    Judge,
+    Prompt,
+    estimate,
+    fitted_to,
+    is_paid,
+    total,
+)
 from srpo_jax.judges.tricks import TRICKS, Damage
 from srpo_jax.reporting.winrate import win_rate
 
@@ -139,13 +147,7 @@ def validate(
 
 def checked_by(judge: Judge) -> dict[str, Damage]:
     """What a judge is checked with: all there is, but only DAMAGES where every verdict is paid for."""
-    return DAMAGES if isinstance(judge, Paid) else {**DAMAGES, **TRICKS}
-
-
-def fitted_to(judge: Judge) -> frozenset[str]:
-    """The damages that a judge was fitted to: its attribute of this name, none where it has none."""
-    found: frozenset[str] = getattr(judge, "fitted_to", frozenset())
-    return found
+    return DAMAGES if is_paid(judge) else {**DAMAGES, **TRICKS}
 
 
 def cost(judge: Judge, documents: Sequence[Summarized]) -> Estimate:

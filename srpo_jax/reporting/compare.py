@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,8 +47,8 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
 
     A set of documents that several have must have the same documents; models written alike in several
     (the start policy) are shown once, models of one name that wrote different texts are told apart by
-    their folder. Raises UserError for fewer than two folders and for documents, judges or rules that
-    differ.
+    their folder. Raises UserError for fewer than two folders and for documents, their roles, judges or
+    rules that differ.
     """
     if len(folders) < 2:
         raise UserError("--compare needs at least two folders of reports")
@@ -111,9 +111,11 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 def _sets(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Documents, ...]:
     found: dict[str, tuple[Documents, str]] = {}
+    templates: dict[str, dict[str, str]] = {}
     for each, name in zip(reports, names, strict=True):
         for documents in each.sets:
             first, owner = found.setdefault(documents.name, (documents, name))
+            templates.setdefault(documents.name, {})[name] = documents.template
             if first.ids != documents.ids:
                 raise UserError(
                     f"{owner} and {name} judge different documents of {documents.name!r} "
@@ -124,7 +126,22 @@ def _sets(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Documents,
                     f"{owner} and {name} have other texts or golds under the same ids of "
                     f"{documents.name!r}: evaluate both on the same documents"
                 )
-    return tuple(documents for documents, _ in found.values())
+            if first.role != documents.role:
+                raise UserError(
+                    f"{documents.name!r} is {first.role} in {owner} and {documents.role} in {name}: give "
+                    "it the same `role` (config.evaluate.documents) in both"
+                )
+    return tuple(
+        replace(documents, template=common_template(templates[documents.name]))
+        for documents, _ in found.values()
+    )
+
+
+def common_template(templates: Mapping[str, str]) -> str:
+    """How prompts were put in all reports; where that differs, in each. templates: by report."""
+    if len(set(templates.values())) == 1:
+        return next(iter(templates.values()))
+    return ", ".join(f"{template or 'unknown'} ({name})" for name, template in templates.items())
 
 
 def _first_difference(a: Sequence[str], b: Sequence[str]) -> str:

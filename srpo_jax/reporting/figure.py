@@ -3,6 +3,7 @@
 import io
 import math
 import textwrap
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,8 +58,14 @@ _STYLE: dict[Any, Any] = {
 
 
 def looks(models: Sequence[str]) -> dict[str, Look]:
-    """The look of each model; known ones look the same in every report."""
-    unknown = [model for model in models if model.lower() not in _LOOKS]
+    """The look of each model, no two labels alike; known ones look the same in every report.
+
+    Of names that differ in case alone ("srpo" and "SRPO"), or are another's label, each stands for itself.
+    """
+    names = {model: _LOOKS[model.lower()].label for model in models if model.lower() in _LOOKS}
+    labels = Counter((names.get(model, model)).lower() for model in models)
+    known = [model for model, label in names.items() if labels[label.lower()] == 1]
+    unknown = [model for model in models if model not in known]
     count = len(_SPARE)
     # Behind the first four, their colours with each other's markers.
     spare = {

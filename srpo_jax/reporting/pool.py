@@ -13,6 +13,7 @@ from srpo_jax.reporting.compare import (
     common_facts,
     common_judges,
     common_rules,
+    common_template,
     read,
     short_names,
 )
@@ -119,6 +120,9 @@ def _set(parts: Sequence[Evidence], names: Sequence[str], name: str) -> Document
         ids=tuple(owner),
         prompts=tuple(prompt for each in sets for prompt in each.prompts),
         golds=tuple(gold for each in sets for gold in each.golds),
+        template=common_template(
+            {whose: each.template for whose, each in zip(names, sets, strict=True)}
+        ),
     )
 
 

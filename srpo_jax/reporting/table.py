@@ -119,12 +119,13 @@ def _judge(report: Report, judge: JudgeRecord) -> list[str]:
     blocks += [_plain(line) for line in (*judge_facts(judge), *judge_lines(report, judge))]
     if judge.checks:
         blocks += [
-            "How often this judge prefers the human gold to a damaged text, on held-out documents",
+            "How often this judge prefers the human gold to a damaged text, on held-out documents († a "
+            "kind of damage that it was fitted with)",
             _table(
                 ["gold against", "documents", "preferred (%)", "interval", "count"],
                 (
                     [
-                        check.damage,
+                        check.damage + ("" if check.held_out else " †"),
                         check.documents,
                         percent(check.rate),
                         span(check.low, check.high),
@@ -180,7 +181,7 @@ def gold_words(documents: Documents) -> str:
 
 
 def print_table(report: Report, console: Console | None = None) -> None:
-    """Prints the first judge's win rates, one table per document set, and what to be warned of."""
+    """Prints the win rates, a table for each judge, opponent and set, and what to be warned of."""
     console = console or Console()
     styles = looks(report.evidence.models)
     for view in report.views:

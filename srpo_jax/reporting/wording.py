@@ -18,7 +18,7 @@ def fixed(value: float, digits: int = 1) -> str:
 def points(difference: float, digits: int = 1) -> str:
     """A difference of fractions in points of percent, with its sign; none for zero."""
     text = percent(difference, digits)
-    return text if text.startswith(MINUS) or float(text) == 0 else "+" + text
+    return text if text.startswith(MINUS) or not text.strip("0.") else "+" + text
 
 
 def span(low: float, high: float, digits: int = 1) -> str:

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from srpo_jax.judges import Estimate, Verdicts
+from srpo_jax.data.documents import Document
+from srpo_jax.judges import Estimate, Verdicts, validation
 from srpo_jax.judges.ensemble import Ensemble
+from srpo_jax.judges.validation import DAMAGES
 
 NAN = float("nan")
 
@@ -51,6 +53,26 @@ def test_as_many_for_as_against_is_a_tie():
     halves = [Says("a", [1.0, 0.5]), Says("b", [0.25, 0.5])]
     said = Ensemble("several", halves, "majority").judge(["x"] * 2, ["a"] * 2, ["b"] * 2)
     assert said.probabilities.tolist() == [0.5, 0.5]
+
+
+def test_its_check_is_that_of_its_members():
+    """What one was fitted to is not held out, and only what is paid for is checked with less."""
+
+    class Free:
+        name, description, is_proxy = "free", "", True
+        fitted_to = frozenset(["gold cut in half"])
+
+        def judge(self, prompts, a, b):
+            return Verdicts(np.ones(len(a)))
+
+    golds = [
+        Document(f"s/{i}", f"Words of {i}.", f"gold number {i}", "validation") for i in range(4)
+    ]
+    free = Ensemble("several", [Free(), Free()], "mean")
+    checks = {check.damage: check for check in validation.validate(free, golds)}
+    assert checks.keys() > validation.DAMAGES.keys()
+    assert {name for name, check in checks.items() if not check.held_out} == {"gold cut in half"}
+    assert validation.checked_by(Ensemble("several", [Free(), MEMBERS[0]], "mean")) == DAMAGES
 
 
 def test_what_it_is_and_costs_is_what_its_members_are_and_cost():

@@ -40,6 +40,16 @@ def test_other_texts_under_one_name_are_told_apart(folders):
     assert made.evidence.models == ("start", "srpo (a)", "srpo (b)")
 
 
+def test_templates_of_all_are_said(folders):
+    def put(template):
+        return {"sets": (dataclasses.replace(documents(), template=template),)}
+
+    alike = compare(folders(a=of("srpo", **put("tldr")), b=of("dpo", **put("tldr"))), title="")
+    assert alike.sets[0].template == "tldr"
+    other = compare(folders(c=of("srpo", **put("tldr")), d=of("dpo", **put("plain"))), title="")
+    assert other.sets[0].template == "tldr (c), plain (d)"
+
+
 def test_results_are_read_from_a_file_of_any_name(folders, tmp_path):
     a, b = folders(a=of("srpo"), b=of("dpo"))
     kept = tmp_path / "kept.json.gz"
@@ -71,6 +81,10 @@ def test_sets_of_one_report_only_are_kept(folders):
         (
             {"sets": (dataclasses.replace(documents(), golds=("other",) * 4),)},
             "other texts or golds under the same ids",
+        ),
+        (
+            {"sets": (documents(role="out of distribution"),)},
+            "'Wikipedia' is in distribution in a and out of distribution in b: give it the same `role`",
         ),
         (
             {"judges": tuple(dataclasses.replace(j, prompt="?") for j in evidence().judges)},

@@ -69,6 +69,13 @@ def test_a_known_model_looks_the_same_in_every_report():
     assert len({look.colour for look in crowd.values()}) == len(crowd)
 
 
+def test_no_two_models_have_one_label():
+    for names in (("srpo", "SRPO", "dpo"), ("start", "start policy", "dpo")):
+        found = figure.looks(names)
+        assert [found[name].label for name in names] == [*names[:2], "DPO"]
+        assert len({look.colour for look in found.values()}) == 3
+
+
 def test_labels_are_spread_by_the_least_that_parts_them():
     assert figure.spread([10.0, 20.0], 5.0) == [10.0, 20.0]
     assert figure.spread([10.0, 11.0, 30.0], 5.0) == pytest.approx([8.0, 13.0, 30.0])

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 
@@ -19,6 +20,13 @@ def test_markdown_has_rates_counts_differences_texts_and_judges():
     assert "| clerk | model | 0.00 |" in text
     assert "Cost: requests 48, price 0.01." in text
     assert "the gold has 4.0 words" in text
+
+
+def test_a_damage_that_the_judge_was_fitted_with_is_marked():
+    clerk, model = evidence().judges
+    fitted = dataclasses.replace(clerk.checks[0], held_out=False)
+    text = markdown(report(judges=(dataclasses.replace(clerk, checks=(fitted,)), model)))
+    assert "| gold shuffled † | Wikipedia |" in text
 
 
 def test_markdown_says_what_to_be_warned_of():

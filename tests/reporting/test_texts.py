@@ -40,3 +40,17 @@ def test_the_edit_distance_is_the_textbooks():
         a, b = ([rng.choice("abc") for _ in range(rng.randint(0, 5))] for _ in range(2))
         expected = slow_distance(a, b) / max(len(a), len(b), 1)
         assert edit_distance(" ".join(a), " ".join(b)) == pytest.approx(expected)
+
+
+def test_the_edit_distance_of_long_texts_is_the_tables():
+    rng = random.Random(1)
+    for length in (63, 64, 65, 150):
+        a = [rng.choice("abcdef") for _ in range(length)]
+        b = [word if rng.random() < 0.7 else rng.choice("abcg") for word in a[: length - 7]]
+        costs = list(range(len(b) + 1))
+        for i, word in enumerate(a, 1):
+            before, costs[0] = costs[:], i
+            for j, other in enumerate(b, 1):
+                costs[j] = min(before[j - 1] + (word != other), before[j] + 1, costs[j - 1] + 1)
+        assert edit_distance(" ".join(a), " ".join(b)) == costs[-1] / length
+        assert edit_distance(" ".join(b), " ".join(a)) == costs[-1] / length

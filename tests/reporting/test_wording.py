@@ -13,6 +13,7 @@ from srpo_jax.reporting.wording import amount, fixed, p_value, percent, points, 
         (points(-0.0004), "0.0"),
         (points(0.0004), "0.0"),
         (points(0.0), "0.0"),
+        (points(12.706), "+1,270.6"),  # an end of Student's interval over two parts
         (span(0.35, 0.46), "35.0–46.0"),
         (span(-0.01, 0.02), "−1.0 to 2.0"),
         (p_value(0.0004), "< 0.001"),

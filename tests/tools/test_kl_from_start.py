@@ -45,6 +45,19 @@ def test_a_model_has_not_gone_from_itself(workdir, capsys):
         kl_from_start.main([*arguments[:-1], "dpo=tiny"])
 
 
+def test_prompts_are_put_as_they_were(workdir):
+    said = dataclasses.replace(documents(), template="plain")
+    assert kl_from_start.template(said, None) == kl_from_start.template(said, "plain") == "plain"
+    assert kl_from_start.template(documents(), "chat") == "chat"
+    for given, wanted, sentence in (
+        (said, "chat", "were written under 'plain'"),
+        (documents(), None, "give --template"),
+        (dataclasses.replace(said, prompts=("",) * 4), None, "has no texts"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            kl_from_start.template(given, wanted)
+
+
 def test_the_difference_is_that_of_the_models_scores(workdir, capsys, monkeypatch):
     scored = {"a": np.array([-1.0, -2.0, -3.0, -4.0]), "b": np.array([-2.0, -2.0, -5.0, -5.0])}
     monkeypatch.setattr(kl_from_start, "scores", lambda source, *_: scored[source])

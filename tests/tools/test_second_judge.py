@@ -66,6 +66,31 @@ def test_files_of_other_documents_are_pooled_and_of_the_same_refused(kept, tmp_p
         second_judge.main(["--show", str(files[0]), str(files[0])])
 
 
+def test_a_document_without_gold_is_compared_with_none(tmp_path):
+    whole = documents()
+    some = dataclasses.replace(whole, golds=(*whole.golds[:3], None))
+    made = evidence(sets=(some,), texts=(texts("srpo"),), tables=(verdicts("srpo"),))
+    folder = tmp_path / "report"
+    folder.mkdir()
+    (folder / "results.json").write_text(to_json(assemble(made)), encoding="utf-8")
+    found = second_judge.scored(tmp_path, JUDGE, "length", (0,))
+    assert found["gold"] == [len(gold) / 100 for gold in whole.golds[:3]] + [None]
+    assert "of 3)" in second_judge.table([found])
+    silent = found | {"gold": [None] * 4}
+    assert second_judge.table([silent]).splitlines()[-1] == "| srpo | 0 | - | - | 4 |"
+
+
+def test_what_is_not_of_one_judge_or_not_the_tools_own_is_refused(kept, tmp_path):
+    other = kept | {"ids": ["a", "b", "c", "d"], "judge": "another"}
+    with pytest.raises(UserError, match="different judges"):
+        second_judge.table([kept, other])
+    path = tmp_path / "kept.json.gz"
+    for content in (b"no archive", gzip.compress(b"[]")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="name a file that this tool kept"):
+            second_judge.main(["--show", str(path)])
+
+
 def test_a_revision_that_was_not_written_is_named(kept, tmp_path):
     with pytest.raises(UserError, match="must be 0 to 2"):
         second_judge.scored(tmp_path, JUDGE, "length", (0, 3))
@@ -95,6 +120,16 @@ def test_results_without_texts_are_judged_by_the_file_of_their_documents(kept, t
     assert same == kept
     with pytest.raises(UserError, match="has another gold than in the results"):
         second_judge.scored(results, JUDGE, "length", (0, 2), written(("another",) * 4))
+
+
+def test_a_conversation_is_judged_as_a_report_has_it(tmp_path):
+    turns = ("user", "A?"), ("assistant", "B."), ("user", "C?")
+    said = [{"role": role, "content": content} for role, content in turns]
+    path = tmp_path / "documents.jsonl"
+    path.write_text(json.dumps({"id": "one", "prompt": said, "gold": "D."}), encoding="utf-8")
+    kept = dataclasses.replace(documents(count=1), ids=("one",), prompts=("",), golds=("··",))
+    found = second_judge.with_texts(kept, path)
+    assert found.prompts == ("User: A?\n\nAssistant: B.\n\nUser: C?",)
 
 
 def test_two_judges_beside_each_other(kept):

@@ -67,7 +67,8 @@ def at_equal_kl(store: Store, plan: Plan) -> str:
         f"N = {REVISIONS} less the other's best N. KL of all steps: that of the revisions added, each from "
         "the start's own revision; at that price the other has the last column. Exact: beta of the other "
         "by bisection. Network: win rates between two betas are interpolated in KL, seed by seed, from the "
-        "start (KL 0) on; a dash is beyond the grid."
+        "start (KL 0) on, along straight lines, which lie below a curve that flattens; a dash is beyond "
+        "the grid."
     )
 
 

@@ -1,7 +1,8 @@
 """The tables, in Markdown: the closed form beside the network, and the comparisons.
 
 Win rates against the gold writer in percent. Each network number is a mean over seeds with its 95 %
-interval of Student's t; of differences, the differences are taken seed by seed.
+interval of Student's t; of differences, the differences are taken seed by seed. All seeds have the same
+prompts: an interval is of training and sampling, not of the choice of prompts.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,8 @@ def heading(plan: Plan) -> str:
     recipe = plan.recipe
     return (
         f"Test seeds {seeds}; validation seeds {chosen}; {plan.prompts} prompts in and as many out of "
-        f"distribution. Network: {recipe.layers} layers, width {recipe.width}, {recipe.pairs:,} pairs, "
-        f"{recipe.steps} steps of {recipe.batch}; anchor {plan.nll_weight:g}.\n\n"
+        f"distribution, the same for all seeds. Network: {recipe.layers} layers, width {recipe.width}, "
+        f"{recipe.pairs:,} pairs, {recipe.steps} steps of {recipe.batch}; anchor {plan.nll_weight:g}.\n\n"
         f"Selection: {RULE}."
     )
 
