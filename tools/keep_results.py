@@ -3,7 +3,8 @@
     python tools/keep_results.py DIR NAME=WORKDIR …
 
 DIR/NAME.json.gz has what WORKDIR/report/results.json has: the models' texts, all verdicts, ids and facts.
-Prompts are left out, and of golds no letter is left but their number, which lengths are compared by.
+Prompts are left out, and of golds no letter is left but their number, which lengths are compared by; of the
+command no folder is left, but names are.
 `python -m srpo_jax.evaluate --compare DIR/A.json.gz DIR/B.json.gz` makes tables of them.
 """
 
@@ -23,11 +24,17 @@ def keep(workdir: Path, path: Path) -> int:
     """Writes the file, and returns its size in bytes. Raises UserError where there is no report."""
     report = read(workdir / "report")
     sets = tuple(_silent(documents) for documents in report.evidence.sets)
-    evidence = dataclasses.replace(report.evidence, sets=sets)
+    command = nowhere(report.evidence.command)
+    evidence = dataclasses.replace(report.evidence, sets=sets, command=command)
     kept = to_json(dataclasses.replace(report, evidence=evidence)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(kept, mtime=0))
     return path.stat().st_size
+
+
+def nowhere(command: str) -> str:
+    """The command, of whose absolute paths the last part is left."""
+    return re.sub(r"(?<=[=:'\s])(?:[a-z0-9]+:/)?/(?:[^\s/'\",:]+/)*(?=[^\s/])", "", command)
 
 
 def _silent(documents: Documents) -> Documents:

@@ -8,6 +8,7 @@ from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.compare import read
 from tests.reports import report
+from tools import keep_results
 
 TOOL = Path(__file__).parents[2] / "tools" / "keep_results.py"
 
@@ -32,6 +33,17 @@ def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):
     for documents in kept.evidence.sets:
         assert not "".join((*documents.prompts, *filter(None, documents.golds))).strip("· \n")
     assert kept.evidence.texts == whole.evidence.texts
+
+
+def test_where_things_lay_is_left_out():
+    command = (
+        "python -m srpo_jax.evaluate --config=configs/a.py:/home/me/texts:out:1 --workdir=/runs/b "
+        "--config.evaluate.models=('x=/runs/x@40','y=gs://bucket/runs/y','z=runs/z')"
+    )
+    assert keep_results.nowhere(command) == (
+        "python -m srpo_jax.evaluate --config=configs/a.py:texts:out:1 --workdir=b "
+        "--config.evaluate.models=('x=x@40','y=y','z=runs/z')"
+    )
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):
