@@ -35,8 +35,7 @@ def base(settings: Settings, workdir: Path) -> str:
     Called by all processes.
     """
     name = distributed.from_main(lambda: loading.begun_with(workdir)) or settings.model.source
-    directory, _ = loading.split_step(name)
-    newest = loading.pinned(name) if loading.is_run(directory) else name
+    newest = loading.pinned(name) if loading.run_of(name) else name
     return distributed.from_main(lambda: newest)
 
 
