@@ -188,7 +188,7 @@ def test_what_lies_beside_a_program_must_fit_too(monkeypatch):
 
 def test_what_is_not_trained_is_said():
     values = config_module.default()
-    values.model.source, values.train.frozen = "tiny", ("embed", "final_norm")
+    values.model.source, values.train.frozen = "tiny", ("embedder.*", "final_norm.*")
     settings = config_module.checked(values)
     said = plan_module._said(settings, plan_module._architecture(settings))
-    assert said["trained"] == "all but embed, final_norm"
+    assert said["trained"] == "all but embedder.*, final_norm.*"
