@@ -93,8 +93,8 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except UserError as error:
         sys.exit(_say(f"error: {error}", USER_ERROR))
     except flags.Error as error:
-        sentence = _in_config_file(error) or f"{error} (--help lists the flags)"
-        sys.exit(_say(f"error: {sentence}", USER_ERROR))
+        said = _in_config_file(error) or f"{error} (--help lists the flags)"
+        sys.exit(_say(f"error: {said}", USER_ERROR))
     except Exception as error:
         sentence = _in_config_file(error) or _unknown_key(error, [*arguments, *nones])
         if sentence is None:
