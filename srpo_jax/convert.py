@@ -100,7 +100,7 @@ def export_model(
     if said := _other_ids(opened):
         status(f"{output}: {said}")
     if adapter:
-        if (workdir := _run_of(source)) is None:
+        if (workdir := loading.run_of(source)) is None:
             raise UserError(f"--source={source} is no workdir of a training run: it has no adapter")
         if opened.config.rewards:
             raise UserError(
@@ -202,7 +202,7 @@ def _check_transformers(described: Mapping[str, Any], ours: Mapping[str, tuple[i
 def _base_of(workdir: Path) -> str:
     """The directory of the model that a run's adapter belongs to; "" where there is none (GGUF)."""
     started = config_module.read(workdir / "config.json").model.source
-    if _run_of(started) is not None:
+    if loading.run_of(started) is not None:
         raise UserError(
             f"{workdir}: its adapter belongs to the run {started}, which is no model that peft can load: "
             "export the whole model instead (without --adapter)"
@@ -214,12 +214,6 @@ def _base_of(workdir: Path) -> str:
             "without the vision part: export the whole model instead (without --adapter)"
         )
     return str(files.resolve()) if files else ""
-
-
-def _run_of(source: str) -> Path | None:
-    """The workdir that WORKDIR or WORKDIR@STEP names; None for another source."""
-    directory, _ = loading.split_step(source)
-    return directory if loading.is_run(directory) else None
 
 
 def _as_reward_model(described: Mapping[str, Any], source: Path) -> dict[str, Any]:
@@ -286,6 +280,11 @@ def _main(arguments: list[str]) -> None:
     if arguments[1:] not in (["import"], ["export"]):
         raise UserError(
             "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
+        )
+    if given.source in loading.BUILT_IN and loading.is_run(Path(given.source)):
+        raise UserError(
+            f"--source={given.source} is a built-in model, and the run in the folder of that name another: "
+            f"give ./{given.source} for the run"
         )
     settings = command.given() if given.config is not None else None
     source = given.source or (settings and settings.model.source)

@@ -204,7 +204,8 @@ def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:
     except UserError as error:
         alone = f"--config.evaluate.models=\"('{name}={workdir}',)\""
         raise UserError(f"{error}: {alone} evaluates {workdir} without its start") from error
-    return {"start": start, name: str(workdir)}, f"{name.upper()}: {workdir.name}"
+    itself = f"./{workdir}" if str(workdir) in loading.BUILT_IN else str(workdir)
+    return {"start": start, name: itself}, f"{name.upper()}: {workdir.name}"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any
 from srpo_jax import config as config_module
 from srpo_jax import judges
 from srpo_jax.config import Settings, command
+from srpo_jax.config.settings import HOW
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
@@ -196,6 +197,7 @@ def made_of(settings: Settings, weights: str) -> dict[str, Any]:
     decisive = ("model.", "sampling.", "pairs.")
     exact = ("seed", "data.template", "data.template_arguments", "data.template_date")
     said = {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
+    said = {key: value for key, value in said.items() if not key.startswith(HOW)}
     return said | ({drawing.WEIGHTS: weights} if weights else {})
 
 

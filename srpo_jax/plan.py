@@ -13,7 +13,7 @@ import dataclasses
 import importlib.metadata
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,14 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
     revise = revise and not objective.rewards
     batch, said = make_batch(settings, architecture, mesh, lengths)
     step, held = lowering.train_step(train_step(settings, architecture, mesh), architecture, batch)
+    if settings.reference.when == "first_epoch" and objective.needs_reference:
+        step, held = lowering.beside_reference(step, held, bool(settings.reference.source))
     programs, chosen = [(step, mesh)], _said(settings, architecture)
     if revise:
         decoder = loading.for_inference(architecture, settings.model.dtype)
         decoder = dataclasses.replace(decoder, lora_rank=0, lora_targets=(), lora_dropout=0.0)
         copies = decoding_mesh.choose(settings.mesh, decoder, where.devices, where.chip.memory)
-        chosen["decoding"] = _in_words(copies.shape)
+        chosen["decoding"] = report.in_words(copies.shape)
         programs += ((one, copies) for one in revision(settings, decoder, copies, lengths))
     parts, excess = _compiled(programs, held, architecture, where)
     rows = jax.tree.map(lambda x: x[:1], batch["rows"])
@@ -108,10 +110,8 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
     if step.name not in excess:
         known |= _speed(settings, parts[0], work, where.chip.flops * mesh.size, mesh.size, price)
     if revise and not excess:
-        spent = [part.seconds.times(part.executions) for part in parts[1:]]
-        whole = Range(sum(one.best for one in spent), sum(one.worst for one in spent))
         answers = _answers(settings, copies) * (settings.evaluate.revisions + 1)
-        known["answers_per_second"] = whole.of(answers)
+        known["answers_per_second"] = report.together(parts[1:]).of(answers)
     return Plan(
         machine=where.name,
         chip=where.chip.name,
@@ -135,18 +135,19 @@ def _architecture(settings: Settings) -> DecoderConfig:
     return train.decoder_config(dataclasses.replace(settings, model=model), objective)
 
 
-def plan_online(settings: Settings, where: Machine, lengths: Lengths) -> Plan:
+def plan_online(settings: Settings, where: Machine, lengths: Lengths, price: float = 0.0) -> Plan:
     """The plan of a round of `train_online`; UserError for a setting that makes no sense."""
     mesh = mesh_module.of_settings(settings.mesh, where.devices)
     rounds.check(settings)
-    architecture = loading.decoder_config(settings.model, settings.lora, settings.train.frozen)
+    architecture = _architecture(settings)
     with attention.lowered_for("gpu" if where.platform == "cuda" else where.platform):
         step = rounds.make_step(settings, abstract(architecture, mesh)[0], mesh)
         work = Workload(settings.train.batch_size, lengths.prompt, lengths.completion)
         prompts = [prompt.direct for prompt, _, _ in work.prompts()]
         drawn = dataclasses.replace(rounds.sampling(settings), max_new_tokens=lengths.completion)
         given = online.Round(prompts, drawn, mesh_module.batch_parts(mesh) * step.accumulate)
-        programs, held = online.lower(step, architecture, given)
+        apart = bool(settings.reference.source)
+        programs, held = online.lower(step, architecture, given, apart)
         parts, excess = _compiled([(one, mesh) for one in programs], held, architecture, where)
     own = {
         "objective": settings.online.objective,
@@ -154,6 +155,7 @@ def plan_online(settings: Settings, where: Machine, lengths: Lengths) -> Plan:
     }
     revised = ("revisions", "answers at a time", "new tokens")
     said = {k: v for k, v in _said(settings, architecture).items() if k not in revised} | own
+    hours = None if excess else report.together(parts).times(settings.train.steps / 3600)
     return Plan(
         machine=where.name,
         chip=where.chip.name,
@@ -166,6 +168,8 @@ def plan_online(settings: Settings, where: Machine, lengths: Lengths) -> Plan:
         excess=excess,
         parts=parts,
         versions={name: importlib.metadata.version(name) for name in ("jax", where.compiler)},
+        hours=hours,
+        cost=hours.times(mesh.size * price) if hours and price else None,
     )
 
 
@@ -180,9 +184,14 @@ def _compiled(
     for number, (program, mesh) in enumerate(programs):
         try:
             parts.append(compiled(program, architecture, where, mesh))
+            missing = parts[-1].peak - where.chip.memory
         except DoesNotFit as error:
-            given = sum(dataclasses.astuple(held)) if error.beside and number == 0 else 0
-            excess[program.name] = error.needed + given - error.available
+            given = (
+                sum(dataclasses.astuple(held)) if error.beside and number == 0 else program.beside
+            )
+            missing = error.needed + given - error.available
+        if missing > 0:
+            excess[program.name] = missing
             status(f"{program.name} does not fit")
     return tuple(parts), excess
 
@@ -311,7 +320,7 @@ def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -
                 sizes = changed.mesh
                 status(f"replica {sizes.replica}, tensor {sizes.tensor}: {error}")
                 break
-            status(_in_short(found[-1]))
+            status(report.in_short(found[-1]))
             if not found[-1].fits:
                 break
     if not found:
@@ -322,23 +331,10 @@ def search(settings: Settings, where: Machine, lengths: Lengths, price: float) -
     return sorted(found, key=rank, reverse=True)
 
 
-def _in_short(one: Plan) -> str:
-    speed = (
-        one.pairs_per_second.shown("pairs/s")
-        if one.pairs_per_second
-        else f"{sum(one.excess.values()) / 1e9:.1f} GB a chip too much"
-    )
-    return (
-        f"{speed}: {_in_words(one.mesh)}; remat {one.settings['remat']}, {one.batch['pairs']} pairs"
-    )
-
-
-def _in_words(mesh: Mapping[str, int]) -> str:
-    return ", ".join(f"{axis} {size}" for axis, size in mesh.items())
-
-
 def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:
     trained = f"LoRA {settings.lora.rank}" if settings.lora.rank else "all"
+    if frozen := settings.train.frozen:
+        trained += f" but {', '.join(frozen)}"
     return {
         "objective": settings.objective.name,
         "model": settings.model.source,
@@ -361,13 +357,15 @@ def main(_: list[str]) -> int:
         raise UserError("--topology is missing: name a machine, v5p-256 for instance")
     where = machine.named(given.topology)
     lengths = Lengths(given.prompt, given.completion)
+    if given.online and given.search:
+        raise UserError("--search is of the train step, --online of a round of train_online")
     if given.online:
-        best = plan_online(settings, where, lengths)
+        best = plan_online(settings, where, lengths, given.price)
     elif given.search:
         plans = search(settings, where, lengths, given.price)
         status(f"\n{len(plans)} plans, the fastest first:")
         for one in plans:
-            status(_in_short(one))
+            status(report.in_short(one))
         best = plans[0]
     else:
         best = plan(settings, where, lengths, price=given.price, revise=given.revision)
@@ -387,7 +385,7 @@ if __name__ == "__main__":
         "topology", "", "the machine: v5e-64, v5p-256, v6e:4x4, 2xv5e-256, H100-64, …"
     )
     flags.DEFINE_string("output", None, "folder for plan.json and plan.html")
-    flags.DEFINE_float("price", 0.0, "of a chip for an hour")
+    flags.DEFINE_float("price", 0.0, "of a chip for an hour", 0.0)
     flags.DEFINE_integer("prompt", 400, "tokens of a prompt, where there are no pairs", 1)
     flags.DEFINE_integer("completion", 40, "tokens of a completion, where there are no pairs", 2)
     flags.DEFINE_bool("search", False, "tries meshes, remat and batch sizes of the train step")

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from srpo_jax.config.settings import Settings
+from srpo_jax.config.settings import HOW, Settings
 from srpo_jax.config.workdir import alone, claim, kept, remember
 from srpo_jax.models import loading
 from srpo_jax.models.source import Source
@@ -19,9 +19,7 @@ from srpo_jax.training.settings import TrainSettings
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
-    *("mesh.", "data.workers", "data.cache", "train.log_every", "train.checkpoint_", "train.keep_"),
-    *("train.peak_tflops", "train.profile_", "train.verify_", "train.evaluate_", "train.writers"),
-    *("train.project", "reference.when"),
+    *HOW,
     *("data.held_out", "data.pairs"),  # what is trained on stays so: see claim's fingerprint
     # Settings of other programs.
     *("sampling.", "pairs.", "online.", "evaluate.", "judge.", "recipe.", "alternate."),
@@ -35,8 +33,7 @@ def base(settings: Settings, workdir: Path) -> str:
     Called by all processes.
     """
     name = distributed.from_main(lambda: loading.begun_with(workdir)) or settings.model.source
-    directory, _ = loading.split_step(name)
-    newest = loading.pinned(name) if loading.is_run(directory) else name
+    newest = loading.pinned(name) if loading.run_of(name) else name
     return distributed.from_main(lambda: newest)
 
 

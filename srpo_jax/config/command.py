@@ -90,7 +90,14 @@ class _Parser(config_flags.ConfigFileFlagParser):  # type: ignore[misc]  # of no
     """Takes the name of a shipped configuration, too."""
 
     def parse(self, path: object) -> object:
-        return super().parse(found(path) if isinstance(path, str) else path)
+        config = super().parse(found(path) if isinstance(path, str) else path)
+        if config is None or isinstance(config, dict):
+            what = "nothing (is its `return` missing?)" if config is None else "a plain dict"
+            raise UserError(
+                f"--config={path}: get_config() returns {what}: it must return a ConfigDict, such as "
+                "config.default() gives it to start from"
+            )
+        return config
 
 
 def shipped() -> dict[str, Path]:
@@ -102,10 +109,11 @@ def shipped() -> dict[str, Path]:
 def found(config: str) -> str:
     """The file that is meant by --config: itself, or a shipped one by NAME, NAME.py or configs/NAME.py.
 
-    What stands behind a colon is for the file. Raises UserError for a name that is neither.
+    What stands behind a colon is for the file. A folder of that name, such as a run's workdir, is not
+    meant. Raises UserError for a name that is neither.
     """
     name, colon, rest = config.partition(":")
-    if Path(name).exists():
+    if Path(name).is_file():
         return config
     known, path = shipped(), Path(name)
     if path.stem in known and str(path.parent) in (".", "configs") and path.suffix in ("", ".py"):

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.config.programs import RecipeSettings, StageSettings
-from srpo_jax.config.settings import Settings, checked, config_dict, flatten, update
+from srpo_jax.config.settings import HOW, Settings, checked, config_dict, flatten, update
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
 PAIRS = "pairs.jsonl"  # what a stage of pairs makes, in its folder
+REPORT = "report/results.json"  # and one of evaluation
 CACHE = "cache"  # a folder that stages share
 # The sections that decide what a program makes.
 READS = {
@@ -48,12 +49,16 @@ class Stage:
     def is_finished(self) -> bool:
         """Whether it was finished here with these settings, of those that decide what it makes.
 
-        A setting that there was not yet had its default.
+        A setting that there was not yet had its default. Pairs or a report that were deleted are to be made
+        anew; the checkpoints of a training may go when they have served.
         """
-        if not self._kept.is_file():
+        made = {"pairs": PAIRS, "evaluate": REPORT}.get(self.program)
+        if not self._kept.is_file() or (made and not (self.folder / made).is_file()):
             return False
         kept = files.read_json(self._kept, "delete it to run this stage again")
-        return _flat(Settings(), self.program) | kept == _flat(self.settings, self.program)
+        now = _flat(self.settings, self.program)
+        known = {key: value for key, value in kept.items() if key in now}
+        return _flat(Settings(), self.program) | known == now
 
     def forget(self) -> None:
         """Forgets that the stage was finished. For process 0."""
@@ -71,9 +76,9 @@ class Stage:
 def _flat(settings: Settings, program: str) -> dict[str, Any]:
     """The settings that decide what a program makes, as JSON has them."""
     whole = dataclasses.asdict(settings)
-    del whole["data"]["cache"]  # a place, which makes no difference
-    read = {section: whole[section] for section in READS[program]}
-    plain: dict[str, Any] = json.loads(json.dumps(flatten(read) | {"program": program}))
+    read = flatten({section: whole[section] for section in READS[program]})
+    what = {key: value for key, value in read.items() if not key.startswith(HOW)}
+    plain: dict[str, Any] = json.loads(json.dumps(what | {"program": program}))
     return plain
 
 
@@ -129,7 +134,7 @@ def _stage(base: Settings, own: StageSettings, folder: Path, earlier: Mapping[st
 def _filled(value: Any, made: Callable[[re.Match[str]], str]) -> Any:
     """With what `made` gives of every {NAME}, in all texts at any depth."""
     if isinstance(value, str):
-        return re.sub(r"\{([^{}]*)\}", made, value)
+        return re.sub(r"\{(\w[\w.-]*)\}", made, value)  # {"a": 1} is JSON, for a judge say
     if isinstance(value, list | tuple):
         return tuple(_filled(part, made) for part in value)
     if isinstance(value, Mapping):

@@ -37,6 +37,14 @@ from srpo_jax.training.settings import (
 
 # What JAX's programs take; a larger one would end in its traceback, or draw as a smaller one does.
 _SEED = Check(lambda value: 0 <= value < 2**31, "in [0, 2147483648)")
+# Beginnings of the keys that say how something is computed or watched, and not what: a run, a set of pairs
+# and a finished stage of a recipe go on with other values of these.
+HOW = (
+    *("mesh.", "model.attention", "model.remat", "data.cache", "data.workers", "reference.when"),
+    *("sampling.batch_size", "sampling.refill", "train.log_every", "train.checkpoint_"),
+    *("train.keep_", "train.verify_", "train.profile_", "train.peak_tflops", "train.evaluate_"),
+    *("train.writers", "train.project"),
+)
 RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
 

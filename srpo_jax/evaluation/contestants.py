@@ -85,8 +85,7 @@ def check_templates(settings: Settings, models: Mapping[str, str]) -> None:
     if TEMPLATES[now.template].chat:
         keys += ["template_arguments", "template_date"]
     for source in models.values():
-        directory, _ = loading.split_step(source)
-        if not loading.is_run(directory):
+        if (directory := loading.run_of(source)) is None:
             continue
         trained = config_module.read(directory / "config.json").data
         for key in keys:

@@ -86,9 +86,9 @@ class Digests:
     def _base(self, workdir: Path, source: str, weights: bool) -> Any:
         if not weights and (workdir / loading.KEPT / "config.json").is_file():
             return self._parts(str(workdir / loading.KEPT), False)
-        directory, step = loading.split_step(source)
-        if loading.is_run(directory) and step is None:
-            source = f"{directory}@{max(_steps(directory), default=0)}"
+        _, step = loading.split_step(source)
+        if (run := loading.run_of(source)) and step is None:
+            source = f"{run}@{max(_steps(run), default=0)}"
         try:
             return self._parts(source, weights)
         except FileNotFoundError as error:

@@ -41,6 +41,7 @@ from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
 
+BUILT_IN = ("tiny", "smollm2-135m-instruct")  # a folder of such a name is another source: ./NAME
 KEPT = "model"  # of a workdir: what says the architecture and tokenizer of its run
 TINY = DecoderConfig(
     vocab_size=ByteTokenizer().vocab_size,
@@ -379,8 +380,15 @@ def pinned(source: str) -> str:
     Called by all processes. Raises UserError where the source is not there, or has no such checkpoint.
     """
     open_source(source)
-    directory, step = split_step(source)
-    return f"{directory}@{checkpoint(directory, step)}" if is_run(directory) else source
+    if (run := run_of(source)) is None:
+        return source
+    return f"{run}@{checkpoint(run, split_step(source)[1])}"
+
+
+def run_of(source: str) -> Path | None:
+    """The workdir that WORKDIR or WORKDIR@STEP names; None for another source."""
+    directory, _ = split_step(source)
+    return directory if source not in BUILT_IN and is_run(directory) else None
 
 
 def is_run(directory: Path) -> bool:

@@ -13,13 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from srpo_jax.config import Settings
+from srpo_jax.config.settings import HOW
 from srpo_jax.data.documents import Document
 from srpo_jax.models import decoding_mesh, loading
 from srpo_jax.models.decoder import Decoder
@@ -210,13 +211,22 @@ def _sampling(settings: Settings) -> Sampling:
 def _header(settings: Settings) -> dict[str, Any]:
     pairs = dataclasses.asdict(settings.pairs)
     return {
-        "model": dataclasses.asdict(settings.model),
+        "model": dataclasses.asdict(settings.model),  # of it and of sampling see `_what`
         "seed": settings.seed,
         "template": settings.data.template,
         "template_arguments": [*settings.data.template_arguments, settings.data.template_date],
         "sampling": dataclasses.asdict(settings.sampling),
         "pairs": {key: pairs[key] for key in DECISIVE},
     }
+
+
+def _what(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what does not change the samples: a run out of memory goes on with fewer rows at a time."""
+    kept = dict(header)
+    for section in header.keys() & {"model", "sampling"}:
+        values = header[section].items()
+        kept[section] = {k: v for k, v in values if not f"{section}.{k}".startswith(HOW)}
+    return kept
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:
@@ -235,8 +245,8 @@ def _begin(path: Path, header: dict[str, Any], ids: list[str]) -> int:
     if before is None:
         path.parent.mkdir(parents=True, exist_ok=True)
         samples.append(path, [header])
-    elif kept | before != kept:
-        key = next(key for key, value in before.items() if kept.get(key) != value)
+    elif (now := _what(kept)) | (old := _what(before)) != now:
+        key = next(key for key, value in old.items() if now.get(key) != value)
         raise UserError(
             f"{path} was sampled with other settings ({key}: {before[key]!r}): delete it, or use another "
             "--output"

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, attempt
+from srpo_jax.config.settings import HOW
 from srpo_jax.config.workdir import claim
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
@@ -44,13 +45,8 @@ from srpo_jax.training.step import TrainState
 from srpo_jax.trees.completions import Completions, Layout
 
 # A run may go on with another value of these: they do not change what is learned.
-MAY_CHANGE = (
-    *("mesh.", "train.log_every", "train.checkpoint_", "train.keep_", "train.verify_"),
-    *("train.writers", "train.project"),
-    *("data.cache", "evaluate.", "pairs.", "recipe.", "alternate."),  # settings of other programs
-)
-
-
+# The last ones are settings of other programs.
+MAY_CHANGE = (*HOW, "evaluate.", "pairs.", "recipe.", "alternate.")
 UNREAD = ("evaluate_every", "profile_at")  # settings of `train` alone, which phases may share
 
 

@@ -76,6 +76,16 @@ def update(
     return Program("train step", made, Trees(rows.end, rows.positions)), held
 
 
+def beside_reference(program: Program, held: Held, apart: bool) -> tuple[Program, Held]:
+    """The same where the reference's weights lie beside the policy: a copy of what is trained.
+
+    apart: of another model (config.reference.source), all of whose weights do.
+    """
+    copied = held.trained + (held.frozen if apart else 0)
+    held = dataclasses.replace(held, frozen=held.frozen + copied)
+    return dataclasses.replace(program, beside=program.beside + copied), held
+
+
 def lowered(program: Any, mesh: Mesh, *arguments: Any, **settings: Any) -> jax.stages.Lowered:
     """A jitted program for the mesh's machine. settings: what it is compiled for."""
     found: jax.stages.Lowered = program.trace(*arguments, **settings).lower(

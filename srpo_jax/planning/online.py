@@ -80,9 +80,12 @@ class Round:
 
 
 def lower(
-    step: OnlineStep, architecture: DecoderConfig, given: Round
+    step: OnlineStep, architecture: DecoderConfig, given: Round, apart: bool = False
 ) -> tuple[list[Program], Held]:
-    """What a round runs, the update first, and what lies in memory for it."""
+    """What a round runs, the update first, and what lies in memory for it.
+
+    apart: whether the reference is another model than the policy as it starts.
+    """
     own = step.settings
     batch = given.minibatch(own, architecture.vocab_size)
     _, trained, frozen = abstract(architecture, step.mesh)
@@ -90,12 +93,21 @@ def lower(
     if own.objective == "ppo":
         policy = _with_value_head(trained, architecture.width, step.mesh)
     update, held = lowering.update(step, policy, frozen, batch)
-    update = dataclasses.replace(update, name="update", executions=own.epochs * own.minibatches)
-    if not architecture.lora_rank:
-        # The reference: a copy of what is trained.
-        held = dataclasses.replace(held, frozen=held.frozen + held.trained)
-    scores = _scores(step, policy, frozen, batch)
-    return [update, scores, *_writing(step, trained, frozen, architecture.vocab_size, given)], held
+    graphdef, state = nnx.split(nnx.merge(step.graphdef, trained, frozen))
+    model = programs.Model.shaped(graphdef, state, step.mesh)
+    update = dataclasses.replace(
+        update,
+        name="update",
+        executions=own.epochs * own.minibatches,
+        beside=lowering.stack_beside(model),
+    )
+    if apart or not architecture.lora_rank:
+        update, held = lowering.beside_reference(update, held, apart)
+    # The others leave the optimiser where it lies.
+    beside = update.beside + held.optimizer
+    scores = dataclasses.replace(_scores(step, policy, frozen, batch), beside=beside)
+    writing = _writing(step, model, architecture.vocab_size, given)
+    return [update, scores, *(dataclasses.replace(one, beside=beside) for one in writing)], held
 
 
 def _scores(step: OnlineStep, policy: State, frozen: State, batch: Mapping[str, Any]) -> Program:
@@ -113,22 +125,19 @@ def _scores(step: OnlineStep, policy: State, frozen: State, batch: Mapping[str, 
 
 
 def _writing(
-    step: OnlineStep, trained: State, frozen: State, vocabulary: int, given: Round
+    step: OnlineStep, model: programs.Model, vocabulary: int, given: Round
 ) -> Iterator[Program]:
     """The prompts' prefill, and the decoding of their completions, of so many prompts at a time."""
     mesh, samples = step.mesh, step.settings.samples
     at_once = min(len(given.prompts), max(1, given.sampling.batch_size // samples))
     at_once = rounded(at_once, mesh_module.batch_parts(mesh))
     times = -(-len(given.prompts) // at_once)
-    graphdef, state = nnx.split(nnx.merge(step.graphdef, trained, frozen))
-    model = programs.Model.shaped(graphdef, state, mesh)
     width, count = max(map(len, given.prompts)), at_once * samples
     rows = _prompts(at_once, width)
     trees = lowering.as_trees(rows)
     placed = lowering.over_batch(mesh, rows)
     prefill = lowering.lowered(programs.prefill, mesh, model, placed)
-    beside = lowering.stack_beside(model)
-    yield Program("prefill", prefill, trees, executions=times, beside=beside)
+    yield Program("prefill", prefill, trees, executions=times)
 
     _, cache = jax.eval_shape(programs.prefill, dataclasses.replace(model, mesh=None), placed)
     copied = jax.eval_shape(
@@ -146,7 +155,7 @@ def _writing(
     settings = {"sampling": given.sampling, "stops": (EOS,), "scored": True}
     write = lowering.lowered(programs.write, mesh, model, cache, logits, start, **settings)
     loops = given.sampling.max_new_tokens - 1
-    yield Program("write", write, trees, executions=times, loops=loops, beside=beside)
+    yield Program("write", write, trees, executions=times, loops=loops)
 
 
 def _prompts(count: int, width: int) -> programs.Rows[np.ndarray]:

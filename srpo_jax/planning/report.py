@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+from collections.abc import Mapping
 from typing import Any
 
 from srpo_jax.planning.lowering import Held
@@ -87,11 +88,10 @@ class Plan:
 
 def lines(plan: Plan) -> list[tuple[str, str]]:
     """(what, how much) of a plan, in words."""
-    sizes = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     held = dataclasses.asdict(plan.held)
     batch = plan.batch
     found = [
-        ("machine", f"{plan.machine}: {plan.chips} chips {plan.chip}, mesh {sizes}"),
+        ("machine", f"{plan.machine}: {plan.chips} chips {plan.chip}, mesh {in_words(plan.mesh)}"),
         ("settings", ", ".join(f"{key}={value}" for key, value in plan.settings.items())),
         (
             "batch",
@@ -107,11 +107,12 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
         found.append(("a round", _round(plan.parts)))
     for name, missing in plan.excess.items():
         found.append((f"DOES NOT FIT: {name}", f"{_gigabytes(missing)} a chip too much"))
+    what = "rounds, no judge" if "prompts" in batch else "train"
     for name, value, unit in (
         ("train: MFU", plan.mfu and Range(100 * plan.mfu.best, 100 * plan.mfu.worst), "%"),
         ("train: pairs a second", plan.pairs_per_second, ""),
-        ("train: hours", plan.hours, ""),
-        ("train: cost", plan.cost, ""),
+        (f"{what}: hours", plan.hours, ""),
+        (f"{what}: cost", plan.cost, ""),
         ("revision: answers a second", plan.answers_per_second, ""),
     ):
         if value:
@@ -119,19 +120,38 @@ def lines(plan: Plan) -> list[tuple[str, str]]:
     return found
 
 
+def in_short(plan: Plan) -> str:
+    """A line of what --search has tried."""
+    speed = (
+        plan.pairs_per_second.shown("pairs/s")
+        if plan.pairs_per_second
+        else f"{sum(plan.excess.values()) / 1e9:.1f} GB a chip too much"
+    )
+    pairs = f"{plan.batch['pairs']} pairs"
+    return f"{speed}: {in_words(plan.mesh)}; remat {plan.settings['remat']}, {pairs}"
+
+
+def in_words(mesh: Mapping[str, int]) -> str:
+    """ "replica 1, fsdp 8, tensor 1"."""
+    return ", ".join(f"{axis} {size}" for axis, size in mesh.items())
+
+
 def _learned(batch: dict[str, Any]) -> str:
     return f"{batch['prompts']} prompts" if "prompts" in batch else f"{batch['pairs']} pairs"
 
 
+def together(parts: tuple[Part, ...]) -> Range:
+    """Seconds of all programs, each as often as it runs."""
+    spent = [part.seconds.times(part.executions) for part in parts]
+    return Range(sum(one.best for one in spent), sum(one.worst for one in spent))
+
+
 def _round(parts: tuple[Part, ...]) -> str:
     """All programs, as often as a round runs them."""
-    spent = [part.seconds.times(part.executions) for part in parts]
-    whole = Range(sum(one.best for one in spent), sum(one.worst for one in spent))
     work = sum(part.flops * part.executions for part in parts)
     peak = max(part.peak for part in parts)
-    return (
-        f"{whole.shown('s')}, {work / 1e12:.4g} TFLOP outside of kernels, peak {_gigabytes(peak)}"
-    )
+    spent = together(parts).shown("s")
+    return f"{spent}, {work / 1e12:.4g} TFLOP outside of kernels, peak {_gigabytes(peak)}"
 
 
 def _gigabytes(value: float) -> str:

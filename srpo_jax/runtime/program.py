@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import Unavailable, UserError
@@ -84,6 +85,7 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     arguments, nones = _without_none(arguments)
     try:
         rest = flags.FLAGS(list(arguments))
+        _refuse_sections(arguments)
         _check_config_files()
         _set_none(nones)
     except SystemExit:  # --help has been answered; absl would exit with 1
@@ -91,9 +93,10 @@ def _parse(arguments: Sequence[str]) -> list[str]:
     except UserError as error:
         sys.exit(_say(f"error: {error}", USER_ERROR))
     except flags.Error as error:
-        sys.exit(_say(f"error: {error} (--help lists the flags)", USER_ERROR))
+        said = _in_config_file(error) or f"{error} (--help lists the flags)"
+        sys.exit(_say(f"error: {said}", USER_ERROR))
     except Exception as error:
-        sentence = _unknown_key(error, [*arguments, *nones]) or _in_config_file(error)
+        sentence = _in_config_file(error) or _unknown_key(error, [*arguments, *nones])
         if sentence is None:
             raise
         sys.exit(_say(f"error: {sentence}", USER_ERROR))
@@ -137,30 +140,53 @@ def _set_none(nones: Sequence[str]) -> None:
         setattr(target, key, None)
 
 
+def _refuse_sections(arguments: Sequence[str]) -> None:
+    """UserError for --config.SECTION=…: what it does not name would silently lose the file's values."""
+    for argument in arguments:
+        name = argument.lstrip("-").partition("=")[0]
+        if name in flags.FLAGS and "." in name and isinstance(flags.FLAGS[name].value, ConfigDict):
+            raise UserError(f"{argument}: {name} is a section: set its keys, --{name}.KEY=VALUE")
+
+
 def _unknown_key(error: Exception, arguments: Sequence[str]) -> str | None:
     """Sentence on the override `--config.….key=…` whose key ml_collections did not find."""
-    if not isinstance(error, AttributeError | KeyError):
+    if not isinstance(error, AttributeError | KeyError | ValueError):
         return None
     text = str(error).replace("\\n", "\n")  # the error is a quoted error
     key = re.sub(r"\W", "", text.splitlines()[0])
     for argument in arguments:
-        path = argument.lstrip("-").split("=")[0].split(".")
-        if argument.startswith("-") and key in path[1:]:
+        whole = argument.lstrip("-").split("=")[0].partition(".")[2]
+        if not argument.startswith("-") or not whole:
+            continue
+        if key in whole.split("."):
             similar = re.search(r'Did you mean "(\w+)"', text)
             advice = f'did you mean "{similar[1]}"?' if similar else "--help lists them all"
             return f'{argument}: the configuration has no key "{key}": {advice}'
+        if whole in text:  # train.steps.x: a key of what is no section
+            return f'{argument}: the configuration has no key "{whole}": --help lists them all'
     return None
 
 
-def _in_config_file(error: Exception) -> str | None:
+def _in_config_file(error: BaseException) -> str | None:
     """Sentence on what a configuration file's own code raised, with file and line."""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "get_config":
-            where = f"{frame.f_code.co_filename}:{line}"
-            lines = str(error.args[0] if error.args else error).splitlines() or [""]
-            advice = f" ({lines[-1]})" if lines[-1].startswith("Did you mean") else ""
-            reason = lines[0].partition(" Other fields present")[0]
-            return f"{where}: {type(error).__name__}: {reason}{advice}"
+    while "Error whilst parsing config file" in str(error) and error.__context__:
+        error = error.__context__  # ml_collections, and absl then, put it into a text
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}:{error.lineno}: SyntaxError: {error.msg}"
+    if isinstance(error, AttributeError) and error.name == "get_config":
+        return f"{getattr(error.obj, '__file__', '--config')} has no function get_config()"
+    frames = list(traceback.walk_tb(error.__traceback__))
+    # ml_collections calls the file's module so.
+    own = [one for one in frames if str(one[0].f_globals.get("__name__")).endswith("_config")]
+    if own:
+        frame, line = own[-1]
+        where = f"{frame.f_code.co_filename}:{line}"
+        lines = str(error.args[0] if error.args else error).splitlines() or [""]
+        advice = f" ({lines[-1]})" if lines[-1].startswith("Did you mean") else ""
+        reason = lines[0].partition(" Other fields present")[0]
+        return f"{where}: {type(error).__name__}: {reason}{advice}"
+    if "get_config() takes" in str(error):
+        return f"the file of --config takes nothing behind a colon: {error}"
     return None
 
 

@@ -30,13 +30,14 @@ SECONDS = 30.0  # between two copies of a growing file to a store
 def place(path: str | Path) -> Path:
     """The path of a name that a user gave, or of one kept in a file.
 
-    Raises UserError for a store that is not known, and for one whose package is not installed.
+    ~/ is the user's home, which no shell puts into --workdir=~/runs. Raises UserError for a store that
+    is not known, and for one whose package is not installed.
     """
     if isinstance(path, Path | epath.Path):
         return cast(Path, path)
     scheme, separator, _ = path.partition("://")
     if not separator:
-        return Path(path)
+        return Path(path).expanduser() if path.startswith("~/") else Path(path)
     if scheme not in STORES:
         known = ", ".join(f"{name}://" for name in STORES)
         raise UserError(f"{path}: of the stores of objects {known} can be used, or a local folder")
@@ -102,7 +103,7 @@ def here(path: str | Path, flag: str) -> Path:
     """A path of this machine; UserError for one of a store."""
     if "://" in str(path):
         raise UserError(f"{flag}={path}: this must be a path of this machine, not of a store")
-    return Path(path)
+    return place(path)
 
 
 def is_remote(path: str | Path) -> bool:

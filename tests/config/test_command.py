@@ -72,6 +72,18 @@ def test_a_shipped_configuration_is_found_by_its_name(tmp_path, monkeypatch):
     (tmp_path / "tiny.py").write_text("")  # a file of one's own comes first
     assert command.found("tiny.py") == "tiny.py"
     assert command.found("configs/none.py") == "configs/none.py"
+    (tmp_path / "xsum").mkdir()  # the workdir of a run, say
+    assert command.found("xsum") == str(ROOT / "configs" / "xsum.py")
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [("None", r"returns nothing \(is its `return` missing"), ("{}", "a plain")],
+)
+def test_a_file_that_returns_no_configuration_is_named(tmp_path, returned, said):
+    (tmp_path / "own.py").write_text(f"def get_config():\n    return {returned}\n")
+    with pytest.raises(UserError, match=rf"own\.py: get_config\(\) .*{said}"):
+        command._Parser(name="config").parse(str(tmp_path / "own.py"))
 
 
 def test_the_package_says_which_programs_there_are(tmp_path, monkeypatch, capsys):

@@ -76,16 +76,41 @@ def test_a_stage_is_finished_with_the_settings_it_was_finished_with(tmp_path):
     kept = json.loads((tmp_path / "sft" / "finished.json").read_text())
     assert kept["objective.name"] == "sft"
     older = {key: value for key, value in kept.items() if key != "reference.source"}
+    older["model.remat"] = "dots"  # earlier versions kept it
     (tmp_path / "sft" / "finished.json").write_text(json.dumps(older))
     assert stage.is_finished()  # there was one reference then
     assert not resolve(recipe(reference={"source": "x"}), tmp_path)[1].is_finished()
-    for other in ({"mesh": {"fsdp": 1}}, {"judge": {"name": "longer"}}):  # training reads no judge
+    how = {"model": {"remat": "none"}, "train": {"log_every": 7}}
+    for other in (
+        {"mesh": {"fsdp": 1}},
+        how,
+        {"judge": {"name": "longer"}},
+    ):  # which it does not read
         assert resolve(recipe(**other), tmp_path)[1].is_finished()
     moved = dataclasses.replace(stage.settings.data, cache="elsewhere")
     settings = dataclasses.replace(stage.settings, data=moved)
     assert dataclasses.replace(stage, settings=settings).is_finished()
     assert not resolve(recipe(seed=4), tmp_path)[1].is_finished()
     assert not dataclasses.replace(stage, program="pairs").is_finished()
+
+
+def test_what_was_deleted_to_be_made_anew_is_not_finished(tmp_path):
+    golds, _, _, report = resolve(recipe(), tmp_path)
+    for stage, made in ((golds, golds.made), (report, report.folder / "report/results.json")):
+        made.parent.mkdir(parents=True)
+        made.write_text("")
+        stage.finish()
+        assert stage.is_finished()
+        made.unlink()
+        assert not stage.is_finished()
+
+
+def test_braces_that_name_nothing_are_left_alone(tmp_path):
+    given = 'chat_template_kwargs={"enable_thinking": false, "of": {}}'
+    own = {"name": "last", "set": {"judge.parameters": (given,), "data.pairs": "{golds}"}}
+    *_, last = resolve(recipe((*STAGES, own)), tmp_path)
+    assert last.settings.judge.parameters == (given,)
+    assert last.reads == {"golds"}
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,17 @@ def save(workdir, source="tiny", steps=(3, 4), alpha=16.0):
             checkpoints.wait()
 
 
+def test_a_built_in_name_is_no_run_in_the_folder_of_that_name(tmp_path, monkeypatch):
+    digests = Digests(tmp_path / "kept.json")
+    save(tmp_path / "other")
+    before = digests.of(f"{tmp_path / 'other'}@4")
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "tiny")
+    assert loading.pinned("tiny") == "tiny"
+    assert loading.pinned("./tiny") == "tiny@4"
+    assert digests.of(f"{tmp_path / 'other'}@4") == before  # which began with the built-in model
+
+
 def test_a_run_is_its_checkpoint_its_adapter_and_its_base(tmp_path):
     digests = Digests(tmp_path / "kept.json")
     save(tmp_path / "a")

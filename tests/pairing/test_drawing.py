@@ -95,6 +95,10 @@ def test_samples_of_another_checkpoint_are_not_gone_on_with(tmp_path):
     assert drawing._begin(path, header | {"source": "run@1"}, ["a"]) == 0
     with pytest.raises(UserError, match=r"other settings \(source: 'run@1'\): delete it"):
         drawing._begin(path, header | {"source": "run@2"}, ["a"])
+    # Fewer rows at a time, after a run out of memory, draw the same.
+    for rows in (64, 8):
+        how = {"sampling": {"batch_size": rows, "refill": 1 / rows}, "source": "run"}
+        assert drawing._begin(tmp_path / "rows", header | how, ["a"]) == 0
     older = tmp_path / "older"
     drawing._begin(older, header, ["a"])
     assert drawing._begin(older, header | {"source": "run@2"}, ["a"]) == 0

@@ -52,6 +52,14 @@ def test_a_plan_is_said_in_lines():
     assert "train: cost" not in said
 
 
+def test_a_round_is_said_with_what_all_of_them_cost():
+    batch = PLAN.batch | {"prompts": 8}
+    said = dict(report.lines(dataclasses.replace(PLAN, batch=batch, cost=Range(3.0, 6.0))))
+    assert said["a round"].startswith("0.5 to 1 s, 3 TFLOP")
+    assert said["rounds, no judge: hours"] == "1 to 2"
+    assert said["rounds, no judge: cost"] == "3 to 6"
+
+
 def test_what_does_not_fit_is_said_with_how_much_is_missing():
     refused = dataclasses.replace(PLAN, excess={"train step": 2.5e9}, parts=(), mfu=None)
     assert not refused.fits

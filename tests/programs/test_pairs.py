@@ -252,6 +252,7 @@ def test_settings_that_contradict_each_other_are_named(config, tmp_path):
 def test_another_choice_among_the_same_samples_needs_no_model(config, tmp_path, monkeypatch):
     written_by(config, tmp_path, "one", samples=3, count=4)
     monkeypatch.setattr(revision, "revise_ids", None)
+    config.sampling.batch_size, config.model.remat = 2, "none"  # of no matter for what is drawn
     with pytest.raises(
         UserError, match=r"one\.jsonl was made with pairs\.choose='extremes', now 'all'"
     ):

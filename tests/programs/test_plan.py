@@ -13,7 +13,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax import plan as plan_module
 from srpo_jax.config import Settings
-from srpo_jax.planning import machine
+from srpo_jax.planning import compiling, lowering, machine
 from srpo_jax.planning.machine import Machine
 from srpo_jax.planning.report import Plan, Range
 from srpo_jax.runtime import mesh as mesh_module
@@ -170,3 +170,25 @@ def test_pairs_that_are_not_here_are_named_beside_the_lengths_taken_instead():
     assert said["lengths"] == (
         "prompts of 12, completions of 5 tokens; hub:owner/name is no file here"
     )
+
+
+def test_what_lies_beside_a_program_must_fit_too(monkeypatch):
+    """Each program alone does; the second has no room beside what a run holds meanwhile."""
+    fields = {f.name: 1.0 for f in dataclasses.fields(compiling.Estimate)}
+    fields |= {"collectives": (), "kernels": (), "warnings": (), "peak": 10e9}
+    monkeypatch.setattr(compiling, "estimate", lambda *_: compiling.Estimate(**fields))
+    where, mesh = machine.named("v5e-8"), mesh_module.make(devices=jax.devices()[:1])
+    programs = [
+        (lowering.Program(n, None, None, beside=int(b)), mesh) for n, b in (("a", 1e9), ("b", 9e9))
+    ]
+    parts, excess = plan_module._compiled(programs, lowering.Held(1, 2, 3, 4), None, where)
+    assert [part.peak for part in parts] == [11e9, 19e9]
+    assert excess == {"b": 19e9 - where.chip.memory}
+
+
+def test_what_is_not_trained_is_said():
+    values = config_module.default()
+    values.model.source, values.train.frozen = "tiny", ("embedder.*", "final_norm.*")
+    settings = config_module.checked(values)
+    said = plan_module._said(settings, plan_module._architecture(settings))
+    assert said["trained"] == "all but embedder.*, final_norm.*"

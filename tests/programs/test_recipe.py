@@ -30,10 +30,14 @@ def ran(monkeypatch):
 
     def make_pairs(settings, folder, output):
         assert output == folder / "pairs.jsonl"
+        folder.mkdir(exist_ok=True)
+        output.touch()
         calls.append(("pairs", folder.name, settings))
 
     def evaluate(settings, folder, models, *, title, facts):
         assert not models
+        (folder / "report").mkdir(parents=True, exist_ok=True)
+        (folder / "report" / "results.json").touch()
         calls.append(("evaluate", folder.name, (title, facts)))
 
     for name, stub in (("train", train), ("make_pairs", make_pairs), ("evaluate", evaluate)):

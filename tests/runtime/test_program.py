@@ -1,8 +1,11 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from srpo_jax.runtime import program, storage
 
@@ -87,6 +90,9 @@ def test_a_mistake_in_the_program_keeps_its_traceback(tmp_path: Path) -> None:
         ),
         ("--config.zzz=2", 'error: --config.zzz=2: the configuration has no key "zzz"'),
         ("--config.steps=x", "error: flag --config.steps=x"),
+        ("--config.steps.x=2", 'error: --config.steps.x=2: the configuration has no key "steps.x"'),
+        ("--config.mesh.=2", 'error: --config.mesh.=2: the configuration has no key "mesh."'),
+        ("--config.mesh={'x': 2}", "error: --config.mesh={'x': 2}: config.mesh is a section"),
         ("--nope=1", "error: Unknown command line flag 'nope'"),
         ("--config=none.py", "error: --config: cannot read none.py: No such file or directory"),
     ],
@@ -98,6 +104,42 @@ def test_a_mistake_on_the_command_line_is_one_sentence(
     assert done.returncode == 2
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "argument", "said"),
+    [
+        ("x = (\n", "", r"own.py:1: SyntaxError: "),
+        (
+            "import nothing_here\n",
+            "",
+            r"own.py:1: ModuleNotFoundError: No module named 'nothing_here'",
+        ),
+        ("x = 1\n", "", r"own.py has no function get_config\(\)"),
+        (
+            "def get_config(x):\n    y = int(x)\n",
+            ":z",
+            r"own.py:2: ValueError: invalid literal .*'z'",
+        ),
+        (
+            "def get_config():\n    pass\n",
+            ":z",
+            "the file of --config takes nothing behind a colon",
+        ),
+    ],
+)
+def test_a_mistake_in_a_configuration_file_is_one_sentence(
+    tmp_path: Path, capsys, monkeypatch, content: str, argument: str, said: str
+) -> None:
+    (tmp_path / "own.py").write_text(content)
+    monkeypatch.setattr(program.flags, "FLAGS", flags.FlagValues())
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    config_flags.DEFINE_config_file("config", flag_values=program.flags.FLAGS)
+    with pytest.raises(SystemExit) as ended:
+        program._parse(["program", f"--config={tmp_path / 'own.py'}{argument}"])
+    assert ended.value.code == program.USER_ERROR
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: ({re.escape(str(tmp_path))}/)?{said}", line), line
 
 
 def test_help_is_no_failure(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import sqlite3
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,17 @@ def store():
 @pytest.fixture(params=["here", *BOTH])
 def directory(request, store, tmp_path):
     return storage.place(tmp_path if request.param == "here" else request.param)
+
+
+def test_home_is_not_a_folder_called_tilde(monkeypatch, tmp_path):
+    """Of --workdir=~/run a shell makes nothing, and the run lay in a folder `~` of the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (
+        storage.folder("~/run", "--workdir")
+        == storage.here("~/run", "--output")
+        == tmp_path / "run"
+    )
+    assert storage.place("a~/run") == Path("a~/run")
 
 
 def test_small_files_appear_whole(directory):
