@@ -23,6 +23,7 @@ MATMUL, OTHER, COLLECTIVE, CUSTOM_CALL = KINDS = "matmul", "other", "collective"
 MATMULS = ("convolution", "dot")  # on TPUs nearly every product is a convolution
 SPARED = {"collective-permute": 1.0, "collective-broadcast": 1.0}  # the whole operand is sent
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", *SPARED)
+SLICES = "slices: "
 PALLAS = "tpu_custom_call"
 MOST_TRIPS = 100_000  # a loop that runs longer than this counts as one without a known end
 BYTES = {"pred": 1, "bf16": 2, "f16": 2} | {
@@ -110,7 +111,10 @@ class CustomCall:
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """A collective. bytes: that a chip sends in one execution. group: numbers of the chips of one group, in
-    the order of the mesh; None for all."""
+    the order of the mesh; None for all.
+
+    Between slices TPUs send by their hosts: kind is then SLICES and what is done, bytes what a chip has.
+    """
 
     kind: str
     bytes: float
@@ -296,6 +300,10 @@ class Walk:
                 self.cost.flops += executions * matmul_flops(self.computations[where], part)
             elif part.collective:
                 self._count_collective(part, where, executions, fused=part is not at)
+            elif part.opcode == "send" and "xla_megascale_runtime" in part.attributes:
+                kind = SLICES + part.find(r'transfer_type="(\w+)"')
+                had = self.computations[where][part.operands[0]].bytes
+                self.cost.collectives.append(Collective(kind, had, executions, None))
         source = at.find(r'op_name="([^"]*)"')
         if estimate := at.find(r'"estimated_cycles":"(\d+)"'):
             kind = _kind([part for part, _ in parts])

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from srpo_jax.planning.compiling import Estimate
-from srpo_jax.planning.hlo_cost import Collective
+from srpo_jax.planning.hlo_cost import SLICES, Collective
 from srpo_jax.runtime.chips import Chip
 
 
@@ -42,9 +42,20 @@ def seconds(estimate: Estimate, chip: Chip, mesh: Mesh) -> Seconds:
     """
     sending: dict[str, float] = collections.defaultdict(float)
     for one in estimate.collectives:
-        speed = chip.network if _crosses(one.group, mesh) else chip.link
-        sending[axes(one.group, mesh)] += one.bytes * one.executions / speed
+        sent, group = _sent(one, mesh)
+        speed = chip.network if _crosses(group, mesh) else chip.link
+        sending[axes(group, mesh)] += sent * one.executions / speed
     return Seconds(estimate.computing, dict(sending))
+
+
+def _sent(one: Collective, mesh: Mesh) -> tuple[float, tuple[int, ...] | None]:
+    """Bytes that a chip sends in one execution, and to whom: of slices, to its like in each other one."""
+    if not one.kind.startswith(SLICES):
+        return one.bytes, one.group
+    slices = [getattr(chip, "slice_index", 0) for chip in mesh.devices.flatten()]
+    group = tuple(map(slices.index, sorted(set(slices))))
+    others = len(group) - 1
+    return one.bytes * (2 * others / len(group) if "ALL_REDUCE" in one.kind else others), group
 
 
 def _crosses(group: tuple[int, ...] | None, mesh: Mesh) -> bool:
@@ -60,7 +71,8 @@ def sent_by_axis(collectives: tuple[Collective, ...], mesh: Mesh) -> dict[str, f
     """Bytes that a chip sends, by the axes of the mesh along which it does: "fsdp", "replica + fsdp", …"""
     total: dict[str, float] = collections.defaultdict(float)
     for one in collectives:
-        total[axes(one.group, mesh)] += one.bytes * one.executions
+        sent, group = _sent(one, mesh)
+        total[axes(group, mesh)] += sent * one.executions
     return dict(total)
 
 

@@ -88,6 +88,18 @@ def test_a_group_is_read_in_every_notation(written, group):
     assert [one.group for one in found if one.kind == "all-reduce"] == [group]
 
 
+def test_what_hosts_send_between_slices_is_a_collective(cost):
+    handler = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+    sent = (
+        "  %token = token[] after-all()\n"
+        "  %send = (f32[4]{0}, u32[], token[]) send(%total, %token), channel_id=9, is_host_transfer=true, "
+        f'frontend_attributes={{{handler},_xla_megascale_transfer_type="ALL_REDUCE"}}\n'
+    )
+    found = hlo_cost.analyse(MODULE.replace("  ROOT %reduced", sent + "  ROOT %reduced"))
+    new = [one for one in found.collectives if one not in cost.collectives]
+    assert new == [hlo_cost.Collective(hlo_cost.SLICES + "ALL_REDUCE", 16.0, 1, None)]
+
+
 def test_loops_without_a_known_end_may_be_given_one():
     text = MODULE.replace(
         "%end = s32[] constant(5)", "%end = s32[] get-tuple-element(%state), index=1"

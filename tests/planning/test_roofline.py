@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from srpo_jax.planning import roofline
-from srpo_jax.planning.hlo_cost import Collective
+from srpo_jax.planning.hlo_cost import SLICES, Collective
 from srpo_jax.runtime.chips import Chip
 
 CHIP = Chip("x", (), flops=1, memory=1, link=100.0, network=10.0, clock=1000.0)
@@ -54,3 +54,11 @@ def test_what_crosses_slices_or_hosts_of_gpus_is_slow(where, fast, slow):
     assert found.sending == pytest.approx({"fsdp": fast, "replica": slow})
     assert found.least == pytest.approx(max(2.0, fast + slow))
     assert found.most == pytest.approx(2.0 + fast + slow)
+
+
+def test_what_slices_send_by_their_hosts_goes_over_the_network_between_them():
+    two = mesh(slices=2)
+    between = Collective(SLICES + "ALL_REDUCE", 100.0, executions=3, group=None)
+    assert roofline.sent_by_axis((between,), two) == {"replica": 300.0}
+    cost = types.SimpleNamespace(computing=2.0, collectives=(between,))
+    assert roofline.seconds(cost, CHIP, two).sending == {"replica": pytest.approx(30.0)}
