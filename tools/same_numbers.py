@@ -26,6 +26,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 STEPS = 20
+# Metrics that are of the machine's time and memory, and not of what is computed.
+TIMES = r"^time$|_per_second$|seconds|^data_wait$|^mfu$|memory"
 REVISED = "srpo full, 1 device(s)"  # the run whose model revises
 OBJECTIVES = ("srpo", "dpo", "sft")
 WEIGHTS = {"full": [], "lora": ["--config.lora.rank=4"]}
@@ -115,8 +117,7 @@ def losses(checkout: Path, folder: Path, name: str, devices: int, settings: list
     python(checkout, ["-m", "srpo_jax.train", *given], devices)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [
-        {k: v for k, v in json.loads(line).items() if not k.endswith("_per_second") and k != "time"}
-        for line in lines
+        {k: v for k, v in json.loads(line).items() if not re.search(TIMES, k)} for line in lines
     ]
 
 
