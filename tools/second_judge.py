@@ -9,8 +9,9 @@ in nats a token of the document, without texts. The second does so for results t
 has kept; their documents are taken from the file that they came from. The third prints P(y_k over the gold)
 and P(y_k over the first revision asked for), P the sigmoid of 50 times a difference, with 95 % intervals
 over the documents of all files together; with the results that these scores are of, in the same order, also
-what the first judge said, the mean of both, and how far they agree on texts that are not the same. MODEL
-must be none of those compared, see srpo_jax/judges/shannon.py.
+what the first judge said, the mean of both, how far they agree on texts that are not the same, and what
+both say of revisions that made an answer longer, shorter, or neither. MODEL must be none of those compared,
+see srpo_jax/judges/shannon.py.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from srpo_jax.judges.settings import JudgeSettings
 from srpo_jax.reporting.agreement import agreement
 from srpo_jax.reporting.compare import read
 from srpo_jax.reporting.evidence import Documents, Evidence
+from srpo_jax.reporting.texts import words
 from srpo_jax.reporting.verdicts import GOLD, OWN, Key
 from srpo_jax.reporting.winrate import rate
 from srpo_jax.runtime.errors import UserError
@@ -138,7 +140,8 @@ def beside(kept: Sequence[Kept], results: Sequence[Evidence]) -> str:
         "| | | first judge | second judge | mean of both | agree | kappa | of texts |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for (model, said), (first, second) in own.items():
+    for (model, k, opponent), (first, second) in own.items():
+        said = f"y_{k} over {'the gold' if opponent == GOLD else 'y_0'}"
         differ = ~((first == 0.5) & (second == 0.5))
         alike = agreement(first[differ], second[differ])
         rates = " | ".join(map(_shown, (first, second, (first + second) / 2)))
@@ -147,13 +150,44 @@ def beside(kept: Sequence[Kept], results: Sequence[Evidence]) -> str:
     return "\n".join(lines)
 
 
+def by_length(kept: Sequence[Kept], results: Sequence[Evidence]) -> str:
+    """Markdown: both judges on y_k over y_0, apart by what became of the number of words.
+
+    Judges like long texts: a gain that is there only where words were added may be of length alone. Texts
+    that stayed the same are left out. Raises UserError as `beside`.
+    """
+    lines = [
+        "| | y_k over y_0 | y_k has | first judge | second judge | of documents |",
+        "|---|---|---|--:|--:|--:|",
+    ]
+    for (model, k, opponent), (first, second) in _both(kept, results).items():
+        if opponent == GOLD:
+            continue
+        pairs = [
+            (row[0], row[int(k)])
+            for each, evidence in zip(kept, results, strict=True)
+            for row in evidence.written(model, each["set"]).revisions
+        ]
+        added = np.array([words(after) - words(before) for before, after in pairs])
+        differ = np.array([before != after for before, after in pairs])
+        for what, these in (
+            ("more words", added > 0),
+            ("as many, others", (added == 0) & differ),
+            ("fewer words", added < 0),
+        ):
+            rates = " | ".join(_shown(judge[these]) for judge in (first, second))
+            share = f"{these.sum()} ({100 * these.mean():.0f} %)"
+            lines.append(f"| {model} | y_{k} | {what} | {rates} | {share} |")
+    return "\n".join(lines)
+
+
 def _both(
     kept: Sequence[Kept], results: Sequence[Evidence]
-) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """(model, comparison) -> P by the first and by the second judge, of all documents [D]."""
+) -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
+    """(model, k, opponent) -> P by the first and by the second judge, of all documents [D]."""
     if len(kept) != len(results):
         raise UserError("--beside needs as many files as --show, in the same order")
-    parts: dict[tuple[str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
+    parts: dict[tuple[str, str, str], list[tuple[np.ndarray, np.ndarray]]] = {}
     for each, evidence in zip(kept, results, strict=True):
         name = each.get("set")
         if {one.name: one.ids for one in evidence.sets}.get(name) != tuple(each["ids"]):
@@ -168,8 +202,8 @@ def _both(
                 if table is None:
                     raise UserError(f"--beside: the results have no {model} against {opponent}")
                 second = preference(SCALE * (_joined([scores[k]]) - _joined([other])))
-                said = f"y_{k} over {'the gold' if opponent == GOLD else 'y_0'}"
-                parts.setdefault((model, said), []).append((table.probabilities[:, int(k)], second))
+                found = table.probabilities[:, int(k)], second
+                parts.setdefault((model, k, opponent), []).append(found)
     return {
         key: (np.concatenate([a for a, _ in both]), np.concatenate([b for _, b in both]))
         for key, both in parts.items()
@@ -239,7 +273,8 @@ def main(arguments: Sequence[str]) -> None:
     kept = [_kept(path) for path in files]
     print(table(kept))
     if chosen.beside:
-        print("\n" + beside(kept, [read(path).evidence for path in chosen.beside]))
+        results = [read(path).evidence for path in chosen.beside]
+        print(f"\n{beside(kept, results)}\n\n{by_length(kept, results)}")
 
 
 if __name__ == "__main__":

@@ -152,3 +152,24 @@ def test_two_judges_beside_each_other(kept):
     assert over_own.endswith("| 75 % | 0.00 | 4 |")
     with pytest.raises(UserError, match="of other documents"):
         second_judge.beside([kept | {"ids": ["other"]}], [first])
+
+
+def test_longer_and_shorter_revisions_are_told_apart(kept):
+    # y_2 has a word more, as many others, one less, and what y_0 had.
+    written = [["a b", "", "a b c"], ["a b", "", "a c"], ["a b", "", "a"], ["a b", "", "a b"]]
+    first = evidence(
+        sets=(documents(),),
+        texts=(dataclasses.replace(texts("srpo"), revisions=tuple(map(tuple, written)), cut=()),),
+        tables=(
+            verdicts("srpo"),
+            verdicts("srpo", opponent=OWN, rows=[[0.5, 1.0, p] for p in (1.0, 0.75, 0.25, 0.5)]),
+        ),
+    )
+    rows = second_judge.by_length([kept], [first]).splitlines()[2:]
+    second = 100 / (1 + np.exp(-50 * 5 / 100))
+    for row, what, said in zip(
+        rows, ("more words", "as many, others", "fewer words"), (100, 75, 25), strict=True
+    ):
+        assert row.startswith(f"| srpo | y_2 | {what} | {said:.1f} (")
+        assert f"| {second:.1f} (" in row
+        assert row.endswith("| 1 (25 %) |")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from srpo_jax.reporting.student import mean_of, means_of
-from srpo_jax.theory.revision_task import compute, online
+from srpo_jax.theory.revision_task import compute, measure, online
 from srpo_jax.theory.revision_task.anchored import anchor_table
 from srpo_jax.theory.revision_task.cells import METHODS, START, WHERE, Store, curve, way_name
 from srpo_jax.theory.revision_task.comparisons import (
@@ -152,7 +152,11 @@ def ways(store: Store, plan: Plan) -> str:
         f"{REVISIONS} less 0",
         "wrong length",
     ]
-    return table("The same by way of decoding (wrong length: percent, of the last)", header, rows)
+    text = table("The same by way of decoding (wrong length: percent, of the last)", header, rows)
+    return (
+        f"{text}\n\nfree: the model ends its answer, {measure.ROOM} letters too late at most; fixed: the "
+        "same, cut off behind the last place: what ends before that stays too short."
+    )
 
 
 def _greedy(way: Way) -> str:

@@ -1,0 +1,120 @@
+"""How much of what people wrote is in each revision: words shared with the gold. No judge is asked.
+
+    python tools/overlap_with_gold.py RESULTS.json.gz … --documents=FILE
+
+RESULTS: of `evaluate`, or kept by tools/keep_results.py; the golds come from FILE, a file of documents or
+the name of a built-in set. Prints, in percent and over the documents of all RESULTS together, the means by
+revision and the paired change from y_0 to the last one with its 95 % interval: F1 of words (ROUGE-1), F of
+the longest common subsequence (ROUGE-L), and both sides of the former: which share of the answer's words
+the gold has (precision), and of the gold's the answer (recall). Longer answers have more recall and less
+precision. Words are runs of letters and digits in lower case. A coarse measure: a good answer in other
+words counts as a bad one.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from srpo_jax.data import document_sets
+from srpo_jax.reporting.compare import read
+from srpo_jax.reporting.evidence import Evidence
+from srpo_jax.reporting.winrate import difference
+from srpo_jax.runtime.errors import UserError
+
+MEASURES = ("F1", "ROUGE-L", "precision", "recall")
+
+
+def overlap(answer: str, gold: str) -> tuple[float, float, float, float]:
+    """MEASURES of an answer; 0 where it has no words."""
+    ours, theirs = words(answer), words(gold)
+    if not ours or not theirs:
+        return (0.0,) * 4
+    shared = (Counter(ours) & Counter(theirs)).total()
+    both = len(ours) + len(theirs)
+    return (
+        2 * shared / both,
+        2 * common(ours, theirs) / both,
+        shared / len(ours),
+        shared / len(theirs),
+    )
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def common(a: Sequence[str], b: Sequence[str]) -> int:
+    """Length of the longest common subsequence."""
+    row = [0] * (len(b) + 1)
+    for one in a:
+        before = 0
+        for j, other in enumerate(b, 1):
+            above = row[j]
+            row[j] = before + 1 if one == other else max(above, row[j - 1])
+            before = above
+    return row[-1]
+
+
+def measured(results: Sequence[Evidence], golds: dict[str, str]) -> dict[str, np.ndarray]:
+    """{model: [documents, revisions, MEASURES]}, documents without gold left out.
+
+    Raises UserError where results have other models, share documents, or have one that is not in golds.
+    """
+    models = results[0].models
+    found: dict[str, list[list[tuple[float, ...]]]] = {model: [] for model in models}
+    ids = [one for each in results for one in each.sets[0].ids]
+    if len(set(ids)) < len(ids):
+        raise UserError("the results share documents, which would count twice: give them apart")
+    for each in results:
+        if set(each.models) != set(models):
+            raise UserError(f"the results have different models: {each.models} and {models}")
+        documents = each.sets[0]
+        for model in models:
+            rows = each.written(model, documents.name).revisions
+            for name, silent, row in zip(documents.ids, documents.golds, rows, strict=True):
+                if silent is None:
+                    continue
+                if name not in golds:
+                    raise UserError(f"--documents has no document {name!r} with a gold")
+                found[model].append([overlap(y, golds[name]) for y in row])
+    return {model: np.array(rows) for model, rows in found.items()}
+
+
+def table(found: dict[str, np.ndarray]) -> str:
+    count = next(iter(found.values())).shape[1]
+    several = len(next(iter(found.values())))
+    header = [f"{several} documents", "", "N = 0", *map(str, range(1, count))]
+    lines = [
+        f"| {' | '.join([*header, f'{count - 1} less 0'])} |",
+        "|---|---" + "|--:" * (count + 1) + "|",
+    ]
+    for model, rows in found.items():
+        for k, name in enumerate(MEASURES):
+            means = [f"{100 * mean:.1f}" for mean in rows[:, :, k].mean(axis=0)]
+            mean, low, high = (100 * x for x in difference(rows[:, -1, k], rows[:, 0, k]))
+            change = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
+            lines.append(f"| {' | '.join([model, name, *means, change])} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS")
+    parser.add_argument("--documents", required=True, help="a file, or a built-in set")
+    parser.add_argument("--split", default="test", help="of a built-in set (%(default)s)")
+    chosen = parser.parse_args(arguments)
+    (given,) = document_sets.resolve((chosen.documents,), chosen.split)
+    golds = {one.id: one.gold for one in document_sets.read(given, "--documents") if one.gold}
+    print(table(measured([read(path).evidence for path in chosen.results], golds)))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
