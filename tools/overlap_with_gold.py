@@ -1,6 +1,6 @@
 """How much of what people wrote is in each revision: words shared with the gold. No judge is asked.
 
-    python tools/overlap_with_gold.py RESULTS.json.gz … --documents=FILE
+    python tools/overlap_with_gold.py RESULTS.json.gz … --documents=FILE [--cosine]
 
 RESULTS: of `evaluate`, or kept by tools/keep_results.py; the golds come from FILE, a file of documents or
 the name of a built-in set. Prints, in percent and over the documents of all RESULTS together, the means by
@@ -8,29 +8,31 @@ revision and the paired change from y_0 to the last one with its 95 % interval: 
 the longest common subsequence (ROUGE-L), and both sides of the former: which share of the answer's words
 the gold has (precision), and of the gold's the answer (recall). Longer answers have more recall and less
 precision. Words are runs of letters and digits in lower case. A coarse measure: a good answer in other
-words counts as a bad one.
+words counts as a bad one. --cosine: how near the answer is to the gold as a sentence of MiniLM, too (some
+thirty texts a second).
 """
 
 import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from srpo_jax.data import document_sets
+from srpo_jax.judges.minilm import Embedder
 from srpo_jax.reporting.compare import read
 from srpo_jax.reporting.evidence import Evidence
 from srpo_jax.reporting.winrate import difference
 from srpo_jax.runtime.errors import UserError
 
-MEASURES = ("F1", "ROUGE-L", "precision", "recall")
+MEASURES = ("F1", "ROUGE-L", "precision", "recall", "cosine")
 
 
 def overlap(answer: str, gold: str) -> tuple[float, float, float, float]:
-    """MEASURES of an answer; 0 where it has no words."""
+    """MEASURES of an answer but the last; 0 where it has no words."""
     ours, theirs = words(answer), words(gold)
     if not ours or not theirs:
         return (0.0,) * 4
@@ -60,13 +62,18 @@ def common(a: Sequence[str], b: Sequence[str]) -> int:
     return row[-1]
 
 
-def measured(results: Sequence[Evidence], golds: dict[str, str]) -> dict[str, np.ndarray]:
+def measured(
+    results: Sequence[Evidence],
+    golds: dict[str, str],
+    embed: Callable[[Sequence[str]], np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
     """{model: [documents, revisions, MEASURES]}, documents without gold left out.
 
-    Raises UserError where results have other models, share documents, or have one that is not in golds.
+    embed: texts to unit vectors; without it there is no cosine. Raises UserError where results have other
+    models, share documents, or have one that is not in golds.
     """
     models = results[0].models
-    found: dict[str, list[list[tuple[float, ...]]]] = {model: [] for model in models}
+    found: dict[str, list[np.ndarray]] = {model: [] for model in models}
     ids = [one for each in results for one in each.sets[0].ids]
     if len(set(ids)) < len(ids):
         raise UserError("the results share documents, which would count twice: give them apart")
@@ -81,7 +88,11 @@ def measured(results: Sequence[Evidence], golds: dict[str, str]) -> dict[str, np
                     continue
                 if name not in golds:
                     raise UserError(f"--documents has no document {name!r} with a gold")
-                found[model].append([overlap(y, golds[name]) for y in row])
+                here = np.array([overlap(y, golds[name]) for y in row])
+                if embed:
+                    *answers, gold = embed([*row, golds[name]])
+                    here = np.column_stack([here, np.clip(np.array(answers) @ gold, 0, 1)])
+                found[model].append(here)
     return {model: np.array(rows) for model, rows in found.items()}
 
 
@@ -94,7 +105,7 @@ def table(found: dict[str, np.ndarray]) -> str:
         "|---|---" + "|--:" * (count + 1) + "|",
     ]
     for model, rows in found.items():
-        for k, name in enumerate(MEASURES):
+        for k, name in enumerate(MEASURES[: rows.shape[2]]):
             means = [f"{100 * mean:.1f}" for mean in rows[:, :, k].mean(axis=0)]
             mean, low, high = (100 * x for x in difference(rows[:, -1, k], rows[:, 0, k]))
             change = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
@@ -107,10 +118,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("results", type=Path, nargs="+", metavar="RESULTS")
     parser.add_argument("--documents", required=True, help="a file, or a built-in set")
     parser.add_argument("--split", default="test", help="of a built-in set (%(default)s)")
+    parser.add_argument("--cosine", action="store_true", help="of sentence embeddings, too")
     chosen = parser.parse_args(arguments)
     (given,) = document_sets.resolve((chosen.documents,), chosen.split)
     golds = {one.id: one.gold for one in document_sets.read(given, "--documents") if one.gold}
-    print(table(measured([read(path).evidence for path in chosen.results], golds)))
+    embed = Embedder() if chosen.cosine else None
+    print(table(measured([read(path).evidence for path in chosen.results], golds, embed)))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from srpo_jax.runtime.errors import UserError
@@ -37,6 +38,15 @@ def test_the_change_is_paired():
     assert rows[0].startswith("| 4 documents |  | N = 0 | 1 | 2 | 2 less 0 |")
     recall = next(line for line in rows if "| recall |" in line)
     assert recall.startswith("| srpo | recall | 37.5 | 0.0 | 62.5 | +25.0 (")
+    assert not any("cosine" in line for line in rows)
+
+
+def test_cosines_are_of_answer_and_gold():
+    found, ids = results([["a", "b", "b"]] * 4)
+    vectors = {"a": (1.0, 0.0), "b": (0.6, 0.8), "gold": (0.0, 1.0)}
+    embed = lambda said: np.array([vectors[text] for text in said])
+    rows = tool.table(tool.measured([found], dict.fromkeys(ids, "gold"), embed)).splitlines()
+    assert rows[-1].startswith("| srpo | cosine | 0.0 | 80.0 | 80.0 | +80.0 (")
 
 
 def test_results_that_would_count_twice_or_have_no_gold_are_refused():
