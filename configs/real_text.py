@@ -12,9 +12,10 @@ Without DIR the documents are Wikipedia's. SFT on golds; SFT that teaches the im
 whose endings are written anew, of the two nearest the better one by the judge being the edit; pairs of own
 answers and own revisions, the best against the worst of four; on the same pairs and from the same start
 SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them (behind the first 288
-documents, which chose the recipe). With `:test` those that were selected, on 256 test documents; each seed
-skips what the seeds before it had. With `:out:SEED` the same models on that seed's share of documents of
-other kinds; of Debian's, if a directory of them is named behind it. What is trained is not trained again.
+documents, which chose the recipe). With `:anchors` RPO with SRPO's anchor, on the same documents. With
+`:test` those that were selected, on 256 test documents; each seed skips what the seeds before it had. With
+`:out:SEED` the same models on that seed's share of documents of other kinds; of Debian's, if a directory of
+them is named behind it. What is trained is not trained again.
 """
 
 from collections.abc import Sequence
@@ -24,15 +25,22 @@ from ml_collections import ConfigDict
 
 from srpo_jax.config import default, stage
 
+Stage = dict[str, Any]
+Methods = dict[str, tuple[str, tuple[float, float], dict[str, Any]]]
+
 # Documents behind each other: what SFT has seen, the editor is not taught on, and so on.
 GOLDS, EDITS, PAIRS = 768, 320, 800
 # Of each method two betas: with the larger it stays nearer to the start.
-METHODS: dict[str, tuple[str, tuple[float, float], dict[str, Any]]] = {
+METHODS: Methods = {
     "srpo_anchored": ("srpo", (0.05, 0.02), {"objective.nll_weight": 0.1}),
     "dpo": ("dpo", (1.0, 0.1), {}),
     "ipo": ("ipo", (0.1, 0.03), {}),
     "rpo": ("rpo", (0.1, 0.02), {}),
     "srpo": ("srpo", (0.1, 0.02), {}),
+}
+# Does the anchor alone do it? RPO's own has weight 1.
+CONTROLS: Methods = {
+    "rpo_light": ("rpo", (0.1, 0.02), {"objective.nll_weight": 0.1}),
 }
 # Of these by docs/experiment.md's rule, and the DPO that stays as near to the start as that SRPO.
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
@@ -45,18 +53,22 @@ OUT = {"debian": (128, 112, 24), "wikipedia": (128, 112, 24), "aclsum": (29, 320
 
 
 def get_config(given: str = "wikipedia") -> ConfigDict:
-    """given: the documents; behind them `:test`, the selected methods on test documents, or `:out:SEED`."""
+    """given: the documents; behind them `:anchors`, the control on the same validation documents, `:test`,
+    the selected methods on test documents, or `:out:SEED`.
+    """
     judged: dict[str, dict[str, Any]]
     match given.split(":"):
         case [documents]:
             split, judged = "validation", {"validation": {}}
+        case [documents, "anchors"]:
+            split, judged = "validation", {"anchors": {}}
         case [documents, "test"]:
             split, judged = "test", {"test": {}}
         case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
             split, judged = "test", out_of_distribution(documents, int(seed), debian)
         case _:
             raise ValueError(
-                f"{given!r}: behind the documents may stand ':test', or ':out:', a seed and ':DIR'"
+                f"{given!r}: behind the documents may stand :anchors, :test, :out:SEED or :out:SEED:DIR"
             )
     config = default()
     config.model.source = "smollm2-135m-instruct"
@@ -87,7 +99,8 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.evaluate.max_prompt_tokens = 112
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
-    trainings, models = compared(SELECTED if split == "test" else ())
+    methods = CONTROLS if "anchors" in judged else METHODS
+    trainings, models = compared(methods, SELECTED if split == "test" else ())
     evaluations = [
         stage(name, "evaluate", {"evaluate.models": models, **own}) for name, own in judged.items()
     ]
@@ -124,10 +137,10 @@ def taught() -> list[dict[str, Any]]:
     ]
 
 
-def compared(selected: Sequence[str]) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+def compared(methods: Methods, selected: Sequence[str]) -> tuple[list[Stage], tuple[str, ...]]:
     """Each method with each of its betas, or the selected ones; and what they are called in evaluations."""
     stages, models = [], [] if selected else ["start={start}"]
-    for label, (objective, betas, own) in METHODS.items():
+    for label, (objective, betas, own) in methods.items():
         for beta in betas:
             name = f"{label}_{beta:g}"
             if selected and name not in selected:
