@@ -37,7 +37,7 @@ from srpo_jax.runtime import storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 
 
 def import_model(
@@ -277,10 +277,11 @@ def _define_flags() -> None:
 
 def _main(arguments: list[str]) -> None:
     given = flags.FLAGS
-    if arguments[1:] not in (["import"], ["export"]):
+    if arguments[1:2] not in (["import"], ["export"]):
         raise UserError(
             "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
         )
+    refuse_arguments(arguments[2:])
     if given.source in loading.BUILT_IN and loading.is_run(Path(given.source)):
         raise UserError(
             f"--source={given.source} is a built-in model, and the run in the folder of that name another: "

@@ -39,7 +39,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 from srpo_jax.training import pipeline
 from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.training.speed import model_flops
@@ -350,7 +350,8 @@ def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def main(_: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    refuse_arguments(arguments[1:])
     jax.config.update("jax_platforms", "cpu")
     settings, given = command.given(), flags.FLAGS
     if not given.topology:

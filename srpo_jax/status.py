@@ -19,7 +19,7 @@ from srpo_jax import config as config_module
 from srpo_jax.runtime import files, metrics, storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 
 SILENT = 10  # times the time of a step, and at least a minute: then a run seems to have stopped
 LOST = ("starts and restarts", "compiling", "saving", "evaluating", "waiting for data")
@@ -142,8 +142,9 @@ def _duration(seconds: float) -> str:
 
 
 def _main(arguments: list[str]) -> None:
-    if len(arguments) != 2:
+    if len(arguments) < 2:
         raise UserError("say which run: python -m srpo_jax.status WORKDIR")
+    refuse_arguments(arguments[2:])
     jax.config.update("jax_platforms", "cpu")  # the run has the devices
     workdir = storage.folder(arguments[1], "WORKDIR")
     for line in standing(workdir, time.time()):

@@ -37,6 +37,12 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     raise AssertionError("absl's app.run exits")
 
 
+def refuse_arguments(stray: Sequence[str]) -> None:
+    """UserError naming the first of the arguments that belong to no flag, where a program takes none."""
+    if stray:
+        raise UserError(f"{stray[0]} belongs to no flag: write --NAME=VALUE (--help lists them)")
+
+
 def keep_compiled(workdir: Path) -> None:
     """Programs that take a while to compile are kept in WORKDIR/compiled, for the next start.
 
