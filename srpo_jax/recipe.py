@@ -13,7 +13,7 @@ from pathlib import Path
 
 from srpo_jax import objectives
 from srpo_jax.config import Settings, command
-from srpo_jax.config.recipe import Stage, resolve
+from srpo_jax.config.recipe import Stage, remember, resolve
 from srpo_jax.evaluate import evaluate
 from srpo_jax.pairing import rounds
 from srpo_jax.pairs import make_pairs
@@ -31,6 +31,7 @@ def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
     """
     stages = resolve(settings, workdir)
     last = _number(stages, until) if until is not None else len(stages)
+    distributed.from_main(lambda: remember(stages, workdir))
     for number, stage in enumerate(stages[:last], 1):
         status(f"\n{number} of {len(stages)}. {stage.name} ({stage.program})")
         if distributed.from_main(stage.is_finished):
