@@ -47,6 +47,7 @@ def import_model(
 
     Raises UserError for a source that cannot be read, and an output that is there already.
     """
+    export.check_free(output)
     opened = loading.open_source(source)
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
@@ -135,6 +136,8 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
 
     adapter_of: settings that the run will have.
     """
+    if output is not None:
+        export.check_free(output)
     opened = loading.open_source(source)
     described = opened.described()
     shapes = loading.parameter_shapes(opened.config)
@@ -160,7 +163,6 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
     in_memory = huggingface.tensors(family, opened.config, shapes, stacked=bool(family.stacked))
     found.append(_check_transformers(described, {t.name: t.shape for t in in_memory}))
     if output is not None:
-        export.check_free(output)
         size = 4 * sum(int(np.prod(t.shape)) for t in tensors)
         folder = next(p for p in output.resolve().parents if p.is_dir())
         free = shutil.disk_usage(folder).free

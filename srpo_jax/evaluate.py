@@ -175,7 +175,8 @@ def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) ->
     if stage is not None and stage not in STAGES:
         raise UserError(f"--stage={stage} is none of {', '.join(STAGES)}")
     distributed.initialize()
-    keep_compiled(workdir)
+    if not dry_run:
+        keep_compiled(workdir)
     stages = STAGES if stage is None else (stage,)
     models, title = _compared(settings, workdir)
     if dry_run:

@@ -211,7 +211,9 @@ def main(settings: Settings, workdir: Path, output: str | None, **goal: str | No
     if goal["for"] is not None:
         pairs = dataclasses.replace(settings.pairs, goal=goal["for"])
         settings = dataclasses.replace(settings, pairs=pairs)
-    make_pairs(settings, workdir, storage.place(output) if output else workdir / "pairs.jsonl")
+    path = storage.place(output) if output else workdir / "pairs.jsonl"
+    storage.check_writable(path, "--output")
+    make_pairs(settings, workdir, path)
 
 
 if __name__ == "__main__":

@@ -356,6 +356,8 @@ def main(arguments: list[str]) -> int:
     settings, given = command.given(), flags.FLAGS
     if not given.topology:
         raise UserError("--topology is missing: name a machine, v5p-256 for instance")
+    if given.output:
+        storage.check_writable(folder := storage.folder(given.output, "--output"), "--output")
     where = machine.named(given.topology)
     lengths = Lengths(given.prompt, given.completion)
     if given.online and given.search:
@@ -373,7 +375,6 @@ def main(arguments: list[str]) -> int:
     for what, much in report.lines(best):
         status(f"{what:28} {much}")
     if given.output:
-        folder = storage.place(given.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(report.record(best), indent=1))
         (folder / "plan.html").write_text(report.page(best))

@@ -12,6 +12,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax.config import command
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.program import keep_compiled
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=configs/tiny.py"
@@ -142,6 +143,12 @@ def test_plan_and_inspect_take_no_arguments(name):
     main = getattr(module, "main", None) or module._main
     with pytest.raises(UserError, match="topology=v5e-8 belongs to no flag"):
         main([name, "topology=v5e-8"])
+
+
+def test_a_workdir_in_which_nothing_can_be_written_is_refused_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file is no folder"):
+        keep_compiled(tmp_path / "file" / "run")
 
 
 def test_a_program_that_is_asked_of_the_package_is_named_as_it_runs(capsys):

@@ -27,7 +27,7 @@ case "$*" in
   *"queued-resources create"*) echo ACTIVE >state ;;
   *"queued-resources delete"*) rm state ;;
   *"queued-resources describe"*)
-    cat state 2>/dev/null || { echo "ERROR: (gcloud.…) NOT_FOUND: Resource 'srpo' was not found" >&2; exit 1; }
+    cat state 2>/dev/null || { echo "ERROR: NOT_FOUND: Resource 'srpo' was not found" >&2; exit 1; }
     ;;
   *"worker.sh follow"*)
     [[ $(grep -c 'worker.sh follow' asked) -gt 1 ]] && exit 0
@@ -181,7 +181,9 @@ def test_a_watcher_comes_back_after_every_lost_connection_that_had_held(cloud):
     """The run went on, and the third loss in its weeks ended who would have brought it back."""
     done = lost(cloud, "[[ $(grep -c follow asked) -lt 4 ]] || exit 0; sleep 1.1; exit 255")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the connection was lost, 1 of 2 times in a row; once more in 0 s") == 3
+    assert (
+        done.stderr.count("the connection was lost, 1 of 2 times in a row; once more in 0 s") == 3
+    )
 
 
 def test_a_watcher_gives_up_where_no_connection_holds(cloud):
@@ -192,7 +194,7 @@ def test_a_watcher_gives_up_where_no_connection_holds(cloud):
 
 def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud):
     """It asked for another one, which was refused, and ended."""
-    away = 'if [[ $(grep -c describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state'
+    away = "if [[ $(grep -c describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state"
     done = lost(cloud, "[[ $(grep -c follow asked) -gt 1 ]] && exit 0; exit 255", away)
     assert done.returncode == 0, done.stderr
     assert "away" in done.stderr
