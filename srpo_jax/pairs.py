@@ -92,6 +92,8 @@ def check(settings: Settings) -> None:
             f"config.pairs.margin={own.margin} asks for a judge, and config.pairs.edits='any' for none: "
             "set config.pairs.edits=better, or the margin to 0"
         )
+    if comparing.needs_judge(own):
+        distributed.from_main(lambda: judges.check(settings.judge))
 
 
 def select_documents(settings: Settings, renderer: Renderer) -> tuple[list[Document], list[Prompt]]:

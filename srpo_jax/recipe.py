@@ -11,7 +11,7 @@ program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which
 import functools
 from pathlib import Path
 
-from srpo_jax import objectives
+from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.recipe import Stage, remember, resolve
 from srpo_jax.evaluate import evaluate
@@ -65,6 +65,8 @@ def _check(stage: Stage) -> None:
             check_pairs(settings)
         else:
             contestants(settings.evaluate, {}).opponents(settings.evaluate)
+        if stage.program in ("train_online", "evaluate"):
+            distributed.from_main(lambda: judges.check(settings.judge))
     except UserError as error:
         raise UserError(f"config.recipe.stages: stage {stage.name!r}: {error}") from error
 
