@@ -17,6 +17,7 @@ import jax
 
 from srpo_jax import config as config_module
 from srpo_jax.config.recipe import FINISHED, KEPT
+from srpo_jax.config.workdir import is_online
 from srpo_jax.runtime import files, metrics, storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -53,7 +54,7 @@ def _run(workdir: Path, now: float) -> Iterator[str]:
         raise UserError(f"{workdir} holds a model, and no run of its own")
     settings = config_module.read(path)
     name, what, on = "step", settings.objective.name, settings.data.pairs
-    if _is_online(workdir):
+    if is_online(workdir):
         name, what, on = "round", settings.online.objective, settings.online.documents
     yield f"{workdir}: {what} of {settings.model.source} on {on}"
     path = workdir / "metrics.jsonl"
@@ -121,12 +122,6 @@ def _lines(path: Path) -> int:
     """Whole lines of a file."""
     with path.open("rb") as file:
         return sum(line.endswith(b"\n") for line in file)
-
-
-def _is_online(workdir: Path) -> bool:
-    """Whether it is a run of `train_online`, which has documents in place of pairs."""
-    path = workdir / "run.json"
-    return path.is_file() and "documents" in files.read_json(path, "bring it back")
 
 
 def _timed(line: Line) -> Line:
@@ -208,7 +203,7 @@ def _problems(
         if len(steps) > 1:
             gap = last["step"] - steps[-2]["step"]
         if silent > max(60.0, SILENT * gap * last["step_seconds"]):
-            yield f"no step for {_duration(silent)}: it has stopped, or waits; `train` goes on from it"
+            yield f"no step for {_duration(silent)}: it has stopped, or waits; the same command goes on"
 
 
 def _duration(seconds: float) -> str:

@@ -66,7 +66,7 @@ def test_what_went_wrong_is_named(workdir):
     assert problems == [
         "problem: the loss of step 2 is no number",
         "problem: the checkpoint of step 2 was damaged",
-        "problem: no step for 0:09:58: it has stopped, or waits; `train` goes on from it",
+        "problem: no step for 0:09:58: it has stopped, or waits; the same command goes on",
     ]
 
 
