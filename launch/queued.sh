@@ -110,8 +110,13 @@ again() { # CODE WHAT: waits, longer after each loss in a row, or ends with this
 }
 
 attempt() { # installs where it is not, and runs the command; sets `code`
-  local began=$SECONDS
+  local began=$SECONDS going=$'host [^:]+: running(:|\n|$)'
   code=0
+  # Nothing is installed under a run that is going on, where the watch was ended and began anew.
+  if [[ -z $ready && $(tpu_vm status 2>/dev/null || :) =~ $going ]]; then
+    tell "a run is going on there: nothing is installed"
+    ready=yes
+  fi
   if [[ -z $ready ]]; then
     tpu_vm setup && ready=yes || code=$?
   fi

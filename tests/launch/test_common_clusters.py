@@ -192,6 +192,17 @@ def test_a_watcher_gives_up_where_no_connection_holds(cloud):
     assert "the connection was lost, 2 times in a row: given up; the TPU is kept" in done.stderr
 
 
+def test_nothing_is_installed_under_a_run_that_is_going_on(cloud):
+    """The watch was ended and began anew: it put packages in place of those of the run."""
+    case = 'exit 0 ;; *"worker.sh status"*) echo "host h: running: step 3"'
+    done = lost(cloud, case)
+    assert done.returncode == 0, done.stderr
+    assert "a run is going on there: nothing is installed" in done.stderr
+    assert not [line for line in asked(cloud) if "worker.sh setup" in line]
+    done = lost(cloud, case.replace("running", "ended with status 1"))
+    assert [line for line in asked(cloud) if "worker.sh setup" in line]
+
+
 def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud):
     """It asked for another one, which was refused, and ended."""
     away = "if [[ $(grep -c describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state"
