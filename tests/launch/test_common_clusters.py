@@ -205,7 +205,7 @@ def test_nothing_is_installed_under_a_run_that_is_going_on(cloud):
 
 def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud):
     """It asked for another one, which was refused, and ended."""
-    away = "if [[ $(grep -c describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state"
+    away = "if [[ $(grep -c resources.describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state"
     done = lost(cloud, "[[ $(grep -c follow asked) -gt 1 ]] && exit 0; exit 255", away)
     assert done.returncode == 0, done.stderr
     assert "away" in done.stderr
