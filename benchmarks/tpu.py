@@ -36,7 +36,7 @@ from srpo_jax.planning.machine import Machine
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.chips import Chip
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
 from srpo_jax.training.step import TrainStep
 
@@ -194,7 +194,8 @@ def table(estimates: Mapping[str, Estimate], chip: Chip) -> list[dict[str, Any]]
     ]
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
+    refuse_arguments(arguments[1:])
     machines = [machine.named(name) for name in TOPOLOGY.value]
     titles = [f"{group}: {name}" for group, variants in GROUPS.items() for name in variants]
     if not any(re.search(ONLY.value, title) for title in titles):

@@ -10,7 +10,8 @@
 #            command; when the TPU is preempted: deletes what is left, and from the beginning. The command
 #            goes on from its last checkpoint, so its --workdir must outlive the TPU: gs://…
 #            Ends with the command's status once that is 0 or 2 (a mistake of the user's); after --tries
-#            other failures without a preemption; the TPU is then kept, until delete
+#            other failures without a preemption; after --losses lost connections in a row, each with a
+#            longer pause behind it. The TPU is then kept, until delete; the same line goes on watching
 #   status   state of the request
 #   logs     output of the run
 #   delete   deletes the request and its TPU
@@ -24,6 +25,9 @@
 #   --valid-until-duration D   how long to wait in the queue, such as 6h
 #   --every SECONDS      between two looks at the state (default 30)
 #   --tries N            of a command that fails on a TPU that is still there (default 3)
+#   --losses N           of the connection to a TPU that is still there, or to the cloud, in a row: one that held
+#                        longer than the pause before it counts anew. Pauses grow from --every to 10 minutes
+#                        (default 12)
 #   --dry-run            prints the commands of one round, and runs nothing
 
 set -euo pipefail
@@ -32,14 +36,14 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 actions=(create watch status logs delete)
-valued=(name zone project type version topology data-disk valid-until-duration every tries)
+valued=(name zone project type version topology data-disk valid-until-duration every tries losses)
 switches=(spot reserved internal-ips)
 # What read_options sets.
-name='' zone='' project='' type='' version='' every='' tries='' topology='' internal_ips=''
+name='' zone='' project='' type='' version='' every='' tries='' losses='' topology='' internal_ips=''
 read_options "$@"
 needs name "of the request and its TPU"
 needs zone "such as us-west4-a"
-every=${every:-30} tries=${tries:-3}
+every=${every:-30} tries=${tries:-3} losses=${losses:-12}
 if [[ $action == create || $action == watch ]]; then
   needs type "the accelerator type, such as v5litepod-16"
   if [[ -z $version ]]; then
@@ -72,48 +76,103 @@ create() {
   queued create "$name" "--node-id=$name" "--runtime-version=$version" "${what[@]}" "${chosen[@]}"
 }
 
-state() { # of the request; MISSING where there is none
+state() { # of the request; MISSING where there is none; fails, saying why, where the cloud does not answer
   gcloud compute tpus queued-resources describe "$name" "${where[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo MISSING
+    --format='value(state.state)' 2>"$scratch" && return
+  local said
+  said=$(<"$scratch")
+  [[ ${said,,} == *not[_\ ]found* ]] || {
+    printf '%s\n' "$said" >&2
+    return 1
+  }
+  echo MISSING
 }
 
 delete() {
   queued delete "$name" --force --quiet
 }
 
+tell() { # WORD ...
+  printf '%s: %s\n' "$name" "$*" >&2
+}
+
+again() { # CODE WHAT: waits, longer after each loss in a row, or ends with this status after the last one
+  lost=$((lost + 1))
+  if ((lost >= losses)); then
+    tell "$2, $lost times in a row: given up; the TPU is kept, and the same command goes on"
+    exit "$1"
+  fi
+  local longest=$((every > 600 ? every : 600))
+  pause=$((every << (lost < 16 ? lost - 1 : 15)))
+  ((pause <= longest)) || pause=$longest
+  tell "$2, $lost of $losses times in a row; once more in $pause s"
+  sleep "$pause"
+}
+
+attempt() { # installs where it is not, and runs the command; sets `code`
+  local began=$SECONDS going=$'host [^:]+: running(:|\n|$)'
+  code=0
+  # Nothing is installed under a run that is going on, where the watch was ended and began anew.
+  if [[ -z $ready && $(tpu_vm status 2>/dev/null || :) =~ $going ]]; then
+    tell "a run is going on there: nothing is installed"
+    ready=yes
+  fi
+  if [[ -z $ready ]]; then
+    tpu_vm setup && ready=yes || code=$?
+  fi
+  if ((code == 0)); then
+    tpu_vm run -- "${command[@]}" || code=$?
+  fi
+  ((SECONDS - began <= pause)) || lost=0
+}
+
 watch() {
-  local now before='' failed=0 ready='' code
+  local now before='' failed=0 ready='' code lost=0 pause=0
+  scratch=$(mktemp)
+  trap 'rm -f "$scratch"' EXIT
   while :; do
-    now=$(state)
-    [[ $now == "$before" ]] || printf '%s: %s\n' "$name" "$now" >&2
-    before=$now
+    now=$(state) || {
+      [[ -n $before ]] || fail "the state of $name cannot be asked"
+      again 1 "the cloud does not answer"
+      continue
+    }
+    [[ $now == "$before" ]] || tell "$now"
+    [[ $now == ACTIVE || $now == MISSING ]] || lost=0
     case $now in
       MISSING)
         ready=''
-        create
+        create || {
+          code=$?
+          [[ -n $before ]] || exit "$code"
+          again "$code" "no new TPU can be asked for"
+          continue
+        }
         ;;
       SUSPENDED | FAILED)
-        printf '%s: the TPU is gone; a new one is asked for\n' "$name" >&2
+        tell "the TPU is gone; a new one is asked for"
         ready='' failed=0
-        delete
+        delete || {
+          again $? "what is left of it cannot be deleted"
+          continue
+        }
         ;;
       ACTIVE)
-        code=0
-        if [[ -z $ready ]]; then
-          tpu_vm setup && ready=yes || code=$?
-        fi
-        if ((code == 0)); then
-          tpu_vm run -- "${command[@]}" || code=$?
-        fi
+        attempt
         ((code != 0 && code != 2)) || exit "$code"
         if [[ $(state) == ACTIVE ]]; then
+          if ((code == 255)); then # of ssh: the run goes on without it
+            before=$now
+            again "$code" "the connection was lost"
+            continue
+          fi
           failed=$((failed + 1))
-          printf '%s: status %s, failure %s of %s\n' "$name" "$code" "$failed" "$tries" >&2
+          tell "status $code, failure $failed of $tries"
           ((failed < tries)) || exit "$code"
         fi
         ;;
       *) ;; # it is being made, or taken away
     esac
+    before=$now
     sleep "$every"
   done
 }

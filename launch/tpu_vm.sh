@@ -109,7 +109,7 @@ case $action in
     ;;
   setup)
     archive=${TMPDIR:-/tmp}/srpo_jax-$name.tar.gz
-    act tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs \
+    act tar -czf "$archive" -C "$root" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='./.*_cache' \
       --exclude=__pycache__ .
     tpu scp "$archive" "$name:srpo_jax.tar.gz" "${reach[@]}"
     on_workers mkdir -p srpo_jax

@@ -1,6 +1,8 @@
 """`python -m srpo_jax` says which programs there are."""
 
 import ast
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from srpo_jax.config import command
@@ -18,13 +20,20 @@ def programs() -> dict[str, str]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> int:
+    """arguments: there are none (but --help), or the exit status is 2."""
+    if arguments and arguments[0] not in ("--help", "-h"):
+        first = arguments[0]
+        instead = f"srpo_jax.{first}" if first in programs() else "srpo_jax"
+        print(f"error: {first} is no argument here: python -m {instead}", file=sys.stderr)
+        return 2
     print("Programs, each with --help:\n")
     for name, purpose in programs().items():
         print(f"    python -m srpo_jax.{name:<11} {purpose}")
     names = ", ".join(command.shipped())
     print(f"\nConfigurations that come with them, for --config=NAME: {names}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

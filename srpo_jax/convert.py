@@ -37,7 +37,7 @@ from srpo_jax.runtime import storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 
 
 def import_model(
@@ -47,6 +47,7 @@ def import_model(
 
     Raises UserError for a source that cannot be read, and an output that is there already.
     """
+    export.check_free(output)
     opened = loading.open_source(source)
     if opened.read_parameters is None:
         raise UserError(f"--source={source} has no weights to import")
@@ -135,6 +136,8 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
 
     adapter_of: settings that the run will have.
     """
+    if output is not None:
+        export.check_free(output)
     opened = loading.open_source(source)
     described = opened.described()
     shapes = loading.parameter_shapes(opened.config)
@@ -160,7 +163,6 @@ def check(source: str, output: Path | None, adapter_of: Settings | None = None) 
     in_memory = huggingface.tensors(family, opened.config, shapes, stacked=bool(family.stacked))
     found.append(_check_transformers(described, {t.name: t.shape for t in in_memory}))
     if output is not None:
-        export.check_free(output)
         size = 4 * sum(int(np.prod(t.shape)) for t in tensors)
         folder = next(p for p in output.resolve().parents if p.is_dir())
         free = shutil.disk_usage(folder).free
@@ -277,10 +279,11 @@ def _define_flags() -> None:
 
 def _main(arguments: list[str]) -> None:
     given = flags.FLAGS
-    if arguments[1:] not in (["import"], ["export"]):
+    if arguments[1:2] not in (["import"], ["export"]):
         raise UserError(
             "say what to do: python -m srpo_jax.convert import … or export … (see --help)"
         )
+    refuse_arguments(arguments[2:])
     if given.source in loading.BUILT_IN and loading.is_run(Path(given.source)):
         raise UserError(
             f"--source={given.source} is a built-in model, and the run in the folder of that name another: "

@@ -24,6 +24,7 @@ import jax
 from srpo_jax import config as config_module
 from srpo_jax import judges
 from srpo_jax.config import Settings, command
+from srpo_jax.config.workdir import is_online
 from srpo_jax.data import document_sets
 from srpo_jax.evaluation import judging, store, writing
 from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
@@ -66,6 +67,8 @@ def evaluate(
     own = settings.evaluate
     store.require_apart(who.names, document_sets.resolve(own.documents, own.split))
     judges.require_apart(settings.judge, who.models)
+    if {"write", "judge"} <= set(stages):
+        distributed.from_main(lambda: judges.check(settings.judge))
     if "write" in stages:
         check_templates(settings, who.models)
         writing.write(settings, workdir, who)
@@ -175,7 +178,8 @@ def main(settings: Settings, workdir: Path, stage: str | None, dry_run: bool) ->
     if stage is not None and stage not in STAGES:
         raise UserError(f"--stage={stage} is none of {', '.join(STAGES)}")
     distributed.initialize()
-    keep_compiled(workdir)
+    if not dry_run:
+        keep_compiled(workdir)
     stages = STAGES if stage is None else (stage,)
     models, title = _compared(settings, workdir)
     if dry_run:
@@ -192,13 +196,18 @@ def _compared(settings: Settings, workdir: Path) -> tuple[dict[str, str], str]:
     """Models by name, where the settings name none, and the report's title."""
     if settings.evaluate.models or settings.evaluate.outputs:
         return {}, f"Win rates: {workdir.name}"
+    if not (workdir / "config.json").is_file():
+        raise UserError(
+            f"{workdir} holds no training run, and config.evaluate.models names no model: give one of them"
+        )
     run = config_module.read(workdir / "config.json")
     if run.data.template != settings.data.template or run.model.source != settings.model.source:
         raise UserError(
             f"{workdir} was trained with data.template={run.data.template!r} and model.source="
             f"{run.model.source!r}: evaluate it with the same"
         )
-    name, start = run.objective.name, loading.begun_with(workdir) or run.model.source
+    name = run.online.objective if is_online(workdir) else run.objective.name
+    start = loading.begun_with(workdir) or run.model.source
     try:
         loading.open_source(start)
     except UserError as error:

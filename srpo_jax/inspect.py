@@ -19,7 +19,7 @@ from srpo_jax.data.tokenizer import Tokenizer
 from srpo_jax.models import loading
 from srpo_jax.prompts import Renderer
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 from srpo_jax.training import pipeline
 from srpo_jax.training.settings import DataSettings
 from srpo_jax.trees import prefix_tree
@@ -134,7 +134,8 @@ def _histogram(values: Sequence[int]) -> Iterator[str]:
         yield f"{low:7.0f} - {high:5.0f} {'#' * round(BAR * count / counts.max())} {count}"
 
 
-def _main(_: list[str]) -> None:
+def _main(arguments: list[str]) -> None:
+    refuse_arguments(arguments[1:])
     for line in inspect(command.given(), flags.FLAGS.first):
         print(line)
 

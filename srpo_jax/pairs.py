@@ -92,6 +92,8 @@ def check(settings: Settings) -> None:
             f"config.pairs.margin={own.margin} asks for a judge, and config.pairs.edits='any' for none: "
             "set config.pairs.edits=better, or the margin to 0"
         )
+    if comparing.needs_judge(own):
+        distributed.from_main(lambda: judges.check(settings.judge))
 
 
 def select_documents(settings: Settings, renderer: Renderer) -> tuple[list[Document], list[Prompt]]:
@@ -211,7 +213,9 @@ def main(settings: Settings, workdir: Path, output: str | None, **goal: str | No
     if goal["for"] is not None:
         pairs = dataclasses.replace(settings.pairs, goal=goal["for"])
         settings = dataclasses.replace(settings, pairs=pairs)
-    make_pairs(settings, workdir, storage.place(output) if output else workdir / "pairs.jsonl")
+    path = storage.place(output) if output else workdir / "pairs.jsonl"
+    storage.check_writable(path, "--output")
+    make_pairs(settings, workdir, path)
 
 
 if __name__ == "__main__":

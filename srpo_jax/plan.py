@@ -39,7 +39,7 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 from srpo_jax.training import pipeline
 from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.training.speed import model_flops
@@ -350,11 +350,14 @@ def _said(settings: Settings, architecture: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def main(_: list[str]) -> int:
+def main(arguments: list[str]) -> int:
+    refuse_arguments(arguments[1:])
     jax.config.update("jax_platforms", "cpu")
     settings, given = command.given(), flags.FLAGS
     if not given.topology:
         raise UserError("--topology is missing: name a machine, v5p-256 for instance")
+    if given.output:
+        storage.check_writable(folder := storage.folder(given.output, "--output"), "--output")
     where = machine.named(given.topology)
     lengths = Lengths(given.prompt, given.completion)
     if given.online and given.search:
@@ -372,7 +375,6 @@ def main(_: list[str]) -> int:
     for what, much in report.lines(best):
         status(f"{what:28} {much}")
     if given.output:
-        folder = storage.place(given.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "plan.json").write_text(json.dumps(report.record(best), indent=1))
         (folder / "plan.html").write_text(report.page(best))

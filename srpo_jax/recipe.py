@@ -11,17 +11,20 @@ program alone would do: `evaluate` evaluates anew, `train` and `pairs` say which
 import functools
 from pathlib import Path
 
-from srpo_jax import objectives
+from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, command
-from srpo_jax.config.recipe import Stage, resolve
+from srpo_jax.config.recipe import Stage, remember, resolve
 from srpo_jax.evaluate import evaluate
+from srpo_jax.evaluation.contestants import contestants
 from srpo_jax.pairing import rounds
+from srpo_jax.pairs import check as check_pairs
 from srpo_jax.pairs import make_pairs
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.train import train
+from srpo_jax.training.optimizer import make_optimizer
 
 
 def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
@@ -31,6 +34,11 @@ def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
     """
     stages = resolve(settings, workdir)
     last = _number(stages, until) if until is not None else len(stages)
+    unfinished = distributed.from_main(lambda: [not stage.is_finished() for stage in stages[:last]])
+    for stage, asked in zip(stages, unfinished, strict=False):
+        if asked:
+            _check(stage)
+    distributed.from_main(lambda: remember(stages, workdir))
     for number, stage in enumerate(stages[:last], 1):
         status(f"\n{number} of {len(stages)}. {stage.name} ({stage.program})")
         if distributed.from_main(stage.is_finished):
@@ -40,6 +48,27 @@ def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
             return False
         distributed.from_main(functools.partial(_finish, stage, stages[number:]))
     return True
+
+
+def _check(stage: Stage) -> None:
+    """UserError, naming the stage, for settings that its program would refuse when its turn comes."""
+    settings = stage.settings
+    try:
+        if stage.program == "train":
+            reads = objectives.get(settings.objective.name).hyperparameters
+            given = {key: v for key, v in settings.objective.given().items() if key in reads}
+            objectives.check_hyperparameters(settings.objective.name, **given)
+            make_optimizer(settings.optimizer, settings.train.steps)
+        elif stage.program == "train_online":
+            rounds.check(settings)
+        elif stage.program == "pairs":
+            check_pairs(settings)
+        else:
+            contestants(settings.evaluate, {}).opponents(settings.evaluate)
+        if stage.program in ("train_online", "evaluate"):
+            distributed.from_main(lambda: judges.check(settings.judge))
+    except UserError as error:
+        raise UserError(f"config.recipe.stages: stage {stage.name!r}: {error}") from error
 
 
 def _finish(stage: Stage, later: list[Stage]) -> None:

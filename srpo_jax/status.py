@@ -2,8 +2,8 @@
 
     python -m srpo_jax.status WORKDIR
 
-WORKDIR is that of `train` or `train_online`, here or in a store of objects. Nothing is written, and the
-run is left alone.
+WORKDIR is that of `train`, `train_online`, `pairs`, `evaluate`, or of a recipe (`quickstart` is one), whose
+stages are told one by one; here or in a store of objects. Nothing is written, and the run is left alone.
 """
 
 import itertools
@@ -16,10 +16,12 @@ from typing import Any
 import jax
 
 from srpo_jax import config as config_module
+from srpo_jax.config.recipe import FINISHED, KEPT
+from srpo_jax.config.workdir import is_online
 from srpo_jax.runtime import files, metrics, storage
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 
 SILENT = 10  # times the time of a step, and at least a minute: then a run seems to have stopped
 LOST = ("starts and restarts", "compiling", "saving", "evaluating", "waiting for data")
@@ -27,10 +29,32 @@ Line = dict[str, Any]
 
 
 def standing(workdir: Path, now: float) -> Iterator[str]:
-    """A line for each thing to say. now: seconds since 1970. UserError where there is no run."""
-    settings = config_module.read(workdir / "config.json")
+    """A line for each thing to say. now: seconds since 1970. UserError where there is none."""
+    said = False
+    parts = (_run(workdir, now), _stages(workdir, now), _pairs(workdir), _evaluation(workdir))
+    for line in itertools.chain(*parts):
+        said = True
+        yield line
+    if said:
+        return
+    if not workdir.is_dir():
+        raise UserError(f"there is no folder {workdir}")
+    if (workdir / "trees").is_dir() or (workdir / "compiled").is_dir():
+        yield f"{workdir}: something was started here, and has kept nothing yet that says how far it is"
+        return
+    raise UserError(f"{workdir} holds no run, no recipe, no pairs and no evaluation")
+
+
+def _run(workdir: Path, now: float) -> Iterator[str]:
+    """Of a training run; nothing where there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return
+    if "model_type" in files.read_json(path, "bring it back"):
+        raise UserError(f"{workdir} holds a model, and no run of its own")
+    settings = config_module.read(path)
     name, what, on = "step", settings.objective.name, settings.data.pairs
-    if _is_online(workdir):
+    if is_online(workdir):
         name, what, on = "round", settings.online.objective, settings.online.documents
     yield f"{workdir}: {what} of {settings.model.source} on {on}"
     path = workdir / "metrics.jsonl"
@@ -47,10 +71,57 @@ def standing(workdir: Path, now: float) -> Iterator[str]:
     yield from (f"problem: {problem}" for problem in _problems(workdir, lines, steps, total, now))
 
 
-def _is_online(workdir: Path) -> bool:
-    """Whether it is a run of `train_online`, which has documents in place of pairs."""
-    path = workdir / "run.json"
-    return path.is_file() and "documents" in files.read_json(path, "bring it back")
+def _stages(workdir: Path, now: float) -> Iterator[str]:
+    """Of a recipe: each stage, and more of one that is neither finished nor yet to begin."""
+    path = workdir / KEPT
+    if path.is_file():
+        found = files.read_json(path, "the next start of the recipe writes it anew")["stages"]
+        stages = [(workdir / one["name"], one["program"]) for one in found]
+    else:  # of an earlier version: what it has finished
+        kept = sorted(workdir.glob(f"*/{FINISHED}"), key=storage.changed)
+        stages = [(one.parent, files.read_json(one, "delete it")["program"]) for one in kept]
+    finished = [folder for folder, _ in stages if (folder / FINISHED).is_file()]
+    if stages:
+        yield f"{workdir}: a recipe, {len(finished)} of {len(stages)} stages finished"
+    for number, (folder, program) in enumerate(stages, 1):
+        begun = folder.is_dir()
+        state = "finished" if folder in finished else "begun" if begun else "not begun"
+        yield f"{number}. {folder.name} ({program}): {state}"
+        if begun and folder not in finished:
+            try:
+                yield from (f"   {line}" for line in standing(folder, now))
+            except UserError:  # nothing is in it yet
+                continue
+
+
+def _pairs(workdir: Path) -> Iterator[str]:
+    """Of files of pairs, and of samples that are yet to become some."""
+    for end in (".settings", ".samples"):
+        for beside in sorted(workdir.glob(f"*{end}")):
+            output = beside.with_name(beside.name.removesuffix(end))
+            if output.is_file() == (end == ".settings"):
+                what = "pairs" if output.is_file() else "documents sampled, no pairs yet"
+                yield f"{output}: {_lines(output) if output.is_file() else _lines(beside) - 1} {what}"
+
+
+def _evaluation(workdir: Path) -> Iterator[str]:
+    """What is written of each set of documents, who has judged, and whether there is a report."""
+    for documents in sorted((workdir / "documents").glob("*.jsonl")):
+        asked = _lines(documents) - 1  # the first one describes them
+        yield f"documents: {asked} of {documents.stem}"
+        for written in sorted((workdir / "samples").glob(f"*-{documents.name}")):
+            name = written.stem.removesuffix(f"-{documents.stem}")
+            yield f"written: {_lines(written) - 1} of {asked} by {name}"
+    for judge in sorted((workdir / "verdicts").glob("*/judge.json")):
+        yield f"judged by {files.read_json(judge, 'judge again')['name']}"
+    if (report := workdir / "report" / "report.html").is_file():
+        yield f"report: {report}"
+
+
+def _lines(path: Path) -> int:
+    """Whole lines of a file."""
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
 
 
 def _timed(line: Line) -> Line:
@@ -132,7 +203,7 @@ def _problems(
         if len(steps) > 1:
             gap = last["step"] - steps[-2]["step"]
         if silent > max(60.0, SILENT * gap * last["step_seconds"]):
-            yield f"no step for {_duration(silent)}: it has stopped, or waits; `train` goes on from it"
+            yield f"no step for {_duration(silent)}: it has stopped, or waits; the same command goes on"
 
 
 def _duration(seconds: float) -> str:
@@ -142,8 +213,9 @@ def _duration(seconds: float) -> str:
 
 
 def _main(arguments: list[str]) -> None:
-    if len(arguments) != 2:
+    if len(arguments) < 2:
         raise UserError("say which run: python -m srpo_jax.status WORKDIR")
+    refuse_arguments(arguments[2:])
     jax.config.update("jax_platforms", "cpu")  # the run has the devices
     workdir = storage.folder(arguments[1], "WORKDIR")
     for line in standing(workdir, time.time()):

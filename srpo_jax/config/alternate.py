@@ -6,6 +6,8 @@ They are the stages of a recipe, each from the policy of the phase before.
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from srpo_jax.config.programs import PhaseSettings, RecipeSettings, StageSettings
 from srpo_jax.config.recipe import stage
 from srpo_jax.config.settings import Settings
@@ -18,9 +20,9 @@ def as_recipe(settings: Settings) -> Settings:
     """The settings with the stages of config.alternate.
 
     Phase N is the stage N-OBJECTIVE, and before it N-pairs where it learns from pairs. Each begins with
-    what the one before has made, and draws with a seed of its own; the reference is that beginning or, with
-    config.alternate.reference=first, the policy (or config.reference.source) that the first phase had.
-    Raises UserError for settings that have stages already.
+    what the one before has made, and draws with a seed of its own (`seed_of`); the reference is that
+    beginning or, with config.alternate.reference=first, the policy (or config.reference.source) that the
+    first phase had. Raises UserError for settings that have stages already.
     """
     own, policy = settings.alternate, settings.model.source
     if settings.recipe.stages:
@@ -31,7 +33,7 @@ def as_recipe(settings: Settings) -> Settings:
     for number, phase in enumerate(phases * own.cycles, 1):
         name = f"{number}-{phase.objective}"
         later = first if own.reference == "first" else ""
-        begins: dict[str, Any] = {"seed": settings.seed + number - 1, "model.source": policy}
+        begins: dict[str, Any] = {"seed": seed_of(settings.seed, number), "model.source": policy}
         begins["reference.source"] = settings.reference.source if number == 1 else later
         if phase.objective in ONLINE:
             program, more = "train_online", {"online.objective": phase.objective}
@@ -43,3 +45,13 @@ def as_recipe(settings: Settings) -> Settings:
         policy = f"{{{name}}}"
     found = tuple(build(StageSettings, one, "config.recipe.stages") for one in stages)
     return dataclasses.replace(settings, recipe=RecipeSettings(found))
+
+
+def seed_of(seed: int, phase: int) -> int:
+    """The seed of phase 1, 2, … of a run: its own for the first, below 2^31.
+
+    The next whole number would not do: it is what a run with the next seed draws an earlier phase with.
+    """
+    if phase == 1:
+        return seed
+    return int(np.random.SeedSequence(seed, spawn_key=(phase,)).generate_state(1)[0] >> 1)

@@ -13,7 +13,7 @@ from srpo_jax import config as config_module
 from srpo_jax.config import Settings
 from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.runtime.program import run_program
+from srpo_jax.runtime.program import refuse_arguments, run_program
 from srpo_jax.runtime.settings import described
 
 PACKAGE = Path(__file__).parents[1]
@@ -60,10 +60,7 @@ def run(
             if (first := flags.FLAGS[name].value) is not None:
                 runs([first, *further], storage.folder(folder, "--workdir") if folder else None)
                 return None
-        if further:
-            raise UserError(
-                f"{further[0]} belongs to no flag: write --NAME=VALUE (--help lists them)"
-            )
+        refuse_arguments(further)
         values = given()
         if not flags.FLAGS.workdir:
             raise UserError("--workdir is missing: give the folder this run is to live in")

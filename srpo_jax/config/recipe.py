@@ -7,7 +7,7 @@ stage made is named {STAGE}.
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from srpo_jax.runtime.errors import UserError
 PAIRS = "pairs.jsonl"  # what a stage of pairs makes, in its folder
 REPORT = "report/results.json"  # and one of evaluation
 CACHE = "cache"  # a folder that stages share
+KEPT = "recipe.json"  # the stages of the newest command, for `status`
+FINISHED = "finished.json"  # in a stage's folder
 # The sections that decide what a program makes.
 READS = {
     "pairs": ("seed", "model", "data", "sampling", "pairs", "judge"),
@@ -70,7 +72,13 @@ class Stage:
 
     @property
     def _kept(self) -> Path:
-        return self.folder / "finished.json"
+        return self.folder / FINISHED
+
+
+def remember(stages: Sequence[Stage], workdir: Path) -> None:
+    """Writes which stages there are to be. For process 0."""
+    known = [{"name": stage.name, "program": stage.program} for stage in stages]
+    files.write_json(workdir / KEPT, {"stages": known})
 
 
 def _flat(settings: Settings, program: str) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def kept(workdir: Path) -> Settings | None:
     return config_module.read(path) if begun and path.is_file() else None
 
 
+def is_online(workdir: Path) -> bool:
+    """Whether it is a run of `train_online`, which has documents in place of pairs."""
+    return "documents" in _fingerprints(workdir)
+
+
 def claim(
     workdir: Path, settings: Settings, identity: Mapping[str, str], may_change: tuple[str, ...]
 ) -> None:

@@ -5,7 +5,7 @@ programs.
 """
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
-from srpo_jax.judges.loading import asks_endpoint, load, load_all, names, require_apart
+from srpo_jax.judges.loading import asks_endpoint, check, load, load_all, names, require_apart
 from srpo_jax.judges.rewards import rewards
 from srpo_jax.judges.settings import JudgeSettings
 
@@ -16,6 +16,7 @@ __all__ = [
     "Prompt",
     "Verdicts",
     "asks_endpoint",
+    "check",
     "estimate",
     "load",
     "load_all",

@@ -11,6 +11,7 @@ word. Of the tricks, half of the kinds are fitted to and half only reported.
 
 from __future__ import annotations
 
+import argparse
 import random
 from collections.abc import Mapping, Sequence
 
@@ -273,4 +274,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser("python -m srpo_jax.judges.fitting", description=__doc__).parse_args()
     main()

@@ -123,6 +123,17 @@ def require_apart(settings: JudgeSettings, models: Mapping[str, str]) -> None:
             shannon.require_apart(each.source, models)
 
 
+def check(settings: JudgeSettings) -> None:
+    """UserError where a model behind an endpoint lacks its package, its key or a setting; nothing is asked.
+
+    For who has much to write before there is anything to judge. Other judges say so when they are loaded.
+    """
+    named = sections(settings)
+    for each in (*named, *_members(named)):
+        if each.name == "llm":
+            _load(dataclasses.replace(each, cache=""), ".", ask=True)
+
+
 def _members(settings: Sequence[JudgeSettings]) -> list[JudgeSettings]:
     """Of the ensembles among these."""
     found: list[JudgeSettings] = []

@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from srpo_jax.models.architecture import DecoderConfig, Routing
-from srpo_jax.models.lora import Adapter
+from srpo_jax.models.lora import Adapter, scaled
 from srpo_jax.models.product import KEPT, einsum, grouped
 from srpo_jax.runtime import rules
 
@@ -190,7 +190,7 @@ def _projected(rows: Array, *, factors: Factors, scale: float, sizes: Array) -> 
     y = product(rows, factors.kernel)
     if factors.a is None or factors.b is None:
         return y
-    return y + scale * product(product(rows, factors.a), factors.b)
+    return y + scaled(product(product(rows, factors.a), factors.b), scale)
 
 
 def _on_mesh(

@@ -24,6 +24,7 @@ from srpo_jax.models import families, huggingface, tensor_digests, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
 from srpo_jax.models.weights import Adapted, Parameters
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 
 FILE_BYTES = 2 * 10**9  # of a file of tensors at most, unless one tensor is larger
@@ -235,9 +236,10 @@ def _own(descriptor: int, part: Path) -> bool:
 
 
 def check_free(directory: Path) -> None:
-    """UserError where something is there already."""
+    """UserError where something is there already, or nothing can be written."""
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise UserError(f"{directory} is there already: give a folder that is not, or is empty")
+    storage.check_writable(directory, "--output")
 
 
 def _groups(tensors: Sequence[Tensor], dtype: str, file_bytes: int) -> Iterator[list[Tensor]]:

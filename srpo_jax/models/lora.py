@@ -77,13 +77,22 @@ class Projection(nnx.Module):
                 x = jnp.where(kept, x / (1 - self.dropout), 0).astype(x.dtype)
             low = self._product(f"{batch}{inputs},{inputs}r->{batch}r", x, self.lora_a)
             up = self._product(f"{batch}r,r{outputs}->{batch}{outputs}", low, self.lora_b)
-            y = y + self.scale * up
+            y = y + scaled(up, self.scale)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
     def _product(self, spec: str, x: jax.Array, weight: nnx.Param[jax.Array]) -> jax.Array:
         product = einsum(spec, x, weight[...].astype(self.dtype), self.dtype)
         kept: jax.Array = checkpoint_name(product, KEPT)
         return kept
+
+
+def scaled(product: jax.Array, scale: float) -> jax.Array:
+    """scale · product in its dtype, multiplied in float32.
+
+    A bfloat16 product would round the scale first: 16/12 is 1.3359 there.
+    """
+    wide = product.astype(jnp.promote_types(product.dtype, jnp.float32))
+    return (scale * wide).astype(product.dtype)
 
 
 def check_targets(patterns: Sequence[str]) -> None:

@@ -26,6 +26,9 @@ Sequences = Float[Array, "*B k"]
 Tokens = Float[Array, "*B k G"]
 Mask = Bool[Array, "*B k G"]
 ONLINE = ("rloo", "copg", "ppo")
+# A log-ratio above counts as this much: exp of more than 88 is infinite in float32. verl and Tunix have the
+# same bound. There is none from below: exp goes to 0 there, and its slope with it.
+LARGEST_LOG_RATIO = 20.0
 
 
 # --- sequences: RLOO and CoPG -------------------------------------------------------------------------
@@ -181,8 +184,12 @@ def adapted(beta: float, kl: float, target: float, rate: float) -> float:
 
 
 def clipped_loss(log_ratio: Array, advantages: Array, clip: Number) -> tuple[Array, Array, Array]:
-    """max(-A rho, -A clip(rho)), rho = exp(log_ratio), and where the clipped one is larger (1, else 0)."""
-    ratio = jnp.exp(log_ratio)
+    """max(-A rho, -A clip(rho)), rho = exp(log_ratio), and where the clipped one is larger (1, else 0).
+
+    A log-ratio above `LARGEST_LOG_RATIO` is held there and has no gradient, so that loss and gradient are
+    finite; one below is as it is, to the bit.
+    """
+    ratio = jnp.exp(jnp.minimum(log_ratio, LARGEST_LOG_RATIO))
     free = -advantages * ratio
     held = -advantages * jnp.clip(ratio, 1 - clip, 1 + clip)
     return jnp.maximum(free, held), ratio, (held > free).astype(free.dtype)

@@ -139,6 +139,7 @@ class Pooled:
         self.enough = self.size if whole else -(-3 * self.size // 4)
         self._own = np.arange(1) if mesh is None else mesh_module.own_parts(mesh)
         self._pool: Pool = pool_module.empty(engine.model, rows, shape, engine.settings["sampling"])
+        self._shardings = jax.tree.map(lambda x: x.sharding, self._pool)
 
     def answer(self, chosen: np.ndarray, into: np.ndarray) -> None:
         """Prefills at most R direct prompts into these rows, and begins to answer."""
@@ -159,9 +160,8 @@ class Pooled:
     def decode(self, done: int, asked: np.ndarray) -> Done:
         """Goes on until at least so many rows are done; of the rows asked for those that are."""
         engine, began = self.engine, time.perf_counter()
-        self._pool, told = pool_module.decode(
-            engine.model, self._pool, np.int32(done), **engine.settings
-        )
+        pool, told = pool_module.decode(engine.model, self._pool, np.int32(done), **engine.settings)
+        self._pool = pool_module.named_as(pool, self._shardings)
         known = mesh_module.gathered(told)[asked]
         engine.spent.decode += time.perf_counter() - began
         ended = known[:, -1] > 0
@@ -185,6 +185,7 @@ class Pooled:
         given = (rows, start, where)
         mesh = engine.model.mesh
         placed = given if mesh is None else mesh_module.host_to_global(mesh, given)
-        self._pool = program(engine.model, self._pool, *placed, **engine.settings)
+        pool = program(engine.model, self._pool, *placed, **engine.settings)
+        self._pool = pool_module.named_as(pool, self._shardings)
         jax.block_until_ready(self._pool.at.done)
         engine.spent.prefill += time.perf_counter() - began

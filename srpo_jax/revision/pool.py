@@ -55,6 +55,23 @@ def empty(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
     return pool
 
 
+def named_as(pool: Pool, shardings: Any) -> Pool:
+    """The pool, each array's sharding by the name that it has in `shardings`; nothing is moved.
+
+    Of an array that is whole JAX may say that it lies along an axis of one device, whatever it is told to
+    say, and each program is compiled once more for every such name.
+    """
+
+    def one(x: Array, known: jax.sharding.Sharding) -> Array:
+        if x.sharding == known or not x.sharding.is_equivalent_to(known, x.ndim):
+            return x
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, known, parts)
+
+    named: Pool = jax.tree.map(one, pool, shardings)
+    return named
+
+
 def described(model: Model, rows: int, shape: Shape, sampling: Sampling) -> Pool:
     """The shapes of an empty pool. The model's arrays may be shapes, too."""
     pool: Pool = jax.eval_shape(_maker(model, rows, shape, sampling))

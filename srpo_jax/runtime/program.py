@@ -18,8 +18,12 @@ from srpo_jax.runtime.errors import Unavailable, UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
-# Of an OSError: no room, no right to write, or the disk is at fault. Others are this package's mistakes.
-PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE)
+# Of an OSError: no room, no right to write, a file where a folder was named, or the disk is at fault.
+# Others are this package's mistakes.
+PLACE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR),
+    *(errno.EIO, errno.ESTALE),
+)
 
 
 def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
@@ -27,8 +31,8 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     Exit status: what `main` returns (None: 0); 2 after a `UserError`, a mistake on the command line, or
     where a file cannot be written, which is said in one line `error: …` on standard error; 1 after such a
-    line where a store of objects does not answer; 130 after Ctrl-C. Any other exception is this package's
-    mistake and keeps its traceback.
+    line where a store of objects does not answer, or who reads the output (`head`, say) has ended; 130
+    after Ctrl-C. Any other exception is this package's mistake and keeps its traceback.
 
     Args:
         main: takes the arguments that are no flags, the program's name first.
@@ -37,22 +41,36 @@ def run_program(main: Callable[[list[str]], int | None]) -> NoReturn:
     raise AssertionError("absl's app.run exits")
 
 
+def refuse_arguments(stray: Sequence[str]) -> None:
+    """UserError naming the first of the arguments that belong to no flag, where a program takes none."""
+    if stray:
+        raise UserError(f"{stray[0]} belongs to no flag: write --NAME=VALUE (--help lists them)")
+
+
 def keep_compiled(workdir: Path) -> None:
     """Programs that take a while to compile are kept in WORKDIR/compiled, for the next start.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, which several runs may share.
+    JAX_COMPILATION_CACHE_DIR names another folder, which several runs may share. Raises UserError where
+    nothing can be written in the workdir.
     """
+    storage.check_writable(workdir, "--workdir")
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str(storage.absolute(workdir) / "compiled"))
 
 
 def _guarded(main: Callable[[list[str]], int | None], arguments: list[str]) -> int:
     try:
-        return main(arguments) or 0
+        code = main(arguments) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         code = _say(f"error: {error}", 1 if isinstance(error, Unavailable) else USER_ERROR)
     except KeyboardInterrupt:
         code = _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # Python flushes once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _say("the output is read no further: ended", 1)
     except OSError as error:
         # A store's client has no number for "no such bucket" and "no right to", but words.
         in_words = error.errno is None and isinstance(error, FileNotFoundError | PermissionError)

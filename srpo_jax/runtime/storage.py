@@ -68,6 +68,23 @@ def folder(path: str | Path, flag: str) -> Path:
     return found
 
 
+def check_writable(path: Path, name: str) -> None:
+    """UserError where nothing could be written at a path: a file is among its folders, or no right to.
+
+    So that a mistake is said at the start, not when all is done that was to be written. Nothing is made. A
+    store is not asked. name: of the flag or setting.
+    """
+    if is_remote(path):
+        return
+    whole = path.absolute()
+    nearest = next(one for one in (whole, *whole.parents) if os.path.lexists(one))
+    parent = nearest.parent if nearest == whole and nearest.is_file() else nearest
+    if not parent.is_dir():
+        raise UserError(f"{name}={path}: {parent} is no folder: give another path")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError(f"{name}={path}: nothing may be written in {parent}: give another path")
+
+
 @contextlib.contextmanager
 def asking(what: object) -> Iterator[None]:
     """UserError where a place fails: no rights, no such bucket; `Unavailable` where a store is away.

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from srpo_jax import objectives
+from srpo_jax.runtime import storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.theory import bandit
 
@@ -233,6 +234,7 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output={path}: {error.strerror}: give another folder") from error
+    storage.check_writable(path, "--output")
 
 
 def _letter(action: int) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
-from srpo_jax.training.optimizer import OptimizerSettings, make_optimizer
+from srpo_jax.training.optimizer import OptimizerSettings, learning_rate
 
 # What --extend may change beside train.steps.
 SCHEDULE = ("optimizer.schedule", "optimizer.decay_steps")
@@ -30,7 +30,7 @@ def longer(
         return ()
     steps = np.arange(done + 1)
     rates, others = (
-        np.broadcast_to(make_optimizer(*one)[1](steps), steps.shape) for one in (before, now)
+        np.broadcast_to(learning_rate(*one)(steps), steps.shape) for one in (before, now)
     )
     if (rates[:done] == others[:done]).all():
         status(f"{now[1]} steps in place of {before[1]}; nothing changes for the {done} taken")

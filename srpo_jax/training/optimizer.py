@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -23,7 +25,7 @@ class OptimizerSettings:
         "decay_steps linear to zero",
         one_of("cosine", "constant", "wsd"),
     )
-    decay_steps: int = setting(0, "of schedule wsd", at_least(0))
+    decay_steps: int = setting(0, "of schedule wsd, which needs them", at_least(0))
     weight_decay: float = setting(0.0, "of matrices; norms and biases have none", at_least(0))
     b1: float = setting(0.9, "decay of the mean of gradients", FRACTION)
     b2: float = setting(0.99, "decay of the mean of squared gradients", FRACTION)
@@ -42,23 +44,19 @@ class OptimizerSettings:
 def make_optimizer(
     settings: OptimizerSettings, steps: int, epsilon: float = 1e-8
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW on the clipped gradient, and its learning rate by step (warm-up, then the schedule).
+    """AdamW on the clipped gradient, and its learning rate by step: `learning_rate`.
 
-    steps: of the whole run, at whose end cosine and wsd are zero. epsilon: where the settings leave it
-    open. Raises UserError for wsd whose decay is
-    longer than what warm-up leaves.
+    steps: of the whole run. epsilon: where the settings leave it open. Raises UserError for wsd without
+    decay, and as `learning_rate`.
     """
-    rate, warmup = settings.learning_rate, settings.warmup_steps
-    after = {
-        "cosine": lambda: optax.cosine_decay_schedule(rate, max(1, steps - warmup)),
-        "constant": lambda: optax.constant_schedule(rate),
-        "wsd": lambda: _stable_then_down(rate, steps - warmup, settings.decay_steps),
-    }[settings.schedule]()
-    # The first step already moves: warm-up ends at step `warmup` and begins above zero.
-    before = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
-    schedule = optax.join_schedules([before, after], [warmup])
+    if settings.schedule == "wsd" and settings.decay_steps == 0:
+        raise UserError(
+            "config.optimizer.schedule=wsd falls in its last config.optimizer.decay_steps, which are 0: "
+            "set them, or take schedule=constant, whose end may be a decay later"
+        )
+    schedule = learning_rate(settings, steps)
     transform = optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
+        clip_by_global_norm(settings.clip_norm),
         optax.adamw(
             schedule,
             b1=settings.b1,
@@ -69,6 +67,41 @@ def make_optimizer(
         ),
     )
     return transform, schedule
+
+
+def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:
+    """By step: warm-up, then the schedule.
+
+    steps: of the whole run, at whose end cosine and wsd are zero. Raises UserError for wsd whose decay is
+    longer than what warm-up leaves.
+    """
+    rate, warmup = settings.learning_rate, settings.warmup_steps
+    after = {
+        "cosine": lambda: optax.cosine_decay_schedule(rate, max(1, steps - warmup)),
+        "constant": lambda: optax.constant_schedule(rate),
+        "wsd": lambda: _stable_then_down(rate, steps - warmup, settings.decay_steps),
+    }[settings.schedule]()
+    # The first step already moves: warm-up ends at step `warmup` and begins above zero.
+    before = optax.linear_schedule(rate / (warmup + 1), rate, warmup)
+    return optax.join_schedules([before, after], [warmup])
+
+
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """The gradient, made shorter where its norm is above `largest`: in its own dtype, computed in float32.
+
+    Optax's adds up the squares, and scales, in the gradient's dtype: bfloat16 has two to three digits.
+    """
+
+    def clipped(updates: optax.Updates, _: optax.Params | None) -> optax.Updates:
+        wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), updates)
+        norm = optax.tree.norm(wide)
+
+        def scaled(own: jax.Array, x: jax.Array) -> jax.Array:
+            return jnp.where(norm < largest, own, ((x / norm) * largest).astype(own.dtype))
+
+        return jax.tree.map(scaled, updates, wide)
+
+    return optax.stateless(clipped)
 
 
 def _stable_then_down(rate: float, steps: int, decay: int) -> optax.Schedule:

@@ -3,7 +3,7 @@
 import pytest
 
 from srpo_jax.config import Settings
-from srpo_jax.config.alternate import as_recipe
+from srpo_jax.config.alternate import as_recipe, seed_of
 from srpo_jax.config.recipe import resolve
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import build
@@ -36,12 +36,21 @@ def test_each_phase_begins_with_the_policy_of_the_one_before(stages, tmp_path):
     assert sources == ["base", "base", *folders]
     assert found[1].settings.data.pairs == str(tmp_path / "1-pairs" / "pairs.jsonl")
     assert found[4].settings.data.pairs == str(tmp_path / "3-pairs" / "pairs.jsonl")
-    assert [stage.settings.seed for stage in found] == [7, 7, 8, 9, 9, 10]
+    seeds = [stage.settings.seed for stage in found]
+    assert seeds == [seed_of(7, phase) for phase in (1, 1, 2, 3, 3, 4)]
     assert [stage.settings.train.steps for stage in found[1:3]] == [3, 4]
     assert found[0].settings.pairs.count == 5
     assert found[1].settings.objective.name == "srpo"
     assert found[2].settings.online.objective == "copg"
     assert found[2].reads == {"1-srpo"}
+
+
+def test_no_two_phases_have_one_seed_whatever_the_seeds_of_their_runs():
+    """Phase 2 of seed 0 had the seed of phase 1 of seed 1."""
+    seeds = {seed_of(seed, phase) for seed in range(200) for phase in range(1, 11)}
+    assert len(seeds) == 200 * 10
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert seed_of(7, 1) == 7  # it is a run like any other
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command line of the programs: what goes wrong is one line, and --help says what there is."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax.config import command
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.program import keep_compiled
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=configs/tiny.py"
@@ -104,6 +106,56 @@ def test_the_package_says_which_programs_there_are(tmp_path, monkeypatch, capsys
     ):
         assert f"python -m srpo_jax.{name} " in said
     assert "--config=NAME: " in said
+
+
+def entry_points():
+    """Every module that `python -m` runs, by its name behind `srpo_jax`."""
+    package = ROOT / "srpo_jax"
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        if parts[-1] == "__main__":
+            yield ".".join(("", *parts[:-1]))
+        elif '__name__ == "__main__"' in path.read_text(encoding="utf-8"):
+            yield ".".join(("", *parts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", entry_points())
+def test_an_argument_that_no_program_reads_is_refused_by_name(name):
+    """A forgotten --, or a second folder, was passed over; the program did something else."""
+    given = {".convert": ["import"], ".status": ["DIR"]}.get(name, [])
+    done = subprocess.run(
+        [sys.executable, "-m", f"srpo_jax{name}", *given, "stray"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "stray" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["plan", "inspect"])
+def test_plan_and_inspect_take_no_arguments(name):
+    module = importlib.import_module(f"srpo_jax.{name}")
+    main = getattr(module, "main", None) or module._main
+    with pytest.raises(UserError, match="topology=v5e-8 belongs to no flag"):
+        main([name, "topology=v5e-8"])
+
+
+def test_a_workdir_in_which_nothing_can_be_written_is_refused_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file is no folder"):
+        keep_compiled(tmp_path / "file" / "run")
+
+
+def test_a_program_that_is_asked_of_the_package_is_named_as_it_runs(capsys):
+    from srpo_jax import __main__ as listing
+
+    assert listing.main(["train", "--config=tiny"]) == 2
+    assert "train is no argument here: python -m srpo_jax.train" in capsys.readouterr().err
 
 
 def fails_with_one_line(said: str, *arguments: str) -> None:

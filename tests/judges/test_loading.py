@@ -85,3 +85,14 @@ def test_an_endpoint_is_seen_in_an_ensemble_too():
     assert judges.asks_endpoint(JudgeSettings("llm"))
     assert judges.asks_endpoint(JudgeSettings("ensemble", members=("longer", "llm")))
     assert not judges.asks_endpoint(JudgeSettings("ensemble", members=("longer", "shorter")))
+
+
+@pytest.mark.parametrize("changes", [{"name": "llm"}, {"others": ("llm",)}])
+def test_what_an_endpoint_lacks_is_said_before_there_is_anything_to_judge(changes, monkeypatch):
+    """Completions were written for an hour, and then the key was not set."""
+    monkeypatch.setenv("SOME_KEY", "k")
+    given = {"model": "m", "api_key_env": "NOBODY_SET_IT"} | changes
+    with pytest.raises(UserError, match="NOBODY_SET_IT"):
+        judges.check(JudgeSettings(**given))
+    judges.check(JudgeSettings(**given | {"api_key_env": "SOME_KEY"}))
+    judges.check(JudgeSettings(name="shorter"))

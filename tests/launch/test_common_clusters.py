@@ -26,7 +26,9 @@ echo "$*" >>asked
 case "$*" in
   *"queued-resources create"*) echo ACTIVE >state ;;
   *"queued-resources delete"*) rm state ;;
-  *"queued-resources describe"*) cat state ;;
+  *"queued-resources describe"*)
+    cat state 2>/dev/null || { echo "ERROR: NOT_FOUND: Resource 'srpo' was not found" >&2; exit 1; }
+    ;;
   *"worker.sh follow"*)
     [[ $(grep -c 'worker.sh follow' asked) -gt 1 ]] && exit 0
     echo SUSPENDED >state
@@ -159,6 +161,57 @@ def test_a_watcher_counts_failures_anew_on_a_new_machine(cloud):
     done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("failure 1 of 2") == 2
+
+
+def lost(cloud: Path, follow: str, describe: str = "cat state") -> subprocess.CompletedProcess[str]:
+    """`watch` of a TPU that stays, with at most two losses in a row; how its output is followed."""
+    (cloud / "state").write_text("ACTIVE\n")
+    (cloud / "tools" / "gcloud").write_text(f"""#!/usr/bin/env bash
+    echo "$*" >>asked
+    case "$*" in
+      *"queued-resources describe"*) {describe} ;;
+      *"worker.sh follow"*) {follow} ;;
+    esac
+    """)
+    options = ("--type=v5litepod-16", "--every=0", "--losses=2", "--tries=1")
+    return call("queued.sh", "watch", *WHERE, *options, "--", "train")
+
+
+def test_a_watcher_comes_back_after_every_lost_connection_that_had_held(cloud):
+    """The run went on, and the third loss in its weeks ended who would have brought it back."""
+    done = lost(cloud, "[[ $(grep -c follow asked) -lt 4 ]] || exit 0; sleep 1.1; exit 255")
+    assert done.returncode == 0, done.stderr
+    assert (
+        done.stderr.count("the connection was lost, 1 of 2 times in a row; once more in 0 s") == 3
+    )
+
+
+def test_a_watcher_gives_up_where_no_connection_holds(cloud):
+    done = lost(cloud, "exit 255")
+    assert done.returncode == 255
+    assert "the connection was lost, 2 times in a row: given up; the TPU is kept" in done.stderr
+
+
+def test_nothing_is_installed_under_a_run_that_is_going_on(cloud):
+    """The watch was ended and began anew: it put packages in place of those of the run."""
+    case = 'exit 0 ;; *"worker.sh status"*) echo "host h: running: step 3"'
+    done = lost(cloud, case)
+    assert done.returncode == 0, done.stderr
+    assert "a run is going on there: nothing is installed" in done.stderr
+    assert not [line for line in asked(cloud) if "worker.sh setup" in line]
+    done = lost(cloud, case.replace("running", "ended with status 1"))
+    assert [line for line in asked(cloud) if "worker.sh setup" in line]
+
+
+def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud):
+    """It asked for another one, which was refused, and ended."""
+    away = "if [[ $(grep -c resources.describe asked) == 2 ]]; then echo away >&2; exit 1; fi; cat state"
+    done = lost(cloud, "[[ $(grep -c follow asked) -gt 1 ]] && exit 0; exit 255", away)
+    assert done.returncode == 0, done.stderr
+    assert "away" in done.stderr
+    assert not [line for line in asked(cloud) if "queued-resources create" in line]
+    done = lost(cloud, "exit 0", "echo away >&2; exit 1")
+    assert (done.returncode, done.stderr) == (2, "away\nerror: the state of srpo cannot be asked\n")
 
 
 def jobset(*more: str) -> dict:

@@ -60,6 +60,33 @@ def test_the_clipped_loss(ratio, advantage, loss, clipped):
     assert found[2] == clipped
 
 
+@pytest.mark.parametrize("advantage", [2.0, 0.0, -2.0])
+def test_a_ratio_that_float32_cannot_hold_leaves_loss_and_gradient_finite(advantage):
+    """exp(89) is infinite: the loss was, too, or with an advantage of 0 no number."""
+
+    def loss(log_ratio):
+        return online.clipped_loss(log_ratio, array(advantage), 0.2)[0].sum()
+
+    for log_ratio in (20.5, 89.0, 1e6):
+        value, slope = jax.value_and_grad(loss)(array(log_ratio))
+        assert np.isfinite(value)
+        assert slope == 0
+
+
+def test_ratios_below_the_bound_are_what_they_were_to_the_bit():
+    log_ratio = jnp.linspace(-200, online.LARGEST_LOG_RATIO, 4001)[:-1]
+
+    def plain(log_ratio):
+        ratio = jnp.exp(log_ratio)
+        return jnp.maximum(3 * ratio, 3 * jnp.clip(ratio, 0.8, 1.2))
+
+    def bounded(log_ratio):
+        return online.clipped_loss(log_ratio, -3.0, 0.2)[0]
+
+    found, expected = (jax.vmap(jax.value_and_grad(loss))(log_ratio) for loss in (bounded, plain))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_copg_of_two_is_the_papers_loss():
     """l = -(r - r' - beta/2 (g - g')) (g - g'), here with g - g' = 2 and r - r' = 3."""
     loss, _ = online.copg(array([-1.0, -4.0]), array([-2.0, -3.0]), array([3.0, 0.0]), beta=0.5)

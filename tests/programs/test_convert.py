@@ -349,6 +349,14 @@ def test_an_output_that_is_there_is_left_alone(tmp_path):
     shutil.rmtree(tmp_path / "out")
 
 
+def test_an_output_below_a_file_is_refused_before_anything_is_read(tmp_path):
+    """--check called it good: it had looked at the disk space of the folder above."""
+    (tmp_path / "file").write_text("")
+    for action in (convert.import_model, convert.export_model, convert.check):
+        with pytest.raises(UserError, match=r"--output=.*file is no folder"):
+            action("no model", tmp_path / "file" / "x")
+
+
 def test_code_that_came_with_a_model_is_not_named_by_its_export(tmp_path):
     """Its tensors are those of transformers' own class, which then loads it."""
     given = checkpoint(tmp_path / "given")

@@ -368,3 +368,20 @@ def test_what_cannot_be_compared_is_named(config, tmp_path, changes, said):
     config.evaluate.update(changes)
     with pytest.raises(UserError, match=said):
         run(config, tmp_path)
+
+
+def test_a_run_of_train_online_is_called_by_what_it_learned_with(config, tmp_path):
+    """It was called srpo, which is what config.objective.name is where nobody set it."""
+    config.online.objective = "ppo"
+    config.model.source = "tiny"
+    settings = config_module.checked(config)
+    config_module.save(settings, tmp_path / "config.json")
+    (tmp_path / "run.json").write_text(json.dumps({"documents": "0"}))
+    models, title = evaluate._compared(settings, tmp_path)
+    assert models == {"start": "tiny", "ppo": str(tmp_path)}
+    assert title == f"PPO: {tmp_path.name}"
+
+
+def test_a_folder_without_a_run_and_no_models_are_named(config, tmp_path):
+    with pytest.raises(UserError, match=r"no training run, and config\.evaluate\.models names"):
+        evaluate._compared(config_module.checked(config), tmp_path)

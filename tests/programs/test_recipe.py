@@ -96,6 +96,21 @@ def test_what_reads_a_stage_that_ran_again_runs_again_in_a_later_command_too(ran
     assert order(ran) == ["sft", "report"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"optimizer": {"schedule": "wsd"}}, r"stage 'sft': config\.optimizer\.schedule=wsd"),
+        ({"judge": {"name": "llm"}}, r"stage 'report': config\.judge\.model is empty"),
+        ({"evaluate": {"against": ["baseline:dpo"]}}, r"stage 'report': .*no model 'dpo'"),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_said_before_the_first(ran, tmp_path, changes, said):
+    """It was said when the stages before had run, a night later."""
+    with pytest.raises(UserError, match=said):
+        recipe.run(settings(**changes), tmp_path)
+    assert not ran
+
+
 def test_until_ends_behind_a_stage(ran, tmp_path):
     assert recipe.run(settings(), tmp_path, until="sft")
     assert order(ran) == ["golds", "sft"]

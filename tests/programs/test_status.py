@@ -9,6 +9,7 @@ import pytest
 from srpo_jax import config as config_module
 from srpo_jax import status
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 
 BEGUN = 1_700_000_000.0
 
@@ -65,8 +66,73 @@ def test_what_went_wrong_is_named(workdir):
     assert problems == [
         "problem: the loss of step 2 is no number",
         "problem: the checkpoint of step 2 was damaged",
-        "problem: no step for 0:09:58: it has stopped, or waits; `train` goes on from it",
+        "problem: no step for 0:09:58: it has stopped, or waits; the same command goes on",
     ]
+
+
+def test_a_recipe_is_told_stage_by_stage(workdir, tmp_path_factory):
+    whole = tmp_path_factory.mktemp("recipe")
+    names = [("golds", "pairs"), ("sft", "train"), ("report", "evaluate")]
+    stages = [{"name": name, "program": program} for name, program in names]
+    (whole / "recipe.json").write_text(json.dumps({"stages": stages}))
+    (whole / "golds").mkdir()
+    (whole / "golds" / "finished.json").write_text(json.dumps({"program": "pairs"}))
+    (workdir / "metrics.jsonl").write_text(line(40, 0))
+    workdir.rename(whole / "sft")
+    said = list(status.standing(whole, BEGUN + 30))
+    assert said[:3] == [
+        f"{whole}: a recipe, 1 of 3 stages finished",
+        "1. golds (pairs): finished",
+        "2. sft (train): begun",
+    ]
+    assert "   step: 40 of 100 (40%), loss 0.0250, 0:00:30 ago" in said
+    assert said[-1] == "3. report (evaluate): not begun"
+    (whole / "recipe.json").unlink()  # of an earlier version
+    assert list(status.standing(whole, BEGUN)) == [
+        f"{whole}: a recipe, 1 of 1 stages finished",
+        "1. golds (pairs): finished",
+    ]
+
+
+def test_pairs_and_an_evaluation_are_told(tmp_path):
+    def lines(name: str, count: int) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}\n" * count)
+
+    lines("made.jsonl", 7)
+    lines("made.jsonl.samples", 5)
+    lines("made.jsonl.settings", 1)
+    lines("other.jsonl.samples", 3)
+    lines("documents/news.jsonl", 1 + 8)
+    lines("samples/srpo-news.jsonl", 1 + 6)
+    lines("samples/other-olds.jsonl", 1 + 8)
+    lines("report/report.html", 1)
+    lines("verdicts/short/judge.json", 0)
+    (tmp_path / "verdicts" / "short" / "judge.json").write_text('{"name": "shorter"}')
+    assert list(status.standing(tmp_path, BEGUN)) == [
+        f"{tmp_path}/made.jsonl: 7 pairs",
+        f"{tmp_path}/other.jsonl: 2 documents sampled, no pairs yet",
+        "documents: 8 of news",
+        "written: 6 of 8 by srpo",
+        "judged by shorter",
+        f"report: {tmp_path}/report/report.html",
+    ]
+
+
+def test_a_folder_of_something_else_is_called_so(tmp_path):
+    for path, said in (
+        (tmp_path / "none", "there is no folder"),
+        (tmp_path, "holds no run, no rec"),
+    ):
+        with pytest.raises(UserError, match=said):
+            list(status.standing(path, BEGUN))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match="holds a model"):
+        list(status.standing(tmp_path, BEGUN))
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "compiled").mkdir()
+    assert "something was started here" in next(status.standing(tmp_path, BEGUN))
 
 
 def test_a_run_of_train_online_is_told_as_such(workdir):
@@ -98,5 +164,5 @@ def test_the_command_names_a_folder_without_a_run(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: {tmp_path}/config.json is missing: not the workdir of a training run\n"
+        f"error: {tmp_path} holds no run, no recipe, no pairs and no evaluation\n"
     )

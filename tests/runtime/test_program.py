@@ -183,3 +183,21 @@ def test_a_folder_of_this_machine_that_fails_is_the_users_to_mend(tmp_path) -> N
         storage.folder(tmp_path / ("long" * 100), "--workdir")
 
     assert program._guarded(main, []) == program.USER_ERROR
+
+
+@pytest.mark.slow
+def test_an_output_that_is_read_no_further_is_no_mistake(tmp_path) -> None:
+    script = tmp_path / "many.py"
+    script.write_text(
+        "from srpo_jax.runtime.program import run_program\n"
+        "run_program(lambda _: [print(i) for i in range(100_000)] and None)\n"
+    )
+    done = subprocess.run(
+        f"{sys.executable} {script} | head -n 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "0\n"
+    assert done.stderr == "the output is read no further: ended\n"

@@ -36,6 +36,19 @@ def test_home_is_not_a_folder_called_tilde(monkeypatch, tmp_path):
     assert storage.place("a~/run") == Path("a~/run")
 
 
+def test_where_nothing_can_be_written_is_said_before_it_is_tried(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "new" / "deeper", tmp_path / "file"):
+        storage.check_writable(path, "--output")
+    for below in ("x", "x/y"):
+        with pytest.raises(UserError, match=rf"--output=.*/file/{below}: .*/file is no folder"):
+            storage.check_writable(tmp_path / "file" / below, "--output")
+    monkeypatch.setattr(storage.os, "access", lambda *_: False)  # who is root may write everywhere
+    for path in (tmp_path / "new", tmp_path / "file"):
+        with pytest.raises(UserError, match=f"nothing may be written in {tmp_path}: give"):
+            storage.check_writable(path, "--output")
+
+
 def test_small_files_appear_whole(directory):
     path = directory / "a" / "config.json"
     files.write_json(path, {"a": 1})
