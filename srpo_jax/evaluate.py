@@ -25,6 +25,7 @@ from srpo_jax import config as config_module
 from srpo_jax import judges
 from srpo_jax.config import Settings, command
 from srpo_jax.data import document_sets
+from srpo_jax.data.documents import subject
 from srpo_jax.evaluation import judging, store, writing
 from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
 from srpo_jax.evaluation.store import Chosen
@@ -151,6 +152,7 @@ def _documents(chosen: Chosen, template: str) -> Documents:
         prompts=tuple(document.text for document in chosen.documents),
         golds=tuple(document.gold for document in chosen.documents),
         template=chosen.set.template or template,
+        about=tuple(subject(one.id, one.text, one.about) for one in chosen.documents),
     )
 
 
