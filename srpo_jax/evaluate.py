@@ -3,6 +3,7 @@
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR [--stage=write|judge|report]
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR --dry_run
     python -m srpo_jax.evaluate --compare A/report B/report [--workdir=comparison]
+    python -m srpo_jax.evaluate --join A/report B/report [--workdir=joined]
     python -m srpo_jax.evaluate --pool A/report B/report [--workdir=pooled]
 
 DIR is the workdir of a training run, whose model and the one it started from are evaluated, or any folder
@@ -10,8 +11,9 @@ where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ 
 written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
 and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
 command goes on where an interrupted one stopped, on any number of hosts. --dry_run says what the judges
-would cost of what is written; --compare puts several reports on the same documents into one, --pool those
-of the same models on other documents each: parts of a set, or seeds.
+would cost of what is written; --compare puts several reports on the same documents into one, --join those
+of the same models on sets of their own, --pool those of the same models on other documents of the same
+sets: parts, or seeds.
 """
 
 import dataclasses
@@ -121,6 +123,12 @@ def compare(folders: list[str], workdir: Path | None) -> None:
     _show(reports.compare(folders, title=f"Win rates: {workdir.name}"), workdir)
 
 
+def join(folders: list[str], workdir: Path | None) -> None:
+    """One report of the sets in `folders`, in workdir/report (default: joined/report)."""
+    workdir = workdir or Path("joined")
+    _show(reports.compare(folders, title=f"Win rates: {workdir.name}", joined=True), workdir)
+
+
 def pool(folders: list[str], workdir: Path | None) -> None:
     """One report of the parts in `folders`, in workdir/report (default: pooled/report)."""
     workdir = workdir or Path("pooled")
@@ -218,6 +226,7 @@ if __name__ == "__main__":
         switches={"dry_run": "only say what the judges would cost of what is written"},
         instead={
             "compare": ("folders of reports to put into one, in WORKDIR/report", compare),
+            "join": ("folders of reports on other sets each, of the same models", join),
             "pool": ("folders of reports on other documents each, to put into one", pool),
         },
     )
