@@ -41,7 +41,7 @@ from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.table import print_table
 from srpo_jax.revision.samples import Written
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import distributed, locks
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import keep_compiled
@@ -71,7 +71,9 @@ def evaluate(
     judges.require_apart(settings.judge, who.models)
     if "write" in stages:
         check_templates(settings, who.models)
-        writing.write(settings, workdir, who)
+        taken = f"{workdir}: another process writes samples there"
+        with locks.alone(workdir / "samples.lock", taken, "another --workdir"):
+            writing.write(settings, workdir, who)
     made: list[Report] = []
 
     def judge_and_report() -> None:

@@ -45,8 +45,8 @@ def compare(a: npt.ArrayLike, b: npt.ArrayLike, groups: Groups | None = None) ->
     """Compares `a` with `b`, probabilities [N] on the same documents in the same order.
 
     groups: as for `winrate.win_rate`. NaN is a missing verdict. The interval is `winrate.difference`'s,
-    the score interval of paired differences. It covers (`tests/reporting/test_comparison.py`), also where most differences are 0
-    because a revision left the text as it was.
+    the score interval of paired differences. It covers (`tests/reporting/test_comparison.py`), also where
+    most differences are 0 because a revision left the text as it was.
 
     Raises:
         UserError: empty, not one-dimensional, a value outside [0, 1], or lengths that differ.
