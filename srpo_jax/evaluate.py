@@ -3,6 +3,7 @@
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR [--stage=write|judge|report]
     python -m srpo_jax.evaluate --config=configs/NAME.py --workdir=DIR --dry_run
     python -m srpo_jax.evaluate --compare A/report B/report [--workdir=comparison]
+    python -m srpo_jax.evaluate --join A/report B/report [--workdir=joined]
     python -m srpo_jax.evaluate --pool A/report B/report [--workdir=pooled]
 
 DIR is the workdir of a training run, whose model and the one it started from are evaluated, or any folder
@@ -10,8 +11,9 @@ where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ 
 written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
 and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
 command goes on where an interrupted one stopped, on any number of hosts. --dry_run says what the judges
-would cost of what is written; --compare puts several reports on the same documents into one, --pool those
-of the same models on other documents each: parts of a set, or seeds.
+would cost of what is written; --compare puts several reports on the same documents into one, --join those
+of the same models on sets of their own, --pool those of the same models on other documents of the same
+sets: parts, or seeds.
 """
 
 import dataclasses
@@ -26,6 +28,7 @@ from srpo_jax import judges
 from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import is_online
 from srpo_jax.data import document_sets
+from srpo_jax.data.documents import subject
 from srpo_jax.evaluation import judging, store, writing
 from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
 from srpo_jax.evaluation.store import Chosen
@@ -39,7 +42,7 @@ from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.table import print_table
 from srpo_jax.revision.samples import Written
-from srpo_jax.runtime import distributed
+from srpo_jax.runtime import distributed, locks
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import keep_compiled
@@ -71,7 +74,9 @@ def evaluate(
         distributed.from_main(lambda: judges.check(settings.judge))
     if "write" in stages:
         check_templates(settings, who.models)
-        writing.write(settings, workdir, who)
+        taken = f"{workdir}: another process writes samples there"
+        with locks.alone(workdir / "samples.lock", taken, "another --workdir"):
+            writing.write(settings, workdir, who)
     made: list[Report] = []
 
     def judge_and_report() -> None:
@@ -123,6 +128,12 @@ def compare(folders: list[str], workdir: Path | None) -> None:
     _show(reports.compare(folders, title=f"Win rates: {workdir.name}"), workdir)
 
 
+def join(folders: list[str], workdir: Path | None) -> None:
+    """One report of the sets in `folders`, in workdir/report (default: joined/report)."""
+    workdir = workdir or Path("joined")
+    _show(reports.compare(folders, title=f"Win rates: {workdir.name}", joined=True), workdir)
+
+
 def pool(folders: list[str], workdir: Path | None) -> None:
     """One report of the parts in `folders`, in workdir/report (default: pooled/report)."""
     workdir = workdir or Path("pooled")
@@ -154,6 +165,7 @@ def _documents(chosen: Chosen, template: str) -> Documents:
         prompts=tuple(document.text for document in chosen.documents),
         golds=tuple(document.gold for document in chosen.documents),
         template=chosen.set.template or template,
+        about=tuple(subject(one.id, one.text, one.about) for one in chosen.documents),
     )
 
 
@@ -225,6 +237,7 @@ if __name__ == "__main__":
         switches={"dry_run": "only say what the judges would cost of what is written"},
         instead={
             "compare": ("folders of reports to put into one, in WORKDIR/report", compare),
+            "join": ("folders of reports on other sets each, of the same models", join),
             "pool": ("folders of reports on other documents each, to put into one", pool),
         },
     )

@@ -28,7 +28,7 @@ from srpo_jax.pairing import comparing, drawing
 from srpo_jax.pairing.drawing import Drawn
 from srpo_jax.prompts import Prompt, Renderer
 from srpo_jax.prompts.selection import select
-from srpo_jax.runtime import distributed, files, storage
+from srpo_jax.runtime import distributed, files, locks, storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import keep_compiled
@@ -43,14 +43,28 @@ JUDGE = (
 def make_pairs(settings: Settings, workdir: Path, output: Path) -> None:
     """Writes `output`, JSON lines of {prompt, chosen, rejected, label_prob}; does nothing if it is there.
 
-    Raises UserError for settings at fault, for an `output` that other settings have made, and when no pair
-    is left.
+    Raises UserError for settings at fault, for an `output` that other settings have made or another process
+    makes, and when no pair is left.
     """
     weights = digest_of_weights(settings, workdir)
-    if distributed.from_main(lambda: is_made(settings, output, weights)):
-        distributed.from_main(lambda: say_made(settings, output))
+    if _made(settings, output, weights):
         return
     check(settings)
+    taken = f"{output}: another process makes these pairs"
+    with locks.alone(output.with_name(output.name + ".lock"), taken, "another --output"):
+        if not _made(settings, output, weights):  # by the process that was waited for
+            _make(settings, workdir, output, weights)
+
+
+def _made(settings: Settings, output: Path, weights: str) -> bool:
+    """`is_made`, and says so. Called by all processes."""
+    made = distributed.from_main(lambda: is_made(settings, output, weights))
+    if made:
+        distributed.from_main(lambda: say_made(settings, output))
+    return made
+
+
+def _make(settings: Settings, workdir: Path, output: Path, weights: str) -> None:
     tokenizer = loading.load_tokenizer(settings.model.source)
     renderer = Renderer(settings.data.template, tokenizer, settings.data.arguments)
     chosen, prompts = select_documents(settings, renderer)

@@ -14,6 +14,7 @@ from srpo_jax.models.source import Source
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.training import batch_sizes, extending
+from srpo_jax.training.best import is_highest
 from srpo_jax.training.reference import weights_digest
 from srpo_jax.training.settings import TrainSettings
 
@@ -124,6 +125,7 @@ def saved(train: TrainSettings, workdir: Path) -> Iterator[Checkpoints]:
             verify=train.verify_checkpoints,
             keep_every=train.keep_every,
             keep_best=train.keep_best,
+            highest=train.keep_best > 0 and is_highest(train.keep_best_by),
         ) as opened,
     ):
         yield opened

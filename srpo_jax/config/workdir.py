@@ -2,57 +2,28 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings
-from srpo_jax.runtime import distributed, files, storage
+from srpo_jax.runtime import files, locks
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 
 LOCK = "lock"
-# Seconds that a start waits for the one before it: that may be saving still, and a file server keeps the
-# locks of a machine that is lost for a minute and a half.
-PATIENCE = 180.0
 
 
 @contextlib.contextmanager
 def alone(workdir: Path) -> Iterator[None]:
     """No other start trains in this folder until the block ends: each would undo what the other writes.
 
-    Called by all processes. Raises UserError where another does so, and goes on. A store, and a file system
-    without locks, are not watched.
+    Called by all processes. Raises UserError where another does so, and goes on; see `locks.alone`.
     """
-    with contextlib.ExitStack() as stack:
-        distributed.from_main(lambda: _lock(workdir, stack))
+    taken = f"{workdir}: another process trains there"
+    with locks.alone(workdir / LOCK, taken, "another --workdir"):
         yield
-
-
-def _lock(workdir: Path, stack: contextlib.ExitStack) -> None:
-    if storage.is_remote(workdir):
-        return
-    # A lock of the process, which its children do not have: they may outlive it.
-    file = stack.enter_context((workdir / LOCK).open("ab"))
-    began, waits = time.monotonic(), False
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except (BlockingIOError, PermissionError) as error:
-            if time.monotonic() - began >= PATIENCE:
-                raise UserError(
-                    f"{workdir}: another process trains there: let it end, or use another --workdir"
-                ) from error
-        except OSError:  # a file system without locks
-            return
-        if not waits:
-            status(f"{workdir}: another process trains there; waiting for it to end")
-        waits = True
-        time.sleep(0.5)
 
 
 def kept(workdir: Path) -> Settings | None:

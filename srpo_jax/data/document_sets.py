@@ -30,7 +30,7 @@ _SUFFIXES = re.compile(r"(\.(jsonl|json|gz|parquet|array_record))+$")
 
 
 def _documents(record: Record) -> Document:
-    """prompt or messages, gold?, id?.
+    """prompt or messages, gold?, id?; of every format also about?, see `_about`.
 
     prompt: a text or a list of {"role", "content"}. gold: a text, or a conversation whose last words are
     the assistant's. messages: a conversation; if the assistant ends it, that is the gold.
@@ -275,7 +275,8 @@ def _located(
 def _read_record(record: Any, chosen: DocumentSet, names: Mapping[str, str]) -> Document:
     if not isinstance(record, Mapping):
         raise Malformed(f"a document is a JSON object, not {type(record).__name__}")
-    renamed = records.renamed(record, names, "fields")
+    others = {ours: theirs for ours, theirs in names.items() if ours != "about"}
+    renamed = records.renamed(record, others, "fields")
     if chosen.text:
         try:
             renamed["prompt"] = chosen.text.format_map(renamed)
@@ -284,7 +285,18 @@ def _read_record(record: Any, chosen: DocumentSet, names: Mapping[str, str]) -> 
                 f"the text {chosen.text!r} cannot be made of it ({error!r}): it has "
                 f"{records.known(record)}"
             ) from error
-    return FORMATS[chosen.format](renamed)
+    return dataclasses.replace(FORMATS[chosen.format](renamed), about=_about(record, names))
+
+
+def _about(record: Record, names: Mapping[str, str]) -> str:
+    """What the document is about, from a column that the prompt may be made of, too."""
+    column = names.get("about", "about")
+    if "about" in names and column not in record:
+        raise Malformed(f"there is no {column!r} (fields): it has {records.known(record)}")
+    named = record.get(column)
+    if isinstance(named, bool) or not isinstance(named, str | int | None):
+        raise Malformed(f"{column!r}, what it is about, is neither a text nor a whole number")
+    return "" if named is None else str(named)
 
 
 def _check(document: Document) -> None:
@@ -306,9 +318,10 @@ def _plain(prompt: str | tuple[Message, ...]) -> Any:
 
 def to_json(document: Document) -> dict[str, Any]:
     """What `from_json` reads."""
-    return {"id": document.id, "prompt": _plain(document.prompt), "gold": document.gold}
+    said = {"id": document.id, "prompt": _plain(document.prompt), "gold": document.gold}
+    return said | ({"about": document.about} if document.about else {})
 
 
 def from_json(record: Mapping[str, Any]) -> Document:
     """A document as `to_json` wrote it."""
-    return _documents(record)
+    return dataclasses.replace(_documents(record), about=_about(record, {}))

@@ -33,13 +33,15 @@ _log = logging.getLogger(__name__)
 class Document:
     """`prompt` is x, a text or a conversation that waits for the assistant; `gold` what a person answered.
 
-    gold: None where there is none. split: "" where the source has no splits.
+    gold: None where there is none. split: "" where the source has no splits. about: what the prompt is
+    about, where its record names that and several prompts are about one thing.
     """
 
     id: str
     prompt: str | tuple[Message, ...]
     gold: str | None
     split: str = ""
+    about: str = ""
 
     @property
     def text(self) -> str:
@@ -53,6 +55,17 @@ class Summarized(Document):
 
     prompt: str
     gold: str
+
+
+def subject(identifier: str, text: str = "", about: str = "") -> str:
+    """A key of what a document is about: documents of one key are no independent evidence of anything.
+
+    The paper of a document of ACLSum; what the record names (`Document.about`); else the prompt's own text,
+    if it is known; else the id. Of texts the key is a hash.
+    """
+    if paper := _PAPER.fullmatch(identifier):
+        return paper.group(1)
+    return _hash(about or text)[:16] if about or text else identifier
 
 
 def as_text(prompt: str | Sequence[Message]) -> str:
@@ -157,6 +170,7 @@ _SOURCES: dict[str, tuple[str, Callable[[Path], Iterable[Summarized]]]] = {
     "aclsum": ("aclsum", _read_aclsum),
 }
 
+_PAPER = re.compile(rf"(aclsum/.+)/(?:{'|'.join(ASPECTS)})")
 _HOLE = re.compile(r"\S {2,}\S| [.,;:!?](?!\w)|\(\s*[,;)]")
 _END = re.compile(r"[.!?][\"'”’)\]]*$")
 _YEARS = re.compile(r" \((?=[^()]*\d)[^()]*\)$")

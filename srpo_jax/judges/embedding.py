@@ -90,7 +90,9 @@ class EmbeddingJudge:
         self._weights = np.array([chosen[name] for name in FEATURES], np.float64)
         self.embedder = Embedder()
         self._known: dict[tuple[int, str, str], np.ndarray] = {}
-        version = hashlib.sha256(json.dumps([FEATURES, self._weights.tolist()]).encode())
+        version = hashlib.sha256(
+            json.dumps([FEATURES, self._weights.tolist(), *features.CHANGES]).encode()
+        )
         self.description = (
             "a local proxy, not validated by people: MiniLM similarity to the document, with terms for "
             "copying, grounding, fluency, negation, numbers, repetition and length; it does not see "

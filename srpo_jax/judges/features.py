@@ -36,6 +36,10 @@ NAMES = (
     "too long",
 )
 
+# A line for each change of what is measured (here, by MiniLM or by the folds) since the weights were
+# fitted: it makes another version of the judge, whose verdicts are not mixed with those of the earlier one.
+CHANGES: tuple[str, ...] = ()
+
 _FOCUS = re.compile(r"\n\nFocus: .*\Z")
 _WORD = re.compile(r"\w+(?:['’.\-–]\w+)*")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“(])")

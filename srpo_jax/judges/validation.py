@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from srpo_jax.data.documents import Summarized
+from srpo_jax.data.documents import Summarized, subject
 from srpo_jax.judges.features import text_of
 from srpo_jax.judges.judge import (
     Estimate,
@@ -20,6 +20,7 @@ from srpo_jax.judges.judge import (
     total,
 )
 from srpo_jax.judges.tricks import TRICKS, Damage
+from srpo_jax.reporting.groups import numbered
 from srpo_jax.reporting.winrate import win_rate
 
 BEST_TRICK = "the best of the tricks"
@@ -157,5 +158,6 @@ def cost(judge: Judge, documents: Sequence[Summarized]) -> Estimate:
 
 
 def _check(damage: str, documents: str, preferred: Mapping[str, float], held_out: bool) -> Check:
-    interval = win_rate(np.array(list(preferred.values())))
+    groups = numbered([subject(identifier) for identifier in preferred])
+    interval = win_rate(np.array(list(preferred.values())), groups)
     return Check(damage, documents, *interval, len(preferred), held_out)

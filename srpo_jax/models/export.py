@@ -24,7 +24,7 @@ from srpo_jax.models import families, huggingface, tensor_digests, weights
 from srpo_jax.models.architecture import DecoderConfig
 from srpo_jax.models.huggingface import INDEX, SINGLE, Tensor
 from srpo_jax.models.weights import Adapted, Parameters
-from srpo_jax.runtime import storage
+from srpo_jax.runtime import locks, storage
 from srpo_jax.runtime.errors import UserError
 
 FILE_BYTES = 2 * 10**9  # of a file of tensors at most, unless one tensor is larger
@@ -230,6 +230,7 @@ def _own(descriptor: int, part: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks
+        locks.say_unwatched(part.parent)
         return True
     # Before it was locked, the other may have given it its final name.
     return part.is_dir() and os.path.samestat(os.fstat(descriptor), os.stat(part))

@@ -27,6 +27,7 @@ from srpo_jax.reporting.data import (
     Style,
 )
 from srpo_jax.reporting.evidence import START, Evidence, Texts
+from srpo_jax.reporting.groups import Groups
 from srpo_jax.reporting.interval import resample_spread
 from srpo_jax.reporting.length_control import length_controlled
 from srpo_jax.reporting.verdicts import NO_GOLD, Key, VerdictTable
@@ -47,19 +48,23 @@ def assemble(evidence: Evidence, rules: Rules | None = None) -> Report:
         positions=_positions(evidence),
         concords=_concords(evidence),
         absences=_absences(evidence),
-        notes=_notes(rules),
+        notes=_notes(rules, any(each.groups is not None for each in evidence.sets)),
     )
 
 
-def _notes(rules: Rules) -> dict[str, str]:
+def _notes(rules: Rules, shared: bool) -> dict[str, str]:
+    """shared: some documents are about one text."""
     ties = rules.missing_as_ties
+    together = " (those about one text drawn together)" if shared else ""
+    mean = " (those about one text on their mean)" if shared else ""
     return {
-        "interval": "95 % score interval over documents",
+        "interval": f"95 % score interval over documents{together}",
         "controlled": "length-controlled: the win rate at equal length of both completions, by "
         "AlpacaEval 2's regression on words",
-        "spread": f"standard deviation of the win rate over {rules.resamples} bootstrap resamples",
-        "test": "exact sign test on paired documents, with Holm's correction over all differences "
-        "under the same judge and opponent",
+        "spread": "standard deviation of the win rate over "
+        f"{rules.resamples} bootstrap resamples{together}",
+        "test": f"exact sign test on paired documents{mean}, with Holm's correction over all "
+        "differences under the same judge and opponent",
         "missing": "missing verdicts count as ties" if ties else "missing verdicts are left out",
     }
 
@@ -90,10 +95,12 @@ def _curves(evidence: Evidence, tables: Sequence[VerdictTable], rules: Rules) ->
         Curve(
             table.key,
             tuple(
-                _cell(table, k, controlled.get((table.key, k)), rules) for k in range(table.count)
+                _cell(table, k, controlled.get((table.key, k)), rules, groups)
+                for k in range(table.count)
             ),
         )
         for table in tables
+        for groups in [evidence.set(table.key.documents).groups]
     )
 
 
@@ -120,7 +127,10 @@ def _length_controlled(
                 float(measures.words(a) - measures.words(b or ""))
                 for a, b in zip(own, other, strict=True)
             ]
-    found = length_controlled(verdicts, lengths)
+    if not verdicts:
+        return {}
+    groups = evidence.set(tables[0].key.documents).groups
+    found = length_controlled(verdicts, lengths, groups)
     return {
         table.key: Interval(value.rate, value.low, value.high)
         for table in tables
@@ -128,12 +138,14 @@ def _length_controlled(
     }
 
 
-def _cell(table: VerdictTable, k: int, controlled: Interval | None, rules: Rules) -> Cell:
+def _cell(
+    table: VerdictTable, k: int, controlled: Interval | None, rules: Rules, groups: Groups | None
+) -> Cell:
     """Wins, ties and losses are those said; with missing ones as ties the rate has them too."""
     said = winrate.rate(table.probabilities[:, k])
     values = table.filled(rules.missing_as_ties)[:, k]
-    rate = winrate.rate(values)
-    spread = resample_spread(values, rules.resamples, rules.seed).spread
+    rate = winrate.rate(values, groups)
+    spread = resample_spread(values, rules.resamples, rules.seed, groups).spread
     return Cell(
         count=rate.n,
         wins=said.wins,
@@ -161,7 +173,9 @@ def _differences(
             pairs += [(a, k, b, k) for k in range(min(a.count, b.count))]
     compared = {
         (a.key, k, b.key, j): comparison.compare(
-            a.filled(rules.missing_as_ties)[:, k], b.filled(rules.missing_as_ties)[:, j]
+            a.filled(rules.missing_as_ties)[:, k],
+            b.filled(rules.missing_as_ties)[:, j],
+            evidence.set(a.key.documents).groups,
         )
         for a, k, b, j in pairs
     }

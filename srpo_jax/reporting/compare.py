@@ -42,19 +42,24 @@ def read(place: str | Path) -> Report:
         raise UserError(f"{path}: {error}") from error
 
 
-def compare(folders: Sequence[str | Path], *, title: str) -> Report:
+def compare(folders: Sequence[str | Path], *, title: str, joined: bool = False) -> Report:
     """One report of all models of the reports in `folders`, see `read`.
 
     A set of documents that several have must have the same documents; models written alike in several
     (the start policy) are shown once, models of one name that wrote different texts are told apart by
-    their folder. Raises UserError for fewer than two folders and for documents, their roles, judges or
-    rules that differ.
+    their folder. joined: of models of one name that have no set in common it is said that they are one.
+    Raises UserError for fewer than two folders, for documents, their roles, judges or rules that differ,
+    and, unless joined, for models of one name of which no set shows whether they are one.
     """
+    flag = "--join" if joined else "--compare"
     if len(folders) < 2:
-        raise UserError("--compare needs at least two folders of reports")
+        raise UserError(f"{flag} needs at least two folders of reports")
     names = short_names(folders)
     found = [read(folder) for folder in folders]
     reports = [each.evidence for each in found]
+    if not joined:
+        for model in dict.fromkeys(model for each in reports for model in each.models):
+            _require_shown(model, reports, names)
     sets = _sets(reports, names)
     texts: dict[tuple[str, str], Texts] = {}
     tables: dict[object, VerdictTable] = {}
@@ -71,7 +76,7 @@ def compare(folders: Sequence[str | Path], *, title: str) -> Report:
         tables=tuple(tables.values()),
         judges=common_judges(reports, names),
         facts=common_facts(reports, names),
-        command=f"python -m srpo_jax.evaluate --compare {' '.join(map(str, folders))}",
+        command=f"python -m srpo_jax.evaluate {flag} {' '.join(map(str, folders))}",
     )
     return assemble(evidence, common_rules([each.rules for each in found], names))
 
@@ -202,6 +207,26 @@ def _told_apart(
             for each in evidence.tables
         ),
     )
+
+
+def _require_shown(model: str, reports: Sequence[Evidence], names: Sequence[str]) -> None:
+    """UserError for a model of several reports that no chain of sets links, on which texts could differ."""
+    written = {
+        name: {each.documents for each in report.texts if each.model == model}
+        for report, name in zip(reports, names, strict=True)
+        if model in report.models
+    }
+    first, *others = written
+    linked = written[first]
+    while nearer := [name for name in others if written[name] & linked]:
+        others = [name for name in others if name not in nearer]
+        linked = linked.union(*(written[name] for name in nearer))
+    if others:
+        raise UserError(
+            f"{model!r} of {first} and of {others[0]} may be two models: they have no set of documents in "
+            "common that would show it; give one another name (config.evaluate.models), or, if they are "
+            "one, put the reports together with --join"
+        )
 
 
 def _same(model: str, a: Evidence, b: Evidence) -> bool:

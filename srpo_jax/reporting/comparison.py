@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from srpo_jax.reporting.groups import Groups, among
 from srpo_jax.reporting.winrate import checked, counts, difference, require_pairs
 
 Key = TypeVar("Key", bound=Hashable)
@@ -20,8 +21,9 @@ Key = TypeVar("Key", bound=Hashable)
 class Comparison:
     """Win rate of a less that of b on the same documents, as fractions in [-1, 1].
 
-    A win is a document on which a has the higher probability. `p_value` is the two-sided exact sign
-    test's, which asks of wins and losses only; ties are dropped there. `p_holm` is the p-value
+    A win is a document on which a has the higher probability; of documents about one text, their mean
+    counts, once. `p_value` is the two-sided exact sign test's, which asks of wins and losses only; ties are
+    dropped there. `p_holm` is the p-value
     corrected for all comparisons of its table (`holm`); of one alone it is `p_value`. On `missing`
     documents one of the verdicts is missing; they are left out, of `n` as of every number. With
     n = 0 the difference is NaN, the interval [-1, 1] and the p-values 1.
@@ -39,12 +41,12 @@ class Comparison:
     missing: int
 
 
-def compare(a: npt.ArrayLike, b: npt.ArrayLike) -> Comparison:
+def compare(a: npt.ArrayLike, b: npt.ArrayLike, groups: Groups | None = None) -> Comparison:
     """Compares `a` with `b`, probabilities [N] on the same documents in the same order.
 
-    NaN is a missing verdict. The interval is `winrate.difference`'s, the score interval of paired
-    differences. It covers (`tests/reporting/test_comparison.py`), also where most differences are 0
-    because a revision left the text as it was.
+    groups: as for `winrate.win_rate`. NaN is a missing verdict. The interval is `winrate.difference`'s,
+    the score interval of paired differences. It covers (`tests/reporting/test_comparison.py`), also where
+    most differences are 0 because a revision left the text as it was.
 
     Raises:
         UserError: empty, not one-dimensional, a value outside [0, 1], or lengths that differ.
@@ -52,9 +54,10 @@ def compare(a: npt.ArrayLike, b: npt.ArrayLike) -> Comparison:
     first, second = checked(a, "a", missing=True), checked(b, "b", missing=True)
     require_pairs(first, second)
     known = ~(np.isnan(first) | np.isnan(second))
-    first, second = first[known], second[known]
-    wins, ties, losses = counts(first - second)
-    mean, low, high = difference(first, second) if len(first) else (float("nan"), -1.0, 1.0)
+    first, second, groups = first[known], second[known], among(groups, known)
+    wins, ties, losses = counts(first - second, groups)
+    none = float("nan"), -1.0, 1.0
+    mean, low, high = difference(first, second, groups) if len(first) else none
     p_value = sign_test(wins, losses)
     missing = len(known) - len(first)
     return Comparison(mean, low, high, wins, ties, losses, p_value, p_value, len(first), missing)

@@ -71,7 +71,7 @@ class Difference:
 
     p: of the sign test on the same pairs; adjusted: after Holm's correction over the report's
     differences under the same judge and opponent. wins, losses: documents on which `model` does better, and
-    worse; 0 in a report made before they were kept.
+    worse, those about one text as one; 0 in a report made before they were kept.
     """
 
     documents: str

@@ -6,11 +6,14 @@ derived from something else here.
 
 from __future__ import annotations
 
+import functools
 import json
 import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
+from srpo_jax.data.documents import subject
+from srpo_jax.reporting.groups import Groups, numbered
 from srpo_jax.reporting.verdicts import GOLD, OWN, Key, VerdictTable
 
 START = "start"  # the name of the policy that training began from
@@ -22,7 +25,9 @@ Role = Literal["in distribution", "out of distribution"]
 class Documents:
     """A set of documents, in one order everywhere. `template` is how prompts were put.
 
-    Raises ValueError where ids repeat or the tuples differ in length.
+    about: a key of what each is about, see `data.documents.subject`; () in a report made before they were
+    kept, which are then told by ids and prompts. Raises ValueError where ids repeat or the tuples differ in
+    length.
     """
 
     name: str
@@ -31,14 +36,33 @@ class Documents:
     prompts: tuple[str, ...]
     golds: tuple[str | None, ...]
     template: str = ""
+    about: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.prompts) == len(self.golds) > 0:
             raise ValueError(f"{self.name!r} needs as many ids as prompts and golds, at least one")
+        if self.about and len(self.about) != len(self.ids):
+            raise ValueError(f"{self.name!r} needs a key of what it is about for each id, or none")
         if len(set(self.ids)) < len(self.ids):
             raise ValueError(f"{self.name!r} has the same document id twice")
         if self.role not in typing.get_args(Role):
             raise ValueError(f"role must be one of {typing.get_args(Role)}, got {self.role!r}")
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """`about`, or what is known of it."""
+        return self.about or tuple(map(subject, self.ids, self.prompts))
+
+    @functools.cached_property
+    def groups(self) -> Groups | None:
+        """The numbers of the `subjects` [D]; None where each document has its own."""
+        return numbered(self.subjects)
+
+    @property
+    def count(self) -> str:
+        """How many they are, and about how many texts where these are fewer."""
+        texts = "" if self.groups is None else f" about {len(set(self.subjects)):,} texts"
+        return f"{len(self.ids):,} documents{texts}"
 
 
 @dataclass(frozen=True)

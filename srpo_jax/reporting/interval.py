@@ -34,6 +34,16 @@ Bootstraps were measured beside it (n = 20, least over the same kinds of soft ve
 at p = .99 for s = .5, where bootstrap-t covers .93 with an interval .90 wide (this one: .17). What the
 score interval costs: for soft verdicts that lie close together it is wider than a bootstrap-t (n = 20,
 s = 10, p = .5: .16 against .14), as it allows for values near 0 or 1 that n documents did not show.
+
+Where documents share a text, n is how many independent ones they are worth (`groups.effective_size`), as
+surveys do it. Least coverage in % over p = .1, .3, .5, .9 (4,000 samples) if verdicts within a text are
+drawn apart, are correlated by .5 (of the normal variables behind them), and are the same; in brackets as if
+all were independent:
+
+    documents, texts         verdicts 0, 1                        soft, s = 2
+    58 about 39 (1 to 3)     95.5 (95.1)  94.3 (92.2)  92.4 (85.6)    95.3 (94.5)  94.1 (89.8)  95.1 (85.8)
+    120 about 40 (3 each)    95.3 (94.2)  94.1 (85.5)  93.7 (72.4)    95.5 (94.9)  94.5 (83.4)  94.9 (73.1)
+    30 about 10 (3 each)     95.4 (93.3)  92.8 (83.3)  91.3 (65.2)    95.8 (94.6)  93.9 (83.1)  96.4 (71.4)
 """
 
 from __future__ import annotations
@@ -44,29 +54,35 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from srpo_jax.reporting.groups import Floats, Groups, among, effective_size, sums
 from srpo_jax.runtime.errors import UserError
-
-Floats = npt.NDArray[np.float64]
 
 Z = NormalDist().inv_cdf(0.975)
 _HALVINGS = 50
 
 
-def score_interval(values: Floats) -> tuple[float, float]:
-    """(low, high) of the mean of `values` [N], numbers in [0, 1]; (0, 1) if there are none."""
+def score_interval(values: Floats, groups: Groups | None = None) -> tuple[float, float]:
+    """(low, high) of the mean of `values` [N], numbers in [0, 1]; (0, 1) if there are none.
+
+    groups: of values that are not independent, [N]; see `groups.effective_size`.
+    """
     if values.size == 0:
         return 0.0, 1.0
-    low, high = score_intervals(values[None])
+    low, high = score_intervals(values[None], effective_size(values, groups))
     return float(low[0]), float(high[0])
 
 
-def score_intervals(values: Floats) -> tuple[Floats, Floats]:
-    """`score_interval` of each row of `values` [R, N], N >= 1: the lows [R] and the highs [R]."""
-    return 1.0 - _upper_ends(1.0 - values), _upper_ends(values)
+def score_intervals(values: Floats, size: float | None = None) -> tuple[Floats, Floats]:
+    """`score_interval` of each row of `values` [R, N], N >= 1: the lows [R] and the highs [R].
+
+    size: how many independent values a row is worth; None: N.
+    """
+    n = values.shape[1] if size is None else size
+    return 1.0 - _upper_ends(1.0 - values, n), _upper_ends(values, n)
 
 
-def _upper_ends(values: Floats) -> Floats:
-    """The greatest mean p that the score test does not reject, for each row of `values` [R, N].
+def _upper_ends(values: Floats, n: float) -> Floats:
+    """The greatest mean p that the score test of n values does not reject, for each row of `values` [R, N].
 
     Given a mean p > m, the likeliest weights are w_i = 1 / (n (1 + k (x_i - p))) for a multiplier
     k < 0 (Owen's empirical likelihood). Their mean is p, from which follows k v(p) = m - p, and the
@@ -75,7 +91,7 @@ def _upper_ends(values: Floats) -> Floats:
     to -1: halving finds t. At t = -1 the end 1 begins to have a weight of its own; from there on
     k = -1 / (1 - p), and the equation is solved by p = (n m + z^2) / (n + z^2).
     """
-    n, mean, rest = values.shape[1], values.mean(axis=1), 1.0 - values
+    mean, rest = values.mean(axis=1), 1.0 - values
     # u = 1 + t in (0, 1]; 1 + t x = rest + u x is exact where x is close to 1.
     rejected, kept = np.zeros(len(values)), np.ones(len(values))
     for _ in range(_HALVINGS):
@@ -106,10 +122,13 @@ class Spread:
     missing: int
 
 
-def resample_spread(values: npt.ArrayLike, resamples: int = 20, seed: int = 0) -> Spread:
+def resample_spread(
+    values: npt.ArrayLike, resamples: int = 20, seed: int = 0, groups: Groups | None = None
+) -> Spread:
     """The mean and spread of `values` [N] over resamples with replacement; NaN is left out.
 
-    The same arguments give the same numbers. Without a value both numbers are NaN.
+    groups: [N], of values that are drawn together. The same arguments give the same numbers. Without a
+    value both numbers are NaN.
 
     Raises:
         UserError: `resamples` is below 2.
@@ -117,14 +136,15 @@ def resample_spread(values: npt.ArrayLike, resamples: int = 20, seed: int = 0) -
     if resamples < 2:
         raise UserError(f"resamples is {resamples}: a spread needs at least 2")
     row = np.asarray(values, dtype=np.float64)
-    known = row[~np.isnan(row)]
+    there = ~np.isnan(row)
+    known, groups = row[there], among(groups, there)
     missing = len(row) - len(known)
     if not len(known):
         return Spread(float("nan"), float("nan"), resamples, 0, missing)
     generator = np.random.default_rng(seed)
     # One resample at a time: a million documents fit.
-    means = [
-        known[generator.integers(len(known), size=len(known))].mean() for _ in range(resamples)
-    ]
+    parts, sizes = sums(known, groups), sums(np.ones(len(known)), groups)
+    draws = (generator.integers(len(parts), size=len(parts)) for _ in range(resamples))
+    means = [parts[drawn].sum() / sizes[drawn].sum() for drawn in draws]
     mean, spread = float(np.mean(means)), float(np.std(means, ddof=1))
     return Spread(mean, spread, resamples, len(known), missing)

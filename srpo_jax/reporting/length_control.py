@@ -34,7 +34,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from srpo_jax.reporting.interval import Floats, Z
+from srpo_jax.reporting.groups import Floats, Groups, among, effective_size, sums
+from srpo_jax.reporting.interval import Z
 from srpo_jax.reporting.winrate import checked
 from srpo_jax.runtime.errors import UserError
 
@@ -74,13 +75,15 @@ class _Method:
 
 
 def length_controlled(
-    probabilities: Mapping[str, npt.ArrayLike], length_differences: Mapping[str, npt.ArrayLike]
+    probabilities: Mapping[str, npt.ArrayLike],
+    length_differences: Mapping[str, npt.ArrayLike],
+    groups: Groups | None = None,
 ) -> dict[str, LengthControlled]:
     """The length-controlled win rate of each method against one common opponent.
 
     `probabilities[method]` [D] are those of beating the opponent, NaN where the verdict is missing;
     `length_differences[method]` [D] the completion's length less the opponent's, in any one unit. All
-    methods have the same D documents in the same order.
+    methods have the same D documents in the same order; groups [D]: as for `winrate.win_rate`.
 
     Raises:
         UserError: a method without lengths, a value outside [0, 1], numbers of documents that
@@ -95,7 +98,9 @@ def length_controlled(
         raise UserError(f"the methods must share their documents, got {sizes}")
     return {
         name: _controlled(
-            method, _difficulty([other for key, other in methods.items() if key != name])
+            method,
+            _difficulty([other for key, other in methods.items() if key != name]),
+            groups,
         )
         for name, method in methods.items()
     }
@@ -137,7 +142,9 @@ def _difficulty(methods: list[_Method]) -> Floats | float:
     return difficulty
 
 
-def _controlled(method: _Method, difficulty: Floats | float) -> LengthControlled:
+def _controlled(
+    method: _Method, difficulty: Floats | float, groups: Groups | None
+) -> LengthControlled:
     known = method.known
     n, missing = int(known.sum()), int((~known).sum())
     if not n:
@@ -148,17 +155,21 @@ def _controlled(method: _Method, difficulty: Floats | float) -> LengthControlled
     weights, _ = _fit(features, targets)
     equal = features * np.array([1.0, 0.0, 1.0])  # at equal length
     rate = float(_logistic(equal @ weights).mean())
-    low, high = _interval(rate, _variance(features, equal, targets, weights), n)
+    texts = among(groups, known)
+    variance = _variance(features, equal, targets, weights, texts)
+    low, high = _interval(rate, variance, effective_size(np.full(n, rate), texts))
     return LengthControlled(rate, low, high, float(weights[1]), float(weights[2]), n, missing)
 
 
-def _variance(features: Floats, equal: Floats, targets: Floats, weights: Floats) -> float:
+def _variance(
+    features: Floats, equal: Floats, targets: Floats, weights: Floats, groups: Groups | None
+) -> float:
     """The variance of the estimate, in first order and without a model of the verdicts' noise.
 
     A document enters LC twice: as one over which the mean is taken, and through the weights (the
     regression's sandwich), so it holds for soft verdicts and where the model is not true. The ridge
     counts as a prior, whose variance remains where the verdicts say nothing: without that, length
-    and quality that cannot be told apart would look well known.
+    and quality that cannot be told apart would look well known. Documents of one group enter as one.
     """
     n = len(targets)
     fitted, controlled = _logistic(features @ weights), _logistic(equal @ weights)
@@ -166,10 +177,12 @@ def _variance(features: Floats, equal: Floats, targets: Floats, weights: Floats)
     gradient = equal.T @ (controlled * (1 - controlled)) / n
     pull = np.linalg.solve(curvature, gradient)
     influence = (controlled - controlled.mean()) / n + (features @ pull) * (targets - fitted)
-    return float((influence**2).sum() * n / max(1, n - 3) + _RIDGE * (pull**2).sum())
+    entering = sums(influence, groups)
+    count = len(entering)
+    return float((entering**2).sum() * count / max(1, count - 3) + _RIDGE * (pull**2).sum())
 
 
-def _interval(rate: float, variance: float, n: int) -> tuple[float, float]:
+def _interval(rate: float, variance: float, n: float) -> tuple[float, float]:
     """(low, high): normal in log-odds, never narrower than the score interval of equal values.
 
     That floor is what n documents leave open whatever they show (20 wins of 20 included).

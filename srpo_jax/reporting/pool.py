@@ -120,6 +120,7 @@ def _set(parts: Sequence[Evidence], names: Sequence[str], name: str) -> Document
         ids=tuple(owner),
         prompts=tuple(prompt for each in sets for prompt in each.prompts),
         golds=tuple(gold for each in sets for gold in each.golds),
+        about=tuple(key for each in sets for key in each.subjects),
         template=common_template(
             {whose: each.template for whose, each in zip(names, sets, strict=True)}
         ),

@@ -86,17 +86,18 @@ def _finding(report: Report, curve: Curve, documents: Documents, count: int) -> 
         f" after {'1 revision' if times == 1 else f'{times} revisions'}; unrevised {_rate(first)}"
     )
     gain = report.gain(curve)
-    return text + (f", a change of {_change(gain)}." if gain else ".")
+    return text + (f", a change of {_change(gain, documents)}." if gain else ".")
 
 
 def _rate(rate: Interval) -> str:
     return f"{percent(rate.mean)} % ({span(rate.low, rate.high)})"
 
 
-def _change(gain: Difference) -> str:
+def _change(gain: Difference, documents: Documents) -> str:
     told = "told from chance" if gain.significant else "not told from chance"
     if gain.contrary:
         most, fewest = max(gain.wins, gain.losses), min(gain.wins, gain.losses)
-        told += f": {most:,} documents against {fewest:,} changed the other way"
+        what = "documents" if documents.groups is None else "texts"
+        told += f": {most:,} {what} against {fewest:,} changed the other way"
     p = p_value(gain.adjusted)
     return f"{points(gain.mean)} points, {told} (p {p if p.startswith('<') else f'= {p}'} by Holm)"

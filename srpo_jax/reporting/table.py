@@ -61,7 +61,7 @@ def _view(report: Report, documents: Documents, view: tuple[str, str]) -> list[s
     label, ks = _labels(report), range(max(len(curve.cells) for curve in curves))
     header = ["model", "revisions", "win rate", "interval", "spread", "length-controlled"]
     blocks = [
-        f"**{_plain(documents.name)}** ({documents.role}, {len(documents.ids):,} documents), judged by "
+        f"**{_plain(documents.name)}** ({documents.role}, {documents.count}), judged by "
         f"**{_plain(view[0])}**: win rate against {_plain(opponent_phrase(view[1]))} in %, with the "
         f"{_plain(report.notes['interval'])}, by number of revisions",
         _table(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from rapidfuzz.distance import Levenshtein
 
 NGRAM = 3  # words
 
@@ -26,27 +27,7 @@ def unchanged(revisions: Sequence[str], k: int) -> bool:
 
 def edit_distance(a: str, b: str) -> float:
     """Words to insert, delete or replace between a and b, over the words of the longer; 0 for equals."""
-    before, after = a.split(), b.split()
-    longer = max(len(before), len(after), 1)
-    if before == after or not before or not after:
-        return 0.0 if before == after else 1.0
-    # Hyyrö's (2003) form of Myers's algorithm: bit i of a number is row i of the table of costs, whose
-    # columns are the words of b. Which rows cost one more (up) or one less (down) than the row above, as
-    # much as their diagonal (level), one more (right) or one less (left) than in the column before.
-    places: dict[str, int] = {}
-    for i, word in enumerate(before):
-        places[word] = places.get(word, 0) | 1 << i
-    rows = (1 << len(before)) - 1
-    last = 1 << (len(before) - 1)
-    up, down, cost = rows, 0, len(before)
-    for word in after:
-        same = places.get(word, 0)
-        level = (((same & up) + up) ^ up) | same | down
-        right, left = down | ~(level | up), level & up
-        cost += bool(right & last) - bool(left & last)
-        right, left = right << 1 | 1, left << 1
-        up, down = (left | ~(level | right)) & rows, right & level & rows
-    return cost / longer
+    return Levenshtein.normalized_distance(a.split(), b.split())
 
 
 def edited(revisions: Sequence[str], k: int) -> float:

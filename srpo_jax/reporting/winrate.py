@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from srpo_jax.reporting.interval import Floats, score_interval
+from srpo_jax.reporting.groups import Floats, Groups, among, sums
+from srpo_jax.reporting.interval import score_interval
 from srpo_jax.runtime.errors import UserError
 
 
@@ -33,26 +34,33 @@ class Rate:
     missing: int
 
 
-def win_rate(probabilities: npt.ArrayLike) -> tuple[float, float, float]:
+def win_rate(
+    probabilities: npt.ArrayLike, groups: Groups | None = None
+) -> tuple[float, float, float]:
     """The mean of `probabilities` [N], one a prompt, and its 95 % interval (low, high).
+
+    groups: [N], numbers of what prompts are about, where several are about one text.
 
     Raises:
         UserError: `probabilities` is empty, not one-dimensional, or has NaN or a value outside
             [0, 1].
     """
     values = checked(probabilities, "probabilities")
-    return (float(values.mean()), *score_interval(values))
+    return (float(values.mean()), *score_interval(values, groups))
 
 
-def rate(probabilities: npt.ArrayLike) -> Rate:
+def rate(probabilities: npt.ArrayLike, groups: Groups | None = None) -> Rate:
     """The win rate of `probabilities` [N], one a document, NaN where the verdict is missing.
+
+    groups: as for `win_rate`.
 
     Raises:
         UserError: `probabilities` is empty, not one-dimensional, or has a value outside [0, 1].
     """
     values = checked(probabilities, "probabilities", missing=True)
-    known = values[~np.isnan(values)]
-    low, high = score_interval(known)
+    there = ~np.isnan(values)
+    known = values[there]
+    low, high = score_interval(known, among(groups, there))
     wins, ties, losses = counts(known - 0.5)
     return Rate(
         mean=float(known.mean()) if len(known) else float("nan"),
@@ -66,23 +74,27 @@ def rate(probabilities: npt.ArrayLike) -> Rate:
     )
 
 
-def difference(a: npt.ArrayLike, b: npt.ArrayLike) -> tuple[float, float, float]:
+def difference(
+    a: npt.ArrayLike, b: npt.ArrayLike, groups: Groups | None = None
+) -> tuple[float, float, float]:
     """Mean of a - b and its 95 % interval; `a`, `b` [N] belong to the same prompts.
 
-    The interval is of the differences, one a prompt: what makes a prompt easy for both cancels. They
-    lie in [-1, 1], and the score interval is that of (a - b + 1) / 2, on their scale.
+    groups: as for `win_rate`. The interval is of the differences, one a prompt: what makes a prompt easy
+    for both cancels. They lie in [-1, 1], and the score interval is that of (a - b + 1) / 2, on their
+    scale.
 
     Raises:
         UserError: as `win_rate`, or the lengths differ.
     """
     first, second = checked(a, "a"), checked(b, "b")
     require_pairs(first, second)
-    low, high = score_interval((first - second + 1.0) / 2.0)
+    low, high = score_interval((first - second + 1.0) / 2.0, groups)
     return float((first - second).mean()), 2.0 * low - 1.0, 2.0 * high - 1.0
 
 
-def counts(margins: Floats) -> tuple[int, int, int]:
-    """How many of `margins` [N] are above, at and below 0: wins, ties, losses."""
+def counts(margins: Floats, groups: Groups | None = None) -> tuple[int, int, int]:
+    """How many of `margins` [N], or their sums by group, are above, at and below 0: wins, ties, losses."""
+    margins = sums(margins, groups)
     return int((margins > 0).sum()), int((margins == 0).sum()), int((margins < 0).sum())
 
 

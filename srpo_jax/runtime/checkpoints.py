@@ -38,7 +38,7 @@ class Checkpoints:
             machines.
         keep: how many of the newest to keep.
         keep_every: multiples of this many steps are kept too; 0: none.
-        keep_best: so many of those with the lowest `best` given to `save` are kept too.
+        keep_best: so many with the lowest `best` given to `save` are kept too; the highest if `highest`.
         every: `save` does something at multiples of this many steps (and when forced).
         read_only: nothing is written, and what another program is writing there is left alone.
         verify: what is read is compared with the digests that were saved with it.
@@ -60,6 +60,7 @@ class Checkpoints:
         in_flight: int | None = None,
         keep_every: int = 0,
         keep_best: int = 0,
+        highest: bool = False,
         known: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> None:
         context = ocp.Context()
@@ -74,7 +75,7 @@ class Checkpoints:
             raise UserError(f"{directory}: there is no such folder, so no checkpoint to read")
         self._read_only, self._every, self._verify = read_only, every, verify
         self._known = dict(known or {})
-        kept = _kept(keep, keep_every, keep_best)
+        kept = _kept(keep, keep_every, keep_best, highest)
         if str(self.directory).startswith(SCHEME):
             self._manager: Any = StoreCheckpointer(
                 self.directory, every, kept, read_only, in_flight
@@ -300,26 +301,24 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _kept(newest: int, every: int, best: int) -> Any:
+def _kept(newest: int, every: int, best: int, highest: bool = False) -> Any:
     """Which checkpoints are kept, in Orbax's words."""
     rules = ocp.training.preservation_policies
     policies: list[Any] = [rules.LatestN(newest)]
     if every:
         policies.append(rules.EveryNSteps(every))
     if best:
-        lowest = rules.BestN(
-            get_metric_fn=lambda metrics: _or_worst(float(metrics[BEST])),
-            reverse=True,
+        # What is no number has no place in an order, and would put others in a wrong one.
+        worst = -math.inf if highest else math.inf
+
+        chosen = rules.BestN(
+            get_metric_fn=lambda m: worst if math.isnan(m[BEST]) else float(m[BEST]),
+            reverse=not highest,
             n=best,
             keep_checkpoints_without_metrics=False,
         )
-        policies.append(lowest)
+        policies.append(chosen)
     return rules.AnyPreservationPolicy(policies)
-
-
-def _or_worst(value: float) -> float:
-    """What is no number has no place in an order, and would put others in a wrong one."""
-    return math.inf if math.isnan(value) else value
 
 
 def flatten(tree: Any) -> dict[str, Any]:

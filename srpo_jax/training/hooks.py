@@ -12,6 +12,7 @@ from srpo_jax.runtime import rules
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
+from srpo_jax.training.best import is_highest
 from srpo_jax.training.loop import Done
 from srpo_jax.training.pipeline import PairTrees
 from srpo_jax.training.settings import TrainSettings
@@ -20,16 +21,18 @@ from srpo_jax.trees.packing import Packing, RowShape
 
 
 def check_best(train: TrainSettings, evaluated: bool) -> None:
-    """UserError where checkpoints are to be compared by what is never measured.
+    """UserError where checkpoints are to be compared by what is never measured, or tells of no best one.
 
     evaluated: whether the program evaluates during the run.
     """
     by = train.keep_best_by
+    if train.keep_best:
+        is_highest(by)
     if train.keep_best and by.startswith(("held_out/", "revision/")) and not evaluated:
         raise UserError(
             f"config.train.keep_best={train.keep_best} compares checkpoints by config.train.keep_best_by="
             f"{by}, which nothing measures: `train` does with config.train.evaluate_every above 0; or name "
-            "another metric, of which the lowest are kept"
+            "another metric, which every step has"
         )
 
 

@@ -129,10 +129,12 @@ class TrainSettings:
         0, "checkpoints of multiples of so many steps are kept too; 0: none", at_least(0)
     )
     keep_best: int = setting(
-        0, "so many checkpoints with the lowest train.keep_best_by are kept too", at_least(0)
+        0, "so many checkpoints with the best train.keep_best_by are kept too", at_least(0)
     )
     keep_best_by: str = setting(
-        "held_out/loss", "a metric of metrics.jsonl that is measured at the checkpoint's step"
+        "held_out/loss",
+        "a metric of metrics.jsonl that is measured at the checkpoint's step; the lowest loss, the highest "
+        "accuracy, margin, win rate or reward is the best",
     )
     verify_checkpoints: bool = setting(
         True, "a resumed state is compared with the digests that were saved with it"

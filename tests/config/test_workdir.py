@@ -1,16 +1,14 @@
 """A folder belongs to one run."""
 
-import subprocess
-import sys
-
 import pytest
 
 from srpo_jax import config as config_module
 from srpo_jax.config import Settings, workdir
 from srpo_jax.config.attempt import MAY_CHANGE
 from srpo_jax.config.workdir import claim, remember
-from srpo_jax.runtime import files
+from srpo_jax.runtime import files, locks
 from srpo_jax.runtime.errors import UserError
+from tests import processes
 
 
 def test_the_same_settings_go_on(tmp_path):
@@ -105,23 +103,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_second_start_waits_and_is_then_refused(tmp_path, monkeypatch, capsys):
+def test_a_second_start_waits_and_is_then_refused(tmp_path, monkeypatch):
     """It would remove what the first one is saving, and write its metrics to a file that is no more."""
-    code = """
-import fcntl, sys
-file = open(sys.argv[1], "ab")
-fcntl.lockf(file, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-    command = [sys.executable, "-c", code, str(tmp_path / "lock")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(command, text=True, **pipes) as other:
-        assert other.stdout.readline() == "held\n"
-        monkeypatch.setattr(workdir, "PATIENCE", 0.0)
-        with pytest.raises(UserError, match="another process trains there: let it end"):
-            workdir.alone(tmp_path).__enter__()
-        monkeypatch.setattr(workdir, "PATIENCE", 60.0)
-        monkeypatch.setattr(workdir.time, "sleep", lambda _: other.communicate())  # it ends
-        with workdir.alone(tmp_path):
-            assert "another process trains there; waiting for it to end" in capsys.readouterr().out
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    with (
+        processes.holding(tmp_path / "lock"),
+        pytest.raises(UserError, match="another process trains there: let it end"),
+    ):
+        workdir.alone(tmp_path).__enter__()

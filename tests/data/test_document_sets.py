@@ -172,8 +172,24 @@ def test_documents_come_back_from_json():
     for document in (
         document_sets.Document("1", "p", None),
         document_sets.Document("2", (Message("user", "p"),), "g"),
+        document_sets.Document("3", "p", "g", about="a paper"),
     ):
         assert (
             document_sets.from_json(json.loads(json.dumps(document_sets.to_json(document))))
             == document
         )
+
+
+def test_a_record_says_what_it_is_about(tmp_path):
+    path = write(tmp_path / "papers.jsonl", [{"abstract": "We sum.", "aspect": "outcome", "n": 7}])
+
+    def read(*fields):
+        text = "{abstract} Focus: {aspect}"
+        return document_sets.read(DocumentSet(str(path), text=text, fields=fields))[0]
+
+    assert [read(*fields).about for fields in ((), ("about=abstract",), ("about=n",))] == [
+        *("", "We sum.", "7")
+    ]
+    assert read("about=abstract").prompt == "We sum. Focus: outcome"
+    with pytest.raises(UserError, match=r"papers\.jsonl:1: there is no 'paper'"):
+        read("about=paper")

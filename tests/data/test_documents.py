@@ -96,3 +96,13 @@ def test_real_documents(name, least):
     together = [document for split in splits.values() for document in split]
     assert len({document.id for document in together}) == len(together) >= least
     assert 0.07 * len(together) < len(splits["test"]) < 0.13 * len(together)
+
+
+def test_what_documents_are_about():
+    """Aspects of one paper, a prompt with two golds, and what a record names; else each its own."""
+    assert documents.subject("aclsum/N10-1/outcome", "A.") == "aclsum/N10-1"
+    assert (
+        documents.subject("1", "A.") == documents.subject("2", "A.") != documents.subject("1", "B.")
+    )
+    assert documents.subject("1", "A.", "a") == documents.subject("2", "B.", "a")
+    assert documents.subject("debian/a") != documents.subject("debian/b")

@@ -114,9 +114,12 @@ def test_a_text_is_measured_with_the_language_of_another_fold(judge, monkeypatch
     assert asked == [1, 1, 2, 2, 0, 0]
 
 
-def test_other_weights_are_another_version():
+def test_other_weights_and_features_are_another_version(monkeypatch):
     other = EmbeddingJudge(dict.fromkeys(FEATURES, (0.0, 0.0, 0.0))).description
-    assert EmbeddingJudge().description == EmbeddingJudge().description != other
+    described = EmbeddingJudge().description
+    assert described == EmbeddingJudge().description != other
+    monkeypatch.setattr(features, "CHANGES", ("repetition counts trigrams",))
+    assert EmbeddingJudge().description not in (described, other)
 
 
 def test_embeddings_of_long_and_empty_texts():

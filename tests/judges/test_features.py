@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from srpo_jax.data.documents import Document
+from srpo_jax.data.documents import Document, Summarized
 from srpo_jax.judges import features
 
 TEXT = "The violet copper is a small butterfly. It lives in wet meadows of Europe and is now rare."
@@ -134,3 +134,48 @@ def test_value(language, name, summary, expected):
 @pytest.mark.parametrize("summary", ["", "?!", "a", "word " * 300, "\n\n\n", "日本の蝶"])
 def test_whatever_a_model_writes_has_finite_features(language, summary):
     assert np.isfinite(features.measure(language, TEXT, summary)).all()
+
+
+MEASURED = {  # as FEATURES names them, by features.CHANGES as they are
+    "The violet copper is a small butterfly, not of 1758": [
+        *(2.2404, -1.3863, 0.0, 2.0, 0.5, 0.0, 0.7, 0.4444, 0.5, 0.4, 0.0, 0.5, 0.5, 0.0, 0.0),
+        *(2.3026, 0.0, 0.0),
+    ],
+    "Not a text about Brazil and Brazil Peru: small butterfly wet meadows Europe rare 12 copper violet "
+    "small butterfly" + " of grasses" * 12: [
+        *(0.091, -1.6219, 2.4802, 0.4757, 0.3721, 1.0, 0.0, 0.0, 0.3462, 0.0769, 1.0, 0.5, 0.5),
+        *(0.5294, 0.3333, 3.4012, 0.0, 0.36),
+    ],
+    "Rare": [
+        *(
+            -1.6219,
+            -1.6219,
+            2.1157,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.5,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        ),
+        *(1.3863, 0.0),
+    ],
+}
+
+
+def test_what_is_measured_stays_or_is_named_in_changes():
+    """The judge's version is made of CHANGES, its verdicts of the code: where these numbers become others,
+    a line goes into features.CHANGES, and they become the new ones here."""
+    assert features.CHANGES == ()
+    documents = [Summarized(str(i), TEXT, gold) for i, gold in enumerate(SENTENCES)]
+    language = features.learn_language(documents)
+    for summary, expected in MEASURED.items():
+        found = features.measure(language, f"{TEXT}\n\nFocus: outcome", summary)
+        np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -21,9 +21,10 @@ from srpo_jax.judges import Verdicts, loading
 from srpo_jax.reporting import report
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import from_json
+from srpo_jax.runtime import locks
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
-from tests import reports
+from tests import processes, reports
 from tests.reports import evidence
 
 ROOT = Path(__file__).parents[2]
@@ -91,6 +92,16 @@ def test_the_report_holds_what_was_written_and_judged(config, tmp_path):
             assert curve.cells[k].rate.mean == pytest.approx(np.mean(wins))
     assert [len(each.revisions) for each in report.evidence.texts] == [5, 5]
     assert (tmp_path / "report" / "report.html").stat().st_size > 1000
+
+
+def test_two_evaluations_do_not_write_samples_in_one_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    with (
+        processes.holding(tmp_path / "samples.lock"),
+        pytest.raises(UserError, match="another process writes samples there: let it end"),
+    ):
+        evaluate.evaluate(config_module.checked(config), tmp_path, {"start": "tiny"}, title="")
+    assert not (tmp_path / "samples").exists()
 
 
 def test_an_interrupted_evaluation_goes_on(config, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from srpo_jax import pairs, revision
 from srpo_jax.data import documents, records
 from srpo_jax.data.documents import Document
 from srpo_jax.models.digest import Digests
+from srpo_jax.runtime import locks
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
 from tests import processes
@@ -146,6 +147,17 @@ def test_kill_9_while_pairs_are_drawn_ends_with_the_same_pairs(config, tmp_path,
         with processes.within(300, start(output)) as drawing:
             assert drawing.wait() == 0
     assert killed.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_two_programs_do_not_make_the_same_pairs(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    output = tmp_path / "pairs.jsonl"
+    with (
+        processes.holding(tmp_path / "pairs.jsonl.lock"),
+        pytest.raises(UserError, match=r"pairs\.jsonl: another process makes these pairs"),
+    ):
+        pairs.make_pairs(config_module.checked(config), tmp_path, output)
+    assert not output.with_name("pairs.jsonl.samples").exists()
 
 
 def test_samples_of_other_settings_are_not_mixed_in(config, tmp_path):

@@ -153,11 +153,11 @@ def test_prompts_are_put_as_the_settings_say(config, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_what_a_run_keeps_and_what_it_goes_on_upon(config, tmp_path):
     config.train.update({"checkpoint_every": 1, "keep_checkpoints": 1, "keep_every": 2, "steps": 3})
-    config.train.update({"keep_best": 1, "keep_best_by": "beta", "writers": ()})
+    config.train.update({"keep_best": 1, "keep_best_by": "reward", "writers": ()})
     assert attempt(config, tmp_path / "first")
     kept = sorted(int(path.name) for path in (tmp_path / "first" / "checkpoints").iterdir())
-    lowest = min(metrics.read(tmp_path / "first" / "metrics.jsonl"), key=lambda line: line["beta"])
-    assert kept == sorted({2, 3, lowest["step"]})
+    best = max(metrics.read(tmp_path / "first" / "metrics.jsonl"), key=lambda line: line["reward"])
+    assert kept == sorted({2, 3, best["step"]})
     assert not (tmp_path / "first" / "tensorboard").exists()
 
     source = tmp_path / "first"

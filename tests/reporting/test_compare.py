@@ -71,6 +71,26 @@ def test_sets_of_one_report_only_are_kept(folders):
     assert [each.name for each in made.sets] == ["Wikipedia", "ACLSum"]
 
 
+def on(name, role="in distribution"):
+    """A run of one model, on one set."""
+    return evidence(
+        sets=(documents(name, role=role),),
+        texts=(texts("srpo", name),),
+        tables=(verdicts("srpo", name),),
+    )
+
+
+def test_one_name_on_sets_of_its_own_in_each_report_is_refused_unless_it_is_said_to_be_one(folders):
+    a, b = folders(a=on("Wikipedia"), b=on("ACLSum", "out of distribution"))
+    with pytest.raises(UserError, match=r"'srpo' of a and of b may be two models: .* with --join"):
+        compare([a, b], title="two")
+    made = compare([a, b], title="one", joined=True)
+    assert made.evidence.models == ("srpo",)
+    assert "evaluate --join" in made.evidence.command
+    (both,) = folders(c=report().evidence)  # has both sets, and the same texts on them
+    assert "srpo" in compare([a, b, both], title="linked").evidence.models
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

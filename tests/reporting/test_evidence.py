@@ -63,3 +63,17 @@ def test_a_judges_check_holds_fractions():
 
 def test_a_document_may_lack_its_gold():
     assert Documents("own", "in distribution", ("a",), ("x",), (None,)).golds == (None,)
+
+
+def test_documents_of_one_prompt_are_one_group_and_kept_reports_know_papers():
+    made = documents()
+    assert made.groups is None
+    assert made.count == "4 documents"
+    one = dataclasses.replace(made, prompts=("A long document.",) * 2 + made.prompts[2:])
+    assert one.groups.tolist() == [0, 0, 1, 2]
+    assert one.count == "4 documents about 3 texts"
+    ids = ("aclsum/N10-1/outcome", "aclsum/N10-1/approach", "aclsum/P12-1/outcome", "other/N10-1")
+    kept = dataclasses.replace(made, ids=ids, prompts=("",) * 4)
+    assert kept.groups.tolist() == [0, 0, 1, 2]
+    with pytest.raises(ValueError, match="a key of what it is about for each id"):
+        dataclasses.replace(made, about=("a",))

@@ -15,8 +15,9 @@ def part(start, count, **changes):
     """Documents start … start + count - 1, one model, and a second opinion on it."""
     ids = tuple(f"{start + i}" for i in range(count))
     rows = [[(start + i) / 10, 0.5, 1.0] for i in range(count)]
+    prompts = tuple(f"A long document, number {name}." for name in ids)
     base = {
-        "sets": (dataclasses.replace(documents(count=count), ids=ids),),
+        "sets": (dataclasses.replace(documents(count=count), ids=ids, prompts=prompts),),
         "texts": (texts("srpo", count=count),),
         "tables": (
             verdicts("srpo", rows=rows),
@@ -91,3 +92,19 @@ def test_the_change_of_each_part_is_a_fact_with_the_interval_over_parts(folders)
     )
     assert low < pooled.gain(pooled.curves[0]).low
     assert pooled.notes["interval"].endswith("of these parts")
+
+
+def test_documents_of_two_parts_about_one_text_are_taken_together(folders):
+    def about(start, *keys):
+        made = part(start, len(keys))
+        return dataclasses.replace(
+            made, sets=(dataclasses.replace(made.sets[0], about=tuple(keys)),)
+        )
+
+    pooled = pool(folders(a=about(0, "x", "y"), b=about(2, "y", "z")), title="both")
+    assert pooled.evidence.sets[0].groups.tolist() == [0, 1, 1, 2]
+    apart = pool(folders(c=part(0, 2), d=part(2, 2)), title="both")
+    rate, other = (report.curves[0].cells[0].rate for report in (pooled, apart))
+    assert rate.mean == other.mean
+    assert rate.high - rate.low > other.high - other.low
+    assert "those about one text" in pooled.notes["interval"]

@@ -286,6 +286,8 @@ def test_a_metric_that_is_no_number_is_never_the_best() -> None:
     saved = [types.SimpleNamespace(step=i, metrics={"best": x}) for i, x in enumerate(metrics)]
     kept = checkpoints_module._kept(1, 0, 1).should_preserve(saved, context=None)
     assert list(kept) == [True, False, False, False, True]
+    kept = checkpoints_module._kept(1, 0, 1, highest=True).should_preserve(saved, context=None)
+    assert list(kept) == [False, False, False, True, True]
 
 
 def test_the_newest_the_best_and_every_fourth_are_kept(tmp_path: Path) -> None:
