@@ -16,7 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from srpo_jax.reporting.interval import Floats, score_interval
+from srpo_jax.reporting.groups import Floats
+from srpo_jax.reporting.interval import score_interval
 from srpo_jax.reporting.winrate import checked
 from srpo_jax.reporting.wording import percent
 from srpo_jax.runtime.errors import UserError
