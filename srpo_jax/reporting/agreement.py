@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from srpo_jax.reporting.groups import Floats
+from srpo_jax.reporting.groups import Floats, Groups, among
 from srpo_jax.reporting.interval import score_interval
 from srpo_jax.reporting.winrate import checked
 from srpo_jax.reporting.wording import percent
@@ -44,8 +44,10 @@ class Agreement:
     missing: int
 
 
-def agreement(a: npt.ArrayLike, b: npt.ArrayLike) -> Agreement:
+def agreement(a: npt.ArrayLike, b: npt.ArrayLike, groups: Groups | None = None) -> Agreement:
     """Cohen's kappa of `a` and `b`, probabilities [N] of the same documents; NaN is missing.
+
+    groups: [N], numbers of what the documents are about, where several are about one text.
 
     Raises:
         UserError: empty, not one-dimensional, a value outside [0, 1], or lengths that differ.
@@ -58,7 +60,7 @@ def agreement(a: npt.ArrayLike, b: npt.ArrayLike) -> Agreement:
     known = ~(np.isnan(first) | np.isnan(second))
     first, second = np.sign(first[known] - 0.5), np.sign(second[known] - 0.5)
     n, missing = int(known.sum()), int((~known).sum())
-    share, low, high = _share(first == second)
+    share, low, high = _share(first == second, among(groups, known))
     nan = float("nan")
     if not n:
         return Agreement(nan, share, low, high, nan, n, missing)
@@ -128,7 +130,9 @@ class PositionAgreement:
 
 
 def position_agreement(
-    order_1: Sequence[OrderVerdict], order_2: Sequence[OrderVerdict]
+    order_1: Sequence[OrderVerdict],
+    order_2: Sequence[OrderVerdict],
+    groups: Groups | None = None,
 ) -> PositionAgreement:
     """How far a judge's verdicts survive swapping the order.
 
@@ -136,6 +140,7 @@ def position_agreement(
     "second" name positions, so "first" then "second" both prefer a. Chance is 2 f s + t^2 with the
     rates f, s and t of "first", "second" and "tie" over both orders: what answers drawn blindly at
     these rates would give. A judge that prefers a every time has f = s, however often a wins.
+    groups: as for `agreement`, [N] of the pairs.
 
     Raises:
         UserError: the lengths differ or an answer is none of the four.
@@ -147,14 +152,18 @@ def position_agreement(
     for answer in itertools.chain(order_1, order_2):
         if answer not in get_args(OrderVerdict):
             raise UserError(f"a verdict must be one of {get_args(OrderVerdict)}, got {answer!r}")
-    pairs = [(x, y) for x, y in zip(order_1, order_2, strict=True) if "none" not in (x, y)]
+    given = list(zip(order_1, order_2, strict=True))
+    read = np.array(["none" not in pair for pair in given], dtype=bool)
+    pairs = [pair for pair, known in zip(given, read, strict=True) if known]
     same = {("first", "second"), ("second", "first"), ("tie", "tie")}
-    share, low, high = _share(np.array([pair in same for pair in pairs], dtype=bool))
+    hits = np.array([pair in same for pair in pairs], dtype=bool)
+    share, low, high = _share(hits, among(groups, read))
     rates = Counter(itertools.chain.from_iterable(pairs))
     total = max(1, 2 * len(pairs))
     answers = Counter(itertools.chain(order_1, order_2))
     picks = answers["first"] + answers["second"]
-    first_rate, first_low, first_high = _share(np.arange(picks) < answers["first"])
+    firsts, owners = _picks(given, groups)
+    first_rate, first_low, first_high = _share(firsts, owners)
     return PositionAgreement(
         share=share,
         low=low,
@@ -170,7 +179,20 @@ def position_agreement(
     )
 
 
-def _share(hits: npt.NDArray[np.bool_]) -> tuple[float, float, float]:
+def _picks(
+    given: Sequence[tuple[OrderVerdict, OrderVerdict]], groups: Groups | None
+) -> tuple[npt.NDArray[np.bool_], Groups | None]:
+    """Which of the answers, of both orders, that are no tie pick the first; and their pairs' groups."""
+    answers = np.array(given, dtype=object).reshape(-1, 2).T.ravel()
+    picked = np.isin(answers, ("first", "second"))
+    firsts = answers[picked] == "first"
+    if groups is None:  # sorted: not even rounding depends on which order is the first
+        return np.arange(len(firsts)) < firsts.sum(), None
+    return firsts, among(np.tile(groups, 2), picked)
+
+
+def _share(hits: npt.NDArray[np.bool_], groups: Groups | None = None) -> tuple[float, float, float]:
     """Share of True in `hits` [N] with Wilson's interval; NaN and (0, 1) without any."""
     values: Floats = hits.astype(np.float64)
-    return (float(values.mean()) if len(values) else float("nan"), *score_interval(values))
+    mean = float(values.mean()) if len(values) else float("nan")
+    return (mean, *score_interval(values, groups))

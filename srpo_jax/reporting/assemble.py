@@ -27,7 +27,7 @@ from srpo_jax.reporting.data import (
     Style,
 )
 from srpo_jax.reporting.evidence import START, Evidence, Texts
-from srpo_jax.reporting.groups import Groups
+from srpo_jax.reporting.groups import Groups, numbered
 from srpo_jax.reporting.interval import resample_spread
 from srpo_jax.reporting.length_control import length_controlled
 from srpo_jax.reporting.verdicts import NO_GOLD, Key, VerdictTable
@@ -249,16 +249,18 @@ def _positions(evidence: Evidence) -> tuple[Position, ...]:
     """Of each judge that has orders, over all pairs it was asked about."""
     results = []
     for judge in evidence.judges:
-        orders = [
-            table.orders[:, _asked(evidence, table.key)]
+        asked = [
+            (table.orders, table.key, _asked(evidence, table.key))
             for table in evidence.tables
             if table.key.judge == judge.name and table.orders is not None
         ]
-        if not orders:
+        if not asked:
             continue
-        first, second = np.concatenate(orders, axis=1)
+        first, second = np.concatenate([orders[:, mask] for orders, _, mask in asked], axis=1)
         found = agreement.position_agreement(
-            [_position(p) for p in first], [_position(1 - p) for p in second]
+            [_position(p) for p in first],
+            [_position(1 - p) for p in second],
+            _owners(evidence, [(key, mask) for _, key, mask in asked]),
         )
         results.append(
             Position(
@@ -273,6 +275,18 @@ def _positions(evidence: Evidence) -> tuple[Position, ...]:
     return tuple(results)
 
 
+def _owners(evidence: Evidence, asked: Sequence[tuple[Key, Mask]]) -> Groups | None:
+    """What each pair of these tables is about: revisions of one document are no independent pairs."""
+    return numbered(
+        [
+            (key.documents, subject)
+            for key, mask in asked
+            for subject, row in zip(evidence.set(key.documents).subjects, mask, strict=True)
+            for _ in range(int(row.sum()))
+        ]
+    )
+
+
 def _position(p: float) -> OrderVerdict:
     """What a probability says of the text shown first."""
     if math.isnan(p):
@@ -285,18 +299,21 @@ def _concords(evidence: Evidence) -> tuple[Concord, ...]:
     found = []
     tables = {table.key: table for table in evidence.tables}
     for a, b in itertools.combinations([judge.name for judge in evidence.judges], 2):
-        pairs = [
-            (table.probabilities[mask], tables[other].probabilities[mask])
-            for key, table in tables.items()
-            if key.judge == a and (other := replace(key, judge=b)) in tables
-            for mask in [_asked(evidence, key)]
+        asked = [
+            (key, _asked(evidence, key))
+            for key in tables
+            if key.judge == a and replace(key, judge=b) in tables
         ]
         first, second = (
-            np.concatenate([np.empty(0), *(pair[i] for pair in pairs)]) for i in (0, 1)
+            np.concatenate(
+                [np.empty(0)]
+                + [tables[replace(key, judge=judge)].probabilities[mask] for key, mask in asked]
+            )
+            for judge in (a, b)
         )
         if not np.any(~np.isnan(first) & ~np.isnan(second)):
             continue
-        both = agreement.agreement(first, second)
+        both = agreement.agreement(first, second, _owners(evidence, asked))
         found.append(
             Concord(
                 first=a,

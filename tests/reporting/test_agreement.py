@@ -131,3 +131,24 @@ def test_bad_answers_are_refused():
         position_agreement(["A"], ["first"])
     with pytest.raises(UserError, match="got 1 and 2 answers"):
         position_agreement(["first"], ["first", "tie"])
+
+
+def test_revisions_of_one_document_are_no_independent_pairs():
+    rng = np.random.default_rng(0)
+    first = rng.choice(["first", "second"], size=60).tolist()
+    second = rng.choice(["first", "second", "none"], size=60).tolist()
+    owners = np.arange(60)
+    once = position_agreement(first, second, owners)
+    told = position_agreement(first * 4, second * 4, np.tile(owners, 4))
+    assert (told.share, told.first_rate) == (once.share, once.first_rate)
+    assert told.high - told.low == pytest.approx(once.high - once.low, rel=0.03)
+    assert told.first_high - told.first_low == pytest.approx(
+        once.first_high - once.first_low, rel=0.03
+    )
+    alone = position_agreement(first * 4, second * 4)
+    assert told.high - told.low > 1.8 * (alone.high - alone.low)
+    a, b = rng.uniform(size=(2, 60))
+    both = agreement(np.tile(a, 4), np.tile(b, 4), np.tile(owners, 4))
+    single = agreement(a, b)
+    assert both.kappa == pytest.approx(single.kappa)
+    assert both.high - both.low == pytest.approx(single.high - single.low, rel=0.03)
