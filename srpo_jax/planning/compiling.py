@@ -51,7 +51,8 @@ class Estimate:
 
     computing: seconds, by the compiler's cycles (TPUs) or by gpu.seconds. cycles: the compiler's, those
     counted for attention kernels among them; 0 for GPUs. flops: of matrix products outside of kernels.
-    arguments, temporaries, peak: bytes of HBM. kernels: a row for each kernel call, for a table. seconds:
+    arguments, temporaries, peak: bytes of HBM. A TPU's compiler holds the peak against the chip's memory, and
+    takes programs whose arguments and temporaries add up to more. kernels: a row for each kernel call, for a table. seconds:
     that compiling took.
     """
 
