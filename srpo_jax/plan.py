@@ -102,7 +102,7 @@ def _plan(settings: Settings, where: Machine, lengths: Lengths, price: float, re
         copies = decoding_mesh.choose(settings.mesh, decoder, where.devices, where.chip.memory)
         chosen["decoding"] = report.in_words(copies.shape)
         programs += ((one, copies) for one in revision(settings, decoder, copies, lengths))
-    parts, excess = _compiled(programs, held, architecture, where)
+    parts, excess = _compiled(programs, architecture, where)
     rows = jax.tree.map(lambda x: x[:1], batch["rows"])
     work = model_flops(architecture, objective.needs, rows) * len(batch["rows"].tokens)
     known: dict[str, Any] = {"model_flops": work, "pairs_per_second": None, "mfu": None}
@@ -148,7 +148,7 @@ def plan_online(settings: Settings, where: Machine, lengths: Lengths, price: flo
         given = online.Round(prompts, drawn, mesh_module.batch_parts(mesh) * step.accumulate)
         apart = bool(settings.reference.source)
         programs, held = online.lower(step, architecture, given, apart)
-        parts, excess = _compiled([(one, mesh) for one in programs], held, architecture, where)
+        parts, excess = _compiled([(one, mesh) for one in programs], architecture, where)
     own = {
         "objective": settings.online.objective,
         "written at a time": settings.sampling.batch_size,
@@ -175,21 +175,17 @@ def plan_online(settings: Settings, where: Machine, lengths: Lengths, price: flo
 
 def _compiled(
     programs: Iterable[tuple[Program, Mesh]],
-    held: lowering.Held,
     architecture: DecoderConfig,
     where: Machine,
 ) -> tuple[tuple[Part, ...], dict[str, float]]:
-    """What each costs and, of those that do not fit, the bytes that are missing. The first one learns."""
+    """What each costs and, of those that do not fit, the bytes that are missing."""
     parts, excess = [], {}
-    for number, (program, mesh) in enumerate(programs):
+    for program, mesh in programs:
         try:
             parts.append(compiled(program, architecture, where, mesh))
             missing = parts[-1].peak - where.chip.memory
         except DoesNotFit as error:
-            given = (
-                sum(dataclasses.astuple(held)) if error.beside and number == 0 else program.beside
-            )
-            missing = error.needed + given - error.available
+            missing = error.needed + program.beside - error.available
         if missing > 0:
             excess[program.name] = missing
             status(f"{program.name} does not fit")

@@ -27,13 +27,10 @@ _UNITS = {"": 1.0, "K": 2.0**10, "M": 2.0**20, "G": 2.0**30, "T": 2.0**40}
 
 
 class DoesNotFit(Exception):
-    """A program needs more memory than a chip has. Both in bytes.
+    """A program needs more memory than a chip has, its arguments included. Both in bytes."""
 
-    beside: needed beside what the program is given.
-    """
-
-    def __init__(self, needed: float, available: float, beside: bool):
-        self.needed, self.available, self.beside = needed, available, beside
+    def __init__(self, needed: float, available: float):
+        self.needed, self.available = needed, available
         super().__init__(f"{needed / 1e9:.1f} GB of {available / 1e9:.1f} GB")
 
 
@@ -51,9 +48,9 @@ class Estimate:
 
     computing: seconds, by the compiler's cycles (TPUs) or by gpu.seconds. cycles: the compiler's, those
     counted for attention kernels among them; 0 for GPUs. flops: of matrix products outside of kernels.
-    arguments, temporaries, peak: bytes of HBM. A TPU's compiler holds the peak against the chip's memory, and
-    takes programs whose arguments and temporaries add up to more. kernels: a row for each kernel call, for a table. seconds:
-    that compiling took.
+    arguments, temporaries, peak: bytes of HBM. A TPU's compiler holds the peak against the chip's memory,
+    and takes programs whose arguments and temporaries add up to more. kernels: a row for each kernel call,
+    for a table. seconds: that compiling took.
     """
 
     computing: float
@@ -126,7 +123,7 @@ def _on_gpus(lowered: jax.stages.Lowered, chip: Chip, unknown: int | None) -> Es
     seconds = time.perf_counter() - began
     memory: Any = compiled.memory_analysis()
     if memory.peak_memory_in_bytes > chip.memory:
-        raise DoesNotFit(memory.peak_memory_in_bytes, chip.memory, beside=False)
+        raise DoesNotFit(memory.peak_memory_in_bytes, chip.memory)
     cost, computing = gpu.seconds(compiled.as_text() or "", chip, unknown)
     return Estimate(
         computing=computing,
@@ -204,7 +201,10 @@ def turns(trees: Trees, parts: int) -> int:
 
 
 def _refusal(error: Exception) -> DoesNotFit | None:
-    """From what the compiler says where memory runs out, in one of two ways."""
+    """From what the compiler says where memory runs out, in one of two ways.
+
+    The second one says "HLO temporaries", and has the arguments in it.
+    """
     size = r"([\d.]+)([KMGT]?)"
     found = re.search(
         rf"Used {size} of {size} hbm|\({size}\) exceeds available HBM \({size}\)", str(error)
@@ -212,5 +212,4 @@ def _refusal(error: Exception) -> DoesNotFit | None:
     if found is None:
         return None
     needed, unit, available, its = (part for part in found.groups() if part is not None)
-    beside = "temporaries" in str(error)
-    return DoesNotFit(float(needed) * _UNITS[unit], float(available) * _UNITS[its], beside)
+    return DoesNotFit(float(needed) * _UNITS[unit], float(available) * _UNITS[its])

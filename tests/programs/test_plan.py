@@ -84,7 +84,11 @@ def test_what_does_not_fit_is_refused_with_what_is_missing(tmp_path):
     assert done.returncode == 1, done.stderr[-3000:]
     kept = json.loads((tmp_path / "plan.json").read_text())
     assert not kept["fits"]
-    assert kept["excess"]["train step"] > 1e9
+    # Beside what a run holds: the gradient, and the layer gathered in bfloat16 (twice what a chip has of it
+    # in float32). Not what is held once more, three times that.
+    held, missing = kept["held"], kept["excess"]["train step"]
+    least = sum(held.values()) - kept["memory"]
+    assert least + 3 * held["trained"] < missing < least + 3.5 * held["trained"]
     assert "DOES NOT FIT: train step" in done.stdout
 
 
@@ -181,7 +185,7 @@ def test_what_lies_beside_a_program_must_fit_too(monkeypatch):
     programs = [
         (lowering.Program(n, None, None, beside=int(b)), mesh) for n, b in (("a", 1e9), ("b", 9e9))
     ]
-    parts, excess = plan_module._compiled(programs, lowering.Held(1, 2, 3, 4), None, where)
+    parts, excess = plan_module._compiled(programs, None, where)
     assert [part.peak for part in parts] == [11e9, 19e9]
     assert excess == {"b": 19e9 - where.chip.memory}
 
