@@ -13,9 +13,10 @@ whose endings are written anew, of the two nearest the better one by the judge b
 answers and own revisions, the best against the worst of four; on the same pairs and from the same start
 SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them (behind the first 288
 documents, which chose the recipe). With `:anchors` RPO with SRPO's anchor, on the same documents. With
-`:test` those that were selected, on 256 test documents; each seed skips what the seeds before it had. With
-`:out:SEED` the same models on that seed's share of documents of other kinds; of Debian's, if a directory of
-them is named behind it. What is trained is not trained again.
+`:test` those that were selected, on 256 test documents, with `:test:NAME:NAME` those named (`srpo_0.02`);
+each seed skips what the seeds before it had. With `:out:SEED` the same models on that seed's share of
+documents of other kinds; of Debian's, if a directory of them is named behind it. What is trained is not
+trained again.
 """
 
 from collections.abc import Sequence
@@ -57,18 +58,20 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     the selected methods on test documents, or `:out:SEED`.
     """
     judged: dict[str, dict[str, Any]]
+    others: list[str] = []
     match given.split(":"):
         case [documents]:
             split, judged = "validation", {"validation": {}}
         case [documents, "anchors"]:
             split, judged = "validation", {"anchors": {}}
-        case [documents, "test"]:
-            split, judged = "test", {"test": {}}
+        case [documents, "test", *others]:
+            split, judged = "test", {"_".join(["test", *others]): {}}
         case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
             split, judged = "test", out_of_distribution(documents, int(seed), debian)
         case _:
             raise ValueError(
-                f"{given!r}: behind the documents may stand :anchors, :test, :out:SEED or :out:SEED:DIR"
+                f"{given!r}: behind the documents may stand :anchors, :test, :test:NAME:NAME, :out:SEED or "
+                ":out:SEED:DIR"
             )
     config = default()
     config.model.source = "smollm2-135m-instruct"
@@ -100,7 +103,7 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
     methods = CONTROLS if "anchors" in judged else METHODS
-    trainings, models = compared(methods, SELECTED if split == "test" else ())
+    trainings, models = compared(methods, (others or SELECTED) if split == "test" else ())
     evaluations = [
         stage(name, "evaluate", {"evaluate.models": models, **own}) for name, own in judged.items()
     ]
@@ -149,6 +152,8 @@ def compared(methods: Methods, selected: Sequence[str]) -> tuple[list[Stage], tu
             settings["optimizer.learning_rate"] = 6e-4
             stages.append(trained(name, objective, "{preferences}", PAIRS, settings))
             models.append(f"{name}={{{name}}}")
+    if unknown := set(selected) - {one["name"] for one in stages}:
+        raise ValueError(f"{sorted(unknown)[0]!r} is none of the methods with one of their betas")
     return stages, tuple(models)
 
 
