@@ -35,7 +35,7 @@ def run(settings: Settings, workdir: Path, until: str | None = None) -> bool:
     stages = resolve(settings, workdir)
     last = _number(stages, until) if until is not None else len(stages)
     unfinished = distributed.from_main(lambda: [not stage.is_finished() for stage in stages[:last]])
-    for stage, asked in zip(stages, unfinished, strict=False):
+    for stage, asked in zip(stages[:last], unfinished, strict=True):
         if asked:
             _check(stage)
     distributed.from_main(lambda: remember(stages, workdir))

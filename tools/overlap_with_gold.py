@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from srpo_jax.data import document_sets
 from srpo_jax.judges.minilm import Embedder
@@ -40,7 +41,7 @@ def overlap(answer: str, gold: str) -> tuple[float, float, float, float]:
     both = len(ours) + len(theirs)
     return (
         2 * shared / both,
-        2 * common(ours, theirs) / both,
+        2 * LCSseq.similarity(ours, theirs) / both,
         shared / len(ours),
         shared / len(theirs),
     )
@@ -48,18 +49,6 @@ def overlap(answer: str, gold: str) -> tuple[float, float, float, float]:
 
 def words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
-
-
-def common(a: Sequence[str], b: Sequence[str]) -> int:
-    """Length of the longest common subsequence."""
-    row = [0] * (len(b) + 1)
-    for one in a:
-        before = 0
-        for j, other in enumerate(b, 1):
-            above = row[j]
-            row[j] = before + 1 if one == other else max(above, row[j - 1])
-            before = above
-    return row[-1]
 
 
 def measured(

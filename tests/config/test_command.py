@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[2]
 TINY = "--config=configs/tiny.py"
 
 
-def program(*arguments: str, name: str = "train") -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, name: str = ".train") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"srpo_jax.{name}", *arguments],
+        [sys.executable, "-m", f"srpo_jax{name}", *arguments],
         capture_output=True,
         text=True,
         timeout=240,
@@ -124,15 +124,7 @@ def entry_points():
 def test_an_argument_that_no_program_reads_is_refused_by_name(name):
     """A forgotten --, or a second folder, was passed over; the program did something else."""
     given = {".convert": ["import"], ".status": ["DIR"]}.get(name, [])
-    done = subprocess.run(
-        [sys.executable, "-m", f"srpo_jax{name}", *given, "stray"],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )
+    done = program(*given, "stray", name=name)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "stray" in done.stderr.splitlines()[-1]
 

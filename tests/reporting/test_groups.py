@@ -76,13 +76,13 @@ def test_the_length_controlled_interval_is_of_texts():
 @pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("sizes", [[1] * 24 + [2] * 11 + [3] * 4, [3] * 40, [3] * 10])
 def test_intervals_cover_however_alike_the_documents_of_a_text_are(sizes, alike):
-    """Of 95 %; 1,000 reports know it to ± 2. Taken apart, three alike are covered in 65 to 92 %."""
+    """Three standard errors of 2,000 reports below the table of `interval`."""
     groups, generator = np.repeat(np.arange(len(sizes)), sizes), np.random.default_rng(0)
-    for p in (0.1, 0.5, 0.9):
-        texts = generator.normal(size=(1000, len(sizes)))[:, groups]
+    for p in (0.1, 0.3, 0.5, 0.9):
+        texts = generator.normal(size=(2000, len(sizes)))[:, groups]
         own = generator.normal(size=texts.shape)
         u = ndtr(np.sqrt(alike) * texts + np.sqrt(1 - alike) * own)
         values = (u < p).astype(float)
         ends = [score_intervals(row[None], effective_size(row, groups)) for row in values]
         held = np.mean([low[0] <= p <= high[0] for low, high in ends])
-        assert held > 0.88
+        assert held > (0.895 if len(sizes) == 10 else 0.905)
