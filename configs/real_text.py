@@ -13,10 +13,10 @@ whose endings are written anew, of the two nearest the better one by the judge b
 answers and own revisions, the best against the worst of four; on the same pairs and from the same start
 SRPO, with its anchor and without, DPO, IPO and RPO; validation of all of them (behind the first 288
 documents, which chose the recipe). With `:anchors` RPO with SRPO's anchor, on the same documents. With
-`:test` those that were selected, on 256 test documents, with `:test:NAME:NAME` those named (`srpo_0.02`);
-each seed skips what the seeds before it had. With `:out:SEED` the same models on that seed's share of
-documents of other kinds; of Debian's, if a directory of them is named behind it. What is trained is not
-trained again.
+`:test` those that were selected, on 256 test documents, with `:test:NAME:NAME` those named (`srpo_0.02`,
+`start`), with `:test:greedy` decoded greedily; each seed skips what the seeds before it had. With
+`:out:SEED` the same models on that seed's share of documents of other kinds; of Debian's, if a directory of
+them is named behind it. What is trained is not trained again.
 """
 
 from collections.abc import Sequence
@@ -45,6 +45,8 @@ CONTROLS: Methods = {
 }
 # Of these by docs/experiment.md's rule, and the DPO that stays as near to the start as that SRPO.
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
+# For `:test:NAME`: what they all began from; and the likeliest token in place of a drawn one.
+START, GREEDY = "start", "greedy"
 VALIDATION = 96
 # Test documents a seed: of Wikipedia's 406 are short enough.
 TEST, TEST_WIKIPEDIA = 256, 128
@@ -65,13 +67,15 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
         case [documents, "anchors"]:
             split, judged = "validation", {"anchors": {}}
         case [documents, "test", *others]:
-            split, judged = "test", {"_".join(["test", *others]): {}}
+            own = {"sampling.temperature": 0.0} if GREEDY in others else {}
+            split, judged = "test", {"_".join(["test", *others]): own}
+            others = [name for name in others if name != GREEDY]
         case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
             split, judged = "test", out_of_distribution(documents, int(seed), debian)
         case _:
             raise ValueError(
-                f"{given!r}: behind the documents may stand :anchors, :test, :test:NAME:NAME, :out:SEED or "
-                ":out:SEED:DIR"
+                f"{given!r}: behind the documents may stand :anchors, :test, :test:NAME:NAME, "
+                ":test:greedy, :out:SEED or :out:SEED:DIR"
             )
     config = default()
     config.model.source = "smollm2-135m-instruct"
@@ -142,7 +146,8 @@ def taught() -> list[dict[str, Any]]:
 
 def compared(methods: Methods, selected: Sequence[str]) -> tuple[list[Stage], tuple[str, ...]]:
     """Each method with each of its betas, or the selected ones; and what they are called in evaluations."""
-    stages, models = [], [] if selected else ["start={start}"]
+    stages = []
+    models = ["start={start}"] if not selected or START in selected else []
     for label, (objective, betas, own) in methods.items():
         for beta in betas:
             name = f"{label}_{beta:g}"
@@ -152,7 +157,7 @@ def compared(methods: Methods, selected: Sequence[str]) -> tuple[list[Stage], tu
             settings["optimizer.learning_rate"] = 6e-4
             stages.append(trained(name, objective, "{preferences}", PAIRS, settings))
             models.append(f"{name}={{{name}}}")
-    if unknown := set(selected) - {one["name"] for one in stages}:
+    if unknown := set(selected) - {START} - {one["name"] for one in stages}:
         raise ValueError(f"{sorted(unknown)[0]!r} is none of the methods with one of their betas")
     return stages, tuple(models)
 
