@@ -13,14 +13,19 @@ HOSTILE = "<script>alert(1)</script> & \"quoted\" 'text' | [bold] {{ 7 * 7 }} $x
 NAN = float("nan")
 
 
-def documents(name: str = "Wikipedia", count: int = 4, role: Role = "in distribution") -> Documents:
+def documents(
+    name: str = "Wikipedia",
+    count: int = 4,
+    role: Role = "in distribution",
+    golds: tuple[str | None, ...] = (),
+) -> Documents:
     numbers = range(count)
     return Documents(
         name,
         role,
         ids=tuple(f"{name}/{i}" for i in numbers),
         prompts=tuple(f"A long document, number {i}." for i in numbers),
-        golds=tuple(f"The human gold {i}." for i in numbers),
+        golds=golds or tuple(f"The human gold {i}." for i in numbers),
     )
 
 

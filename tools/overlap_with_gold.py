@@ -9,11 +9,10 @@ the longest common subsequence (ROUGE-L), and both sides of the former: which sh
 the gold has (precision), and of the gold's the answer (recall). Longer answers have more recall and less
 precision. Words are runs of letters and digits in lower case. A coarse measure: a good answer in other
 words counts as a bad one. --cosine: how near the answer is to the gold as a sentence of MiniLM, too (some
-thirty texts a second).
+thirty texts a second). A report has the F1, too, where its golds are there (docs/evaluation.md).
 """
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from rapidfuzz.distance import LCSseq
 
 from srpo_jax.data import document_sets
 from srpo_jax.judges.minilm import Embedder
+from srpo_jax.reporting import texts
 from srpo_jax.reporting.compare import read
 from srpo_jax.reporting.evidence import Evidence
 from srpo_jax.reporting.winrate import difference
@@ -34,21 +34,16 @@ MEASURES = ("F1", "ROUGE-L", "precision", "recall", "cosine")
 
 def overlap(answer: str, gold: str) -> tuple[float, float, float, float]:
     """MEASURES of an answer but the last; 0 where it has no words."""
-    ours, theirs = words(answer), words(gold)
+    ours, theirs = texts.bare(answer), texts.bare(gold)
     if not ours or not theirs:
         return (0.0,) * 4
     shared = (Counter(ours) & Counter(theirs)).total()
-    both = len(ours) + len(theirs)
     return (
-        2 * shared / both,
-        2 * LCSseq.similarity(ours, theirs) / both,
+        texts.overlap(answer, gold),
+        2 * LCSseq.similarity(ours, theirs) / (len(ours) + len(theirs)),
         shared / len(ours),
         shared / len(theirs),
     )
-
-
-def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
 
 
 def measured(

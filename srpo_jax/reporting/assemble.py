@@ -17,6 +17,7 @@ from srpo_jax.reporting.agreement import OrderVerdict
 from srpo_jax.reporting.data import (
     Absence,
     Cell,
+    Change,
     Concord,
     Curve,
     Difference,
@@ -26,8 +27,8 @@ from srpo_jax.reporting.data import (
     Rules,
     Style,
 )
-from srpo_jax.reporting.evidence import START, Evidence, Texts
-from srpo_jax.reporting.groups import Groups, numbered
+from srpo_jax.reporting.evidence import START, Documents, Evidence, Texts
+from srpo_jax.reporting.groups import Groups, among, numbered
 from srpo_jax.reporting.interval import resample_spread
 from srpo_jax.reporting.length_control import length_controlled
 from srpo_jax.reporting.verdicts import NO_GOLD, Key, VerdictTable
@@ -44,7 +45,7 @@ def assemble(evidence: Evidence, rules: Rules | None = None) -> Report:
         rules=rules,
         curves=_curves(evidence, tables, rules),
         differences=_differences(evidence, tables, rules),
-        styles=tuple(_style(texts) for texts in evidence.texts),
+        styles=tuple(_style(evidence, texts) for texts in evidence.texts),
         positions=_positions(evidence),
         concords=_concords(evidence),
         absences=_absences(evidence),
@@ -210,8 +211,9 @@ def _differences(
     )
 
 
-def _style(texts: Texts) -> Style:
+def _style(evidence: Evidence, texts: Texts) -> Style:
     ks = range(texts.count)
+    overlap, nearer = _overlap(evidence.set(texts.documents), texts)
     column = [[ys[k] for ys in texts.revisions] for k in ks]
     return Style(
         texts.model,
@@ -223,7 +225,28 @@ def _style(texts: Texts) -> Style:
         edits=tuple(measures.mean([measures.edited(ys, k) for ys in texts.revisions]) for k in ks),
         repetition=tuple(measures.mean([measures.repetition(y) for y in column[k]]) for k in ks),
         cut=tuple(measures.mean([c[k] for c in texts.cut]) for k in ks) if texts.cut else (),
+        overlap=overlap,
+        nearer=nearer,
     )
+
+
+def _overlap(documents: Documents, texts: Texts) -> tuple[tuple[float, ...], Change | None]:
+    """`Style.overlap` and `Style.nearer`; a gold without letters is that of a report which keeps none."""
+    known = np.array([bool(measures.bare(gold or "")) for gold in documents.golds])
+    if not known.any():
+        return (), None
+    shared = np.array(
+        [
+            [measures.overlap(y, gold or "") for y in ys]
+            for ys, gold, there in zip(texts.revisions, documents.golds, known, strict=True)
+            if there
+        ]
+    )
+    means = tuple(map(float, shared.mean(axis=0)))
+    if len(means) == 1:
+        return means, None
+    groups = among(documents.groups, known)
+    return means, Change(*winrate.difference(shared[:, -1], shared[:, 0], groups))
 
 
 def _asked(evidence: Evidence, key: Key) -> Mask:

@@ -110,12 +110,24 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A mean of differences, in [-1, 1], with its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Style:
     """How one model's texts on one set look, by revision.
 
     unchanged: share equal to the revision before; edits: mean share of the words changed from it, over
     those of the longer, () in a report made before it was measured; repetition: mean share of word trigrams
     seen before in the same text; cut: share that ended at the token limit, () where it is not known.
+    overlap: mean F1 of the words shared with the gold (ROUGE-1), over documents whose gold is there;
+    nearer: that of the last revision less that of y_0. () and None where there is none, or in a report made
+    before it was measured.
     """
 
     model: str
@@ -125,6 +137,8 @@ class Style:
     repetition: tuple[float, ...]
     cut: tuple[float, ...] = ()
     edits: tuple[float, ...] = ()
+    overlap: tuple[float, ...] = ()
+    nearer: Change | None = None
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def findings(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """What makes the numbers worth less: proxies, judges that do not judge, missing verdicts, cut texts,
-    and a first model that rewrites where it should edit."""
+    """What makes the numbers worth less: proxies, judges that do not judge, missing verdicts, cut texts, a
+    first model that rewrites where it should edit, and gains that are the judge's alone."""
     judged = {judge for judge, _ in report.views}
     found = [
         f"{judge.name} is a proxy: it stands in for human readers, has not been validated against "
@@ -55,6 +55,7 @@ def warnings(report: Report) -> list[str]:
             )
     for documents in report.sets:
         found += _rewrites(report, documents)
+        found += _not_nearer(report, documents)
     return found
 
 
@@ -70,6 +71,23 @@ def _rewrites(report: Report, documents: Documents) -> list[str]:
                     "writes anew rather than edits, and revisions have little to build on."
                 ]
     return []
+
+
+def _not_nearer(report: Report, documents: Documents) -> list[str]:
+    """Of models that win more by revising (first judge and opponent), and are not nearer to the gold."""
+    found = []
+    nearer = {style.model: style.nearer for style in report.styled(documents.name)}
+    for curve in report.on(documents.name, report.views[0]) if report.views else ():
+        gain, change = report.gain(curve), nearer[curve.key.model]
+        if gain and gain.significant and gain.mean > 0 and change and change.low <= 0:
+            label = looks(report.evidence.models)[curve.key.model].label
+            found.append(
+                f"{label} on {documents.name}: revising gains {points(gain.mean)} points by "
+                f"{curve.key.judge}, and the words shared with the gold do not show it (F1 "
+                f"{points(change.mean)} points, {span(change.low, change.high)}): unless many answers are "
+                "right, the gain may be the judge's alone."
+            )
+    return found
 
 
 def _finding(report: Report, curve: Curve, documents: Documents, count: int) -> str:

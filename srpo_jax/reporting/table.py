@@ -104,6 +104,7 @@ def _styles(report: Report, documents: Documents) -> list[str]:
                 "words changed (%)",
                 "repeated trigrams (%)",
                 "cut off (%)",
+                "shared with the gold (F1, %)",
             ],
             (
                 [label[style.model], str(k), *_style(style, k)]
@@ -270,6 +271,7 @@ def _style(style: Style, k: int) -> list[str]:
         percent(style.edits[k]) if k and style.edits else "",
         percent(style.repetition[k]),
         percent(style.cut[k]) if style.cut else "unknown",
+        percent(style.overlap[k]) if style.overlap else "",
     ]
 
 

@@ -1,11 +1,14 @@
-"""Plain measures of a completion's text: words, and how much of it repeats."""
+"""Plain measures of a completion's text: words, how much of it repeats, and what it shares with another."""
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 NGRAM = 3  # words
+_WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> int:
@@ -33,6 +36,18 @@ def edit_distance(a: str, b: str) -> float:
 def edited(revisions: Sequence[str], k: int) -> float:
     """The edit distance of revision k from revision k - 1; 0 for k = 0."""
     return edit_distance(revisions[k - 1], revisions[k]) if k else 0.0
+
+
+def bare(text: str) -> list[str]:
+    """The runs of letters and digits, in lower case: words as overlap counts them."""
+    return _WORD.findall(text.lower())
+
+
+def overlap(a: str, b: str) -> float:
+    """How many words two texts share: ROUGE-1's F1, in [0, 1]; 0 where one has none."""
+    ours, theirs = bare(a), bare(b)
+    shared = (Counter(ours) & Counter(theirs)).total()
+    return 2 * shared / (len(ours) + len(theirs)) if shared else 0.0
 
 
 def mean(values: Sequence[float]) -> float:

@@ -106,6 +106,35 @@ def test_texts_are_measured():
     assert style.repetition == (0.0, 0.0, 0.0)
 
 
+def test_what_completions_share_with_the_golds_is_measured():
+    one = report().styled("Wikipedia")[0]
+    # "start says 0" and "The human gold 0.": a word of three, and of four.
+    assert one.overlap == pytest.approx((2 / 7, 2 / 8, 2 / 8))
+    assert one.nearer.mean == pytest.approx(2 / 8 - 2 / 7)
+    assert one.nearer.low < one.nearer.mean < one.nearer.high
+    silent = documents(golds=("The human gold 0.", None, "···", "··· ···"))
+    (some,) = report(sets=(silent,), texts=(texts("start"),), tables=(verdicts("start"),)).styles
+    assert some.overlap == pytest.approx((2 / 7, 2 / 8, 2 / 8))  # of the first alone
+    none = report(
+        sets=(documents(golds=(None, "···", None, "·")),),
+        texts=(texts("start"),),
+        tables=(verdicts("start", opponent=OWN, rows=[[0.5, 1.0, 1.0]] * 4),),
+    )
+    assert (none.styles[0].overlap, none.styles[0].nearer) == ((), None)
+
+
+def test_a_gain_that_the_golds_do_not_show_is_told_of():
+    sets, rows = (documents(count=24),), [[0.1, 0.9, 0.9]] * 24
+    given = {"sets": sets, "tables": (verdicts("srpo", rows=rows),)}
+    (line,) = [
+        one for one in warnings(report(texts=(texts("srpo", count=24),), **given)) if "F1" in one
+    ]
+    assert "SRPO on Wikipedia: revising gains +80.0 points by clerk" in line
+    golds = tuple((f"{i}", gold, gold) for i, gold in enumerate(sets[0].golds))
+    nearer = dataclasses.replace(texts("srpo", count=24), revisions=golds)
+    assert not [one for one in warnings(report(texts=(nearer,), **given)) if "F1" in one]
+
+
 def test_a_first_model_that_rewrites_is_told_of_and_one_that_edits_is_not():
     made = report()
     assert not [line for line in warnings(made) if "writes anew" in line]

@@ -15,7 +15,7 @@ def test_markdown_has_rates_counts_differences_texts_and_judges():
     assert re.search(
         r"\| start policy y\\_2 − start policy y\\_0 \| \+83.3 \| .* \| 0.250 \|", text
     )
-    assert "| SRPO | 2 | 4.0 | 100.0 | 0.0 | 0.0 | 0.0 |" in text
+    assert "| SRPO | 2 | 4.0 | 100.0 | 0.0 | 0.0 | 0.0 | 25.0 |" in text
     assert "| gold shuffled | Wikipedia | 86.0 | 81.0–90.0 | 400 |" in text
     assert "| clerk | model | 0.00 |" in text
     assert "Cost: requests 48, price 0.01." in text

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from srpo_jax.reporting.texts import edit_distance, edited, repetition, unchanged, words
+from srpo_jax.reporting.texts import edit_distance, edited, overlap, repetition, unchanged, words
 
 
 def test_words_are_parted_by_white_space():
@@ -24,6 +24,14 @@ def test_a_revision_is_compared_with_the_one_before():
 
 def test_only_an_equal_revision_is_unchanged():
     assert [unchanged(("a", "a", "b"), k) for k in range(3)] == [False, True, False]
+
+
+def test_overlap_is_f1_of_shared_words():
+    # Three of "b c a" are in "a b c d": precision 3 / 3, recall 3 / 4.
+    assert overlap("B, c; a", "a b-c d") == pytest.approx(2 * (1 * 0.75) / (1 + 0.75))
+    assert overlap("a a", "a b") == pytest.approx(1 / 2)  # a word counts as often as both have it
+    assert overlap("", "a") == overlap("…", "…") == 0.0
+    assert overlap("Die Straße", "DIE STRASSE, die straße") == pytest.approx(2 * 2 / 6)
 
 
 def slow_distance(a, b):
