@@ -41,6 +41,7 @@ from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.table import print_table
+from srpo_jax.reporting.verdicts import GOLD
 from srpo_jax.revision.samples import Written
 from srpo_jax.runtime import distributed, locks
 from srpo_jax.runtime.errors import UserError
@@ -70,6 +71,8 @@ def evaluate(
     own = settings.evaluate
     store.require_apart(who.names, document_sets.resolve(own.documents, own.split))
     judges.require_apart(settings.judge, who.models)
+    if GOLD in own.against:
+        judges.require_no_gold(settings.judge)
     if {"write", "judge"} <= set(stages):
         distributed.from_main(lambda: judges.check(settings.judge))
     if "write" in stages:
@@ -81,7 +84,7 @@ def evaluate(
 
     def judge_and_report() -> None:
         chosen, written, found = _read(settings, workdir, who)
-        asked = judges.load_all(settings.judge, workdir, keep=True) if "judge" in stages else ()
+        asked = _judges(settings, workdir, chosen) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
             records, tables = judging.verdicts(workdir, found, judges.names(settings.judge))
@@ -111,8 +114,8 @@ def estimated(
     Raises UserError where something is not written yet.
     """
     who = contestants(settings.evaluate, models)
-    _, _, found = _read(settings, workdir, who)
-    every = judges.load_all(settings.judge, workdir, ask=False)
+    chosen, _, found = _read(settings, workdir, who)
+    every = _judges(settings, workdir, chosen, ask=False)
     asked = [
         judge for judge in every if not isinstance(judge, Ensemble)
     ]  # its members are there too
@@ -120,6 +123,13 @@ def estimated(
     for judge, cost in zip(asked, costs, strict=True):
         status(f"{judge.name}: {cost}")
     return costs
+
+
+def _judges(
+    settings: Settings, workdir: Path, chosen: Sequence[Chosen], ask: bool = True
+) -> tuple[judges.Judge, ...]:
+    documents = [document for one in chosen for document in one.documents]
+    return judges.load_all(settings.judge, workdir, documents=documents, ask=ask, keep=ask)
 
 
 def compare(folders: list[str], workdir: Path | None) -> None:

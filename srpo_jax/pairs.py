@@ -139,7 +139,7 @@ def choose(
     """Process 0: judges what was drawn, and writes the pairs to `output`."""
     own = settings.pairs
     asked = comparing.needs_judge(own)
-    judge = judges.load(settings.judge, workdir, keep=True) if asked else None
+    judge = judges.load(settings.judge, workdir, documents=chosen, keep=True) if asked else None
     found = [(document, one.texts) for document, one in zip(chosen, drawn, strict=True)]
     pairs, counts = comparing.make(own, found, judge)
     labelled = f", labelled by {judge.name}" if judge and own.goal == "preferences" else ""

@@ -7,6 +7,7 @@ import numpy as np
 
 from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
+from srpo_jax.judges.judge import knows_gold
 from srpo_jax.reporting import texts
 
 
@@ -25,7 +26,8 @@ class Revised:
 def curve(judge: Judge, documents: Sequence[Document], revised: Revised) -> dict[str, float]:
     """The numbers of every y_k, named with k; one is left out where nothing was there to judge.
 
-    For each k: win_rate (against the gold, on documents that have one), tokens, cut (share). For k > 0 also
+    For each k: win_rate (against the gold, on documents that have one; not by a judge that compares with
+    it), overlap (F1 of the words shared with the gold), tokens, cut (share). For k > 0 also
     win_rate_own (against y_0), better (y_k against y_k-1), better_changed (where these differ), unchanged
     (share where they do not), edit_distance (between them: words, over those of the longer).
     """
@@ -40,9 +42,11 @@ def curve(judge: Judge, documents: Sequence[Document], revised: Revised) -> dict
 
     for k in range(len(revised.revisions[0])):
         ys = [row[k] for row in revised.revisions]
-        add(
-            f"win_rate_{k}", golds, [ys[i] for i in golds], [documents[i].gold or "" for i in golds]
-        )
+        shown, theirs = [ys[i] for i in golds], [documents[i].gold or "" for i in golds]
+        if not knows_gold(judge):
+            add(f"win_rate_{k}", golds, shown, theirs)
+        if golds:
+            found[f"overlap_{k}"] = texts.mean(list(map(texts.overlap, shown, theirs)))
         found[f"tokens_{k}"] = texts.mean([row[k] for row in revised.tokens])
         found[f"cut_{k}"] = texts.mean([row[k] for row in revised.cut])
         if k == 0:

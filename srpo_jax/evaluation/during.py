@@ -140,7 +140,8 @@ def asked(settings: Settings, workdir: Path, source: Source) -> Asked | None:
         f"config.train.evaluate_documents: {chosen.name} ({chosen.split})",
     )
     loaded: list[Judge] = []
-    distributed.from_main(lambda: loaded.append(judges.load(settings.judge, workdir)))
+    load = lambda: loaded.append(judges.load(settings.judge, workdir, documents=documents))
+    distributed.from_main(load)
     return Asked(documents, prompts[""], renderer, loaded[0] if loaded else None)
 
 

@@ -12,6 +12,7 @@ from srpo_jax.data.documents import BUILT_IN, Summarized
 from srpo_jax.evaluation import store
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges import Estimate, Judge, Prompt, estimate, total, validation
+from srpo_jax.judges.judge import knows_gold
 from srpo_jax.reporting.evidence import JudgeCheck, JudgeRecord
 from srpo_jax.reporting.verdicts import GOLD, NO_GOLD, OWN, Key, Missing, VerdictTable
 from srpo_jax.revision.samples import Written
@@ -189,9 +190,12 @@ def _table(judge: Judge, match: Match) -> VerdictTable:
 def _check(
     judge: Judge, settings: EvaluateSettings, found: Sequence[Match]
 ) -> list[validation.Check]:
-    """How the judge itself does on validation documents, which nothing here was fitted to."""
+    """How the judge itself does on validation documents, which nothing here was fitted to.
+
+    One that is shown the gold is not asked whether it prefers the gold.
+    """
     held_out = _held_out(settings, found)
-    if not held_out:
+    if not held_out or knows_gold(judge):
         return []
     cost = validation.cost(judge, held_out)
     price = f": {cost}" if cost.requests else ""

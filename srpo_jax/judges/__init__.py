@@ -5,7 +5,15 @@ programs.
 """
 
 from srpo_jax.judges.judge import Estimate, Judge, Prompt, Verdicts, estimate, readable, total
-from srpo_jax.judges.loading import asks_endpoint, check, load, load_all, names, require_apart
+from srpo_jax.judges.loading import (
+    asks_endpoint,
+    check,
+    load,
+    load_all,
+    names,
+    require_apart,
+    require_no_gold,
+)
 from srpo_jax.judges.rewards import rewards
 from srpo_jax.judges.settings import JudgeSettings
 
@@ -23,6 +31,7 @@ __all__ = [
     "names",
     "readable",
     "require_apart",
+    "require_no_gold",
     "rewards",
     "total",
 ]

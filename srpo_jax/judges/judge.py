@@ -110,6 +110,11 @@ def is_paid(judge: Judge) -> bool:
     return any(isinstance(one, Paid) for one in getattr(judge, "members", (judge,)))
 
 
+def knows_gold(judge: Judge) -> bool:
+    """Whether it compares with the gold, or a member of an ensemble does."""
+    return any(getattr(one, "knows_gold", False) for one in getattr(judge, "members", (judge,)))
+
+
 def fitted_to(judge: Judge) -> frozenset[str]:
     """The damages (see `validation`) that a judge was fitted to: its attribute of this name, else none."""
     found: frozenset[str] = getattr(judge, "fitted_to", frozenset())

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from srpo_jax.data.documents import Document
 from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.judges.judge import Judge
 from srpo_jax.judges.length import LengthJudge
@@ -19,21 +20,33 @@ from srpo_jax.runtime.settings import build
 
 
 def load(
-    settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True, keep: bool = False
+    settings: JudgeSettings,
+    folder: str | Path = ".",
+    *,
+    documents: Sequence[Document] = (),
+    ask: bool = True,
+    keep: bool = False,
 ) -> Judge:
     """The judge that `settings.name` names.
 
-    What the judge keeps (`settings.cache`) is relative to `folder`. ask: False for one that only estimates
-    its cost. keep: whether a model here keeps its scores in `folder`, too.
+    What the judge keeps (`settings.cache`) is relative to `folder`. documents: what it will be asked about;
+    their golds are for a judge that compares with them. ask: False for one that only estimates its cost.
+    keep: whether a model here keeps its scores in `folder`, too.
 
     Raises:
         UserError: the judge lacks something (see its module).
     """
-    return load_all(dataclasses.replace(settings, others=()), folder, ask=ask, keep=keep)[0]
+    alone = dataclasses.replace(settings, others=())
+    return load_all(alone, folder, documents=documents, ask=ask, keep=keep)[0]
 
 
 def load_all(
-    settings: JudgeSettings, folder: str | Path = ".", *, ask: bool = True, keep: bool = False
+    settings: JudgeSettings,
+    folder: str | Path = ".",
+    *,
+    documents: Sequence[Document] = (),
+    ask: bool = True,
+    keep: bool = False,
 ) -> tuple[Judge, ...]:
     """The judge, `settings.others`, and those members of ensembles that are not among these.
 
@@ -45,7 +58,7 @@ def load_all(
     for member in _members(named):
         if not any(_alike(member, each) for each in single):
             single.append(member)
-    made = {each: _load(each, folder, ask) for each in single}
+    made = {each: _load(each, folder, ask, documents) for each in single}
     for one in made.values():
         if keep and isinstance(one, ScoreJudge):
             one.keep(storage.place(folder))
@@ -73,7 +86,9 @@ def load_all(
     return tuple(judges)
 
 
-def _load(settings: JudgeSettings, folder: str | Path, ask: bool) -> Judge:
+def _load(
+    settings: JudgeSettings, folder: str | Path, ask: bool, documents: Sequence[Document] = ()
+) -> Judge:
     """Imports only the judge's own module: each needs packages that the others do not."""
     if settings.name in ("shorter", "longer"):
         return LengthJudge(settings.name, settings.label)
@@ -81,6 +96,10 @@ def _load(settings: JudgeSettings, folder: str | Path, ask: bool) -> Judge:
         from srpo_jax.judges.embedding import EmbeddingJudge
 
         return EmbeddingJudge(name=settings.label or settings.name)
+    if settings.name == "overlap":
+        from srpo_jax.judges.overlap import OverlapJudge
+
+        return OverlapJudge(documents, settings.label)
     if settings.name == "reward":
         from srpo_jax.judges import reward
 
@@ -111,6 +130,16 @@ def names(settings: JudgeSettings) -> tuple[str, ...]:
 def asks_endpoint(settings: JudgeSettings) -> bool:
     """Whether the judge of `settings.name`, or a member of it, is a model behind an endpoint."""
     return any(each.name == "llm" for each in (settings, *_members([settings])))
+
+
+def require_no_gold(settings: JudgeSettings) -> None:
+    """UserError for a judge that compares with the gold, which then nothing beats."""
+    named = sections(settings)
+    if any(each.name == "overlap" for each in (*named, *_members(named))):
+        raise UserError(
+            "the judge overlap compares with the gold, which nothing beats: leave gold out of "
+            "config.evaluate.against (own and baseline:NAME remain), or use another judge"
+        )
 
 
 def require_apart(settings: JudgeSettings, models: Mapping[str, str]) -> None:

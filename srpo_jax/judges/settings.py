@@ -6,7 +6,7 @@ from srpo_jax.judges import secrets
 from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime.settings import FRACTION, POSITIVE, Check, at_least, check, one_of, setting
 
-NAMES = ("embedding", "llm", "reward", "shannon", "ensemble", "shorter", "longer")
+NAMES = ("embedding", "llm", "reward", "shannon", "overlap", "ensemble", "shorter", "longer")
 VERDICTS = ("auto", "logprobs", "json", "text")
 _PARAMETERS = ("max_tokens", "max_completion_tokens")
 _SHARE = Check(lambda value: 0 <= value <= 1, "in [0, 1]")
@@ -18,8 +18,8 @@ class JudgeSettings:
 
     name: str = setting(
         "embedding",
-        "a local proxy, an endpoint, a reward model, the text's likelihood, several of these, or only the "
-        "length: see docs/evaluation.md",
+        "a local proxy, an endpoint, a reward model, the text's likelihood, words shared with the gold, "
+        "several of these, or only the length: see docs/evaluation.md",
         one_of(*NAMES),
     )
     label: str = setting("", "its name in reports; empty is `name`")

@@ -231,7 +231,8 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     direct = [tuple(prompt.direct) for prompt in prompts[""]]
     check_fit([len(x) for x in direct], settings.sampling.max_new_tokens, source.config.max_length)
     loaded: list[Judge] = []
-    distributed.from_main(lambda: loaded.append(judges.load(settings.judge, workdir)))
+    load = lambda: loaded.append(judges.load(settings.judge, workdir, documents=documents))
+    distributed.from_main(load)
     return Task(documents, direct, renderer, loaded[0] if loaded else None, own.reward)
 
 

@@ -10,7 +10,7 @@ from srpo_jax.runtime.errors import UserError
 LOWEST = ("loss", "loss_*", "nll_*", "kl", "kl_*", "calibration_error")
 HIGHEST = (
     *("accuracy", "accuracy_*", "margin", "margin_*", "reward"),
-    *("win_rate_*", "better_*"),
+    *("win_rate_*", "better_*", "overlap_*"),
 )
 
 

@@ -6,6 +6,7 @@ import pytest
 from srpo_jax.data.documents import Document
 from srpo_jax.evaluation.curve import Revised, curve
 from srpo_jax.judges import Verdicts
+from srpo_jax.judges.overlap import OverlapJudge
 
 DOCUMENTS = [Document("a", "x", "two words"), Document("b", "y", None), Document("c", "z", "one")]
 WRITTEN = Revised(
@@ -48,11 +49,21 @@ def test_every_number_is_what_one_counts():
         "tokens_0": 2.0,
         "tokens_1": 5 / 3,
         "tokens_2": 8 / 3,
+        # "one" in "two words" and "p q" in "one"; at last "one two" has one of two
+        "overlap_0": 0.0,
+        "overlap_1": 0.0,
+        "overlap_2": (2 * 1 / 4 + 0) / 2,
         "cut_0": 1 / 3,
         "cut_1": 0.0,
         "cut_2": 1 / 3,
     }
     assert curve(Longer(), DOCUMENTS, WRITTEN) == pytest.approx(expected)
+
+
+def test_a_judge_that_is_shown_the_gold_is_not_asked_about_it():
+    found = curve(OverlapJudge(DOCUMENTS), DOCUMENTS, WRITTEN)
+    assert not [name for name in found if name in ("win_rate_0", "win_rate_1", "win_rate_2")]
+    assert found["win_rate_own_2"] > 0.5
 
 
 def test_what_nobody_judged_is_left_out():

@@ -286,6 +286,20 @@ def test_an_ensemble_stands_beside_its_members_with_their_agreement(config, tmp_
     assert (rates["longer"], rates["shorter"]) == (0.8, pytest.approx(0.2))
 
 
+def test_a_judge_that_is_shown_the_golds_compares_revisions_and_not_the_gold(
+    outputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate.judges, "load_all", loading.load_all)
+    outputs.judge.name = "overlap"
+    with pytest.raises(UserError, match=r"leave gold out of config\.evaluate\.against"):
+        run(outputs, tmp_path / "run")
+    assert not (tmp_path / "run" / "samples").exists()
+    outputs.evaluate.against = ("own",)
+    made = run(outputs, tmp_path / "run")
+    assert made.views == (("overlap", "own y_0"),)
+    assert not made.evidence.judges[0].checks
+
+
 @pytest.fixture
 def outputs(config, tmp_path, monkeypatch):
     """No model: three equal revisions of each document, in a file; and no pictures are drawn."""
