@@ -16,7 +16,8 @@ documents, which chose the recipe). With `:anchors` RPO with SRPO's anchor, on t
 `:test` those that were selected, on 256 test documents, with `:test:NAME:NAME` those named (`srpo_0.02`,
 `start`), with `:test:greedy` decoded greedily; each seed skips what the seeds before it had. With
 `:out:SEED` the same models on that seed's share of documents of other kinds; of Debian's, if a directory of
-them is named behind it. What is trained is not trained again.
+them is named behind it. With `overlap:DIR` and so on edits and pairs are labelled by the words shared with
+the gold. What is trained is not trained again.
 """
 
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ CONTROLS: Methods = {
 SELECTED = ("srpo_anchored_0.02", "dpo_0.1", "dpo_1")
 # For `:test:NAME`: what they all began from; and the likeliest token in place of a drawn one.
 START, GREEDY = "start", "greedy"
+OVERLAP = "overlap:"  # before the documents: a text is the better the more words of the gold it has
 VALIDATION = 96
 # Test documents a seed: of Wikipedia's 406 are short enough.
 TEST, TEST_WIKIPEDIA = 256, 128
@@ -57,26 +59,10 @@ OUT = {"debian": (128, 112, 24), "wikipedia": (128, 112, 24), "aclsum": (29, 320
 
 def get_config(given: str = "wikipedia") -> ConfigDict:
     """given: the documents; behind them `:anchors`, the control on the same validation documents, `:test`,
-    the selected methods on test documents, or `:out:SEED`.
+    the selected methods on test documents, or `:out:SEED`. Before them `overlap:`, for labels by the golds.
     """
-    judged: dict[str, dict[str, Any]]
-    others: list[str] = []
-    match given.split(":"):
-        case [documents]:
-            split, judged = "validation", {"validation": {}}
-        case [documents, "anchors"]:
-            split, judged = "validation", {"anchors": {}}
-        case [documents, "test", *others]:
-            own = {"sampling.temperature": 0.0} if GREEDY in others else {}
-            split, judged = "test", {"_".join(["test", *others]): own}
-            others = [name for name in others if name != GREEDY]
-        case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
-            split, judged = "test", out_of_distribution(documents, int(seed), debian)
-        case _:
-            raise ValueError(
-                f"{given!r}: behind the documents may stand :anchors, :test, :test:NAME:NAME, "
-                ":test:greedy, :out:SEED or :out:SEED:DIR"
-            )
+    labels = {"judge.name": "overlap"} if given.startswith(OVERLAP) else {}
+    documents, split, judged, models = asked(given.removeprefix(OVERLAP))
     config = default()
     config.model.source = "smollm2-135m-instruct"
     # On two CPU cores nearly twice as fast as the defaults, which are for accelerators.
@@ -107,16 +93,37 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
     methods = CONTROLS if "anchors" in judged else METHODS
-    trainings, models = compared(methods, (others or SELECTED) if split == "test" else ())
+    trainings, named = compared(methods, models)
     evaluations = [
-        stage(name, "evaluate", {"evaluate.models": models, **own}) for name, own in judged.items()
+        stage(name, "evaluate", {"evaluate.models": named, **own}) for name, own in judged.items()
     ]
-    config.recipe.stages = (*taught(), *trainings, *evaluations)
+    config.recipe.stages = (*taught(labels), *trainings, *evaluations)
     return config
 
 
-def taught() -> list[dict[str, Any]]:
-    """Up to `start`, an editor of its own answers."""
+def asked(given: str) -> tuple[str, str, dict[str, Stage], tuple[str, ...]]:
+    """Documents, split, evaluations with what each has of its own, and the models in them; () for all."""
+    match given.split(":"):
+        case [documents]:
+            return documents, "validation", {"validation": {}}, ()
+        case [documents, "anchors"]:
+            return documents, "validation", {"anchors": {}}, ()
+        case [documents, "test", *named]:
+            own = {"sampling.temperature": 0.0} if GREEDY in named else {}
+            models = tuple(name for name in named if name != GREEDY)
+            return documents, "test", {"_".join(["test", *named]): own}, models or SELECTED
+        case [documents, "out", seed, *debian] if seed.isdecimal() and len(debian) < 2:
+            return documents, "test", out_of_distribution(documents, int(seed), debian), SELECTED
+    raise ValueError(
+        f"{given!r}: behind the documents may stand :anchors, :test, :test:NAME:NAME, :test:greedy, "
+        ":out:SEED or :out:SEED:DIR"
+    )
+
+
+def taught(labels: dict[str, Any]) -> list[Stage]:
+    """Up to `start`, an editor of its own answers. labels: the judge's settings, where edits and pairs are
+    compared by another one than the evaluations are.
+    """
     per_token = {"objective.reduction": "mean"}
     edits = {
         "model.source": "{sft}",
@@ -127,6 +134,7 @@ def taught() -> list[dict[str, Any]]:
         "pairs.edits": "better",
         "pairs.skip": GOLDS,
         "pairs.count": EDITS,
+        **labels,
     }
     preferences = {
         "model.source": "{start}",
@@ -134,6 +142,7 @@ def taught() -> list[dict[str, Any]]:
         "pairs.samples": 4,
         "pairs.skip": GOLDS + EDITS,
         "pairs.count": PAIRS,
+        **labels,
     }
     return [
         stage("golds", "pairs", {"pairs.goal": "gold", "pairs.count": GOLDS}),
