@@ -30,7 +30,12 @@ from srpo_jax.config.workdir import is_online
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import subject
 from srpo_jax.evaluation import judging, store, writing
-from srpo_jax.evaluation.contestants import Contestants, check_templates, contestants
+from srpo_jax.evaluation.contestants import (
+    Contestants,
+    check_opponents,
+    check_templates,
+    contestants,
+)
 from srpo_jax.evaluation.store import Chosen
 from srpo_jax.judges.ensemble import Ensemble
 from srpo_jax.models import loading
@@ -41,7 +46,6 @@ from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.data import Report, Rules
 from srpo_jax.reporting.evidence import Documents, Evidence, Texts
 from srpo_jax.reporting.table import print_table
-from srpo_jax.reporting.verdicts import GOLD
 from srpo_jax.revision.samples import Written
 from srpo_jax.runtime import distributed, locks
 from srpo_jax.runtime.errors import UserError
@@ -67,12 +71,10 @@ def evaluate(
     it was asked for one. Raises UserError for settings at fault; what is written already is kept.
     """
     who = contestants(settings.evaluate, models)
-    who.opponents(settings.evaluate)  # before anything is written
+    check_opponents(settings, who)  # before anything is written
     own = settings.evaluate
     store.require_apart(who.names, document_sets.resolve(own.documents, own.split))
     judges.require_apart(settings.judge, who.models)
-    if GOLD in own.against:
-        judges.require_no_gold(settings.judge)
     if {"write", "judge"} <= set(stages):
         distributed.from_main(lambda: judges.check(settings.judge))
     if "write" in stages:

@@ -15,7 +15,7 @@ from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, command
 from srpo_jax.config.recipe import Stage, remember, resolve
 from srpo_jax.evaluate import evaluate
-from srpo_jax.evaluation.contestants import contestants
+from srpo_jax.evaluation.contestants import check_opponents, contestants
 from srpo_jax.pairing import rounds
 from srpo_jax.pairs import check as check_pairs
 from srpo_jax.pairs import make_pairs
@@ -64,7 +64,7 @@ def _check(stage: Stage) -> None:
         elif stage.program == "pairs":
             check_pairs(settings)
         else:
-            contestants(settings.evaluate, {}).opponents(settings.evaluate)
+            check_opponents(settings, contestants(settings.evaluate, {}))
         if stage.program in ("train_online", "evaluate"):
             distributed.from_main(lambda: judges.check(settings.judge))
     except UserError as error:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from srpo_jax import config as config_module
+from srpo_jax import judges
 from srpo_jax.config import Settings
 from srpo_jax.config.programs import EvaluateSettings
 from srpo_jax.models import loading
@@ -75,6 +76,13 @@ def contestants(settings: EvaluateSettings, models: Mapping[str, str]) -> Contes
     by = "mean" if settings.best_by == "mean" else "summed"
     best = {f"{m}, best of k+1 by {by} log-probability": m for m in settings.best_of}
     return Contestants(chosen, outputs, best)
+
+
+def check_opponents(settings: Settings, who: Contestants) -> None:
+    """UserError for a baseline that is not compared, and for the gold beside a judge that is shown it."""
+    who.opponents(settings.evaluate)
+    if "gold" in settings.evaluate.against:
+        judges.require_no_gold(settings.judge)
 
 
 def check_templates(settings: Settings, models: Mapping[str, str]) -> None:
