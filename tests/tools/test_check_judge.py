@@ -39,3 +39,22 @@ def test_a_file_without_golds_is_refused(tmp_path):
     file = written(tmp_path / "mine.jsonl", [None, None])
     with pytest.raises(UserError, match="has no document with a gold"):
         check_judge.documents(file, 5)
+
+
+def test_labels_are_held_against_the_golds(tmp_path, capsys):
+    file = written(tmp_path / "mine.jsonl", ["a b c", "a b c", "a b c"])
+    pairs = [("a b d e f", "a x"), ("x", "a"), ("b a c", "c b a")]
+    rows = [
+        {"prompt": f"Text {i} is about thing {i} and no other.", "chosen": w, "rejected": l}
+        for i, (w, l) in enumerate(pairs)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    check_judge.main([str(file), f"--labels={tmp_path / 'pairs.jsonl'}"])
+    shared, longer = capsys.readouterr().out.splitlines()[2:]
+    assert shared.startswith("| shares more words with the gold (F1) | 50.0 % (")
+    assert shared.endswith("| 2 |")
+    assert longer.startswith("| is the longer | 100.0 % (")
+    assert longer.endswith("| 1 |")
+    file = written(tmp_path / "other.jsonl", ["a b c"])
+    with pytest.raises(UserError, match="FILE lacks 2 of 3 prompts"):
+        check_judge.main([str(file), f"--labels={tmp_path / 'pairs.jsonl'}"])
