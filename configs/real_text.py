@@ -92,7 +92,7 @@ def get_config(given: str = "wikipedia") -> ConfigDict:
     config.evaluate.max_prompt_tokens = 112
     config.evaluate.revisions = 5
     config.evaluate.against = ("gold", "own")
-    methods = CONTROLS if "anchors" in judged else METHODS
+    methods = CONTROLS if "anchors" in judged else METHODS | CONTROLS if models else METHODS
     trainings, named = compared(methods, models)
     evaluations = [
         stage(name, "evaluate", {"evaluate.models": named, **own}) for name, own in judged.items()
