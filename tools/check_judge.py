@@ -2,6 +2,7 @@
 
     python tools/check_judge.py DIR/validation.jsonl [--count=200] [--judge=embedding]
     python tools/check_judge.py DIR/train.jsonl --labels=WORKDIR/pairs.jsonl
+    python tools/check_judge.py wikipedia --split=train --labels=WORKDIR/pairs.jsonl
 
 `evaluate` checks its judges on the built-in sets alone, as of a file it does not know which documents are
 for that. FILE: as config.evaluate.documents takes it; its first documents that have a gold are asked about.
@@ -33,11 +34,11 @@ from srpo_jax.runtime.errors import UserError
 JUDGES = ("embedding", "shorter", "longer")
 
 
-def documents(file: Path, count: int) -> list[Summarized]:
+def documents(file: Path, count: int, split: str = "") -> list[Summarized]:
     """The first `count` with a gold, as one set; UserError where there are none."""
     found = [
         Summarized(f"{file.stem}/{one.id}", one.text, one.gold)
-        for one in document_sets.read(DocumentSet(str(file)), "FILE")
+        for one in document_sets.read(DocumentSet(str(file), split=split), "FILE")
         if one.gold
     ]
     if not found:
@@ -79,17 +80,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("file", type=Path, metavar="FILE")
     parser.add_argument("--count", type=int, default=200, help="documents (%(default)s)")
     parser.add_argument("--judge", choices=JUDGES, default="embedding", help="(%(default)s)")
+    parser.add_argument("--split", default="", help="of a source that has splits")
     parser.add_argument("--labels", type=Path, help="pairs of a judge about the documents of FILE")
     chosen = parser.parse_args(arguments)
     if chosen.count < 1:
         parser.error("--count must be 1 or more")
     if chosen.labels:
-        every = document_sets.read(DocumentSet(str(chosen.file)), "FILE")
+        every = document_sets.read(DocumentSet(str(chosen.file), split=chosen.split), "FILE")
         golds = {one.prompt: one.gold for one in every if one.gold}
         print(labels(read_pairs(chosen.labels), golds))
         return
     judge = loading.load(JudgeSettings(name=chosen.judge))
-    print(table(judge, documents(chosen.file, chosen.count)))
+    print(table(judge, documents(chosen.file, chosen.count, chosen.split)))
 
 
 if __name__ == "__main__":
