@@ -177,6 +177,11 @@ def one_round(
     lessons = learner.experience(state.model, prompts, written, rewards, beta)
     trained = TrainState(state.model, state.optimizer)
     trained, metrics = learner.learn(trained, lessons, (settings.seed, number))
+    if lessons.metrics["unjudged"] == 1:
+        status(
+            f"warning: round {number} taught nothing: on some completion of each of its prompts "
+            f"config.judge.name={settings.judge.name} is silent"
+        )
     after = adapted(beta, lessons.metrics["kl"], own.kl_target, own.kl_rate)
     seconds = {
         "seconds_write": wrote - began,

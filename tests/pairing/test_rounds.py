@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import numpy as np
 import pytest
 
 from srpo_jax.config import Settings
@@ -37,6 +38,31 @@ def test_an_objective_of_pairs_is_said_not_to_be_read(capsys):
     assert "objective rloo: beta=0.05, samples=4 (config.objective is of `train`" in said
     rounds.report(settings())
     assert "config.objective" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("unjudged", [0.75, 1.0])
+def test_a_round_of_which_nothing_is_judged_is_told(unjudged, capsys):
+    """A judge that never speaks let a run come to its end, having learned nothing, without a word."""
+    lessons = types.SimpleNamespace(metrics={"unjudged": unjudged, "kl": 0.0})
+    learner = types.SimpleNamespace(
+        step=types.SimpleNamespace(policy=lambda model, frozen: model),
+        frozen=None,
+        experience=lambda *given: lessons,
+        learn=lambda state, lessons, seed: (state, {}),
+    )
+    rollout = types.SimpleNamespace(
+        update=lambda policy: None, generate=lambda prompts, samples, draw: None
+    )
+    task = types.SimpleNamespace(
+        prompts=[(1,), (2,)],
+        drawn=lambda number, count, seed: [0, 1],
+        rewards=lambda chosen, written: None,
+    )
+    state = rounds.OnlineState("model", "optimizer", np.array(0.05))
+    _, said = rounds.one_round(settings(), 3, task, rollout, learner, state)
+    assert said["unjudged"] == unjudged
+    told = "warning: round 3 taught nothing" in capsys.readouterr().out
+    assert told == (unjudged == 1)
 
 
 def test_the_schedule_is_of_all_updates_and_refused_before_the_first_round(capsys):
