@@ -24,6 +24,7 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.train import train
+from srpo_jax.training.hooks import check_best
 from srpo_jax.training.optimizer import make_optimizer
 
 
@@ -59,6 +60,7 @@ def _check(stage: Stage) -> None:
             given = {key: v for key, v in settings.objective.given().items() if key in reads}
             objectives.check_hyperparameters(settings.objective.name, **given)
             make_optimizer(settings.optimizer, settings.train.steps)
+            check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
         elif stage.program == "train_online":
             rounds.check(settings)
         elif stage.program == "pairs":

@@ -175,12 +175,16 @@ def _time(lines: Sequence[Line], steps: Sequence[Line]) -> Iterator[str]:
     first = {"step": 0, "time": before}
     for a, b in itertools.pairwise([first, *steps] if before < steps[0]["time"] else steps):
         taken = (b["step"] - a["step"]) * b["step_seconds"]
-        spent += taken * (1 - b["data_wait"])
-        lost["waiting for data"] += taken * b["data_wait"]
+        # step_seconds is a median: it knows nothing of one long wait, and all of many equal ones.
+        together = b.get("interval_seconds", taken)
+        waited = together * b["data_wait"]
+        rest = together - waited - b["compile_seconds"]
+        spent += max(taken * (1 - b["data_wait"]), min(taken, rest))
+        lost["waiting for data"] += waited
         lost["compiling"] += b["compile_seconds"]
         lost["saving"] += b.get("save_seconds", 0.0)
         if "start_seconds" in b:
-            known = taken + b["compile_seconds"]
+            known = max(taken + b["compile_seconds"], together)
             lost["starts and restarts"] += max(0.0, b["time"] - a["time"] - known)
     if whole > 0:
         parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in lost.items())

@@ -47,7 +47,7 @@ from srpo_jax.training.first_epoch import FirstEpoch
 from srpo_jax.training.held_out import origin as pairs_origin
 from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import make_optimizer, report_schedule
 from srpo_jax.training.profiling import Profiler
 from srpo_jax.training.reference import Reference
 from srpo_jax.training.score_files import ScoreFiles, Scores
@@ -110,7 +110,7 @@ def train(
                 place=given.place,
                 hooks=(*watch, *evaluate, *measure),
                 stop=stop.requested,
-                save=hooks.save(checkpoints, log, speed, settings.train.keep_best_by, given.write),
+                save=hooks.save(checkpoints, log, speed, settings.train, given.write),
                 due=checkpoints.due,
                 finite=mesh_module.replicate(mesh, step.FINITE),
             )
@@ -336,8 +336,9 @@ def batches(
 
 
 def check(settings: Settings, mesh: Mesh) -> None:
-    """UserError for settings that contradict each other, or the mesh."""
+    """UserError for settings that contradict each other, or the mesh; says what the schedule leaves out."""
     check_batch(settings, mesh)
+    report_schedule(settings.optimizer, settings.train.steps)
     hooks.check_best(settings.train, evaluated=settings.train.evaluate_every > 0)
 
 
@@ -375,12 +376,9 @@ def hyperparameters(settings: ObjectiveSettings) -> dict[str, Any]:
     given = settings.given()
     hyper = {k: v for k, v in given.items() if k in objective.hyperparameters}
     objectives.check_hyperparameters(objective.name, **hyper)
-    unread = [k for k in given if k not in hyper]
+    unread = ", ".join(k for k in given if k not in hyper)
     values = ", ".join(f"{k}={v}" for k, v in hyper.items()) or "no hyperparameters"
-    status(
-        f"objective {objective.name}: {values}"
-        + (f" (not read: {', '.join(unread)})" if unread else "")
-    )
+    status(f"objective {objective.name}: {values}" + (f" (not read: {unread})" if unread else ""))
     return hyper
 
 

@@ -27,6 +27,7 @@ from srpo_jax.data.documents import Document
 from srpo_jax.judges import Judge
 from srpo_jax.models import creation, loading
 from srpo_jax.models.source import Source
+from srpo_jax.objectives import ObjectiveSettings
 from srpo_jax.objectives.online import adapted
 from srpo_jax.prompts import Renderer
 from srpo_jax.prompts.selection import select
@@ -37,9 +38,10 @@ from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
+from srpo_jax.training.best import Compared
 from srpo_jax.training.hooks import check_best, report_model
 from srpo_jax.training.online import Learner, OnlineStep, with_value_head
-from srpo_jax.training.optimizer import make_optimizer
+from srpo_jax.training.optimizer import make_optimizer, report_schedule
 from srpo_jax.training.reference import weights_of
 from srpo_jax.training.step import TrainState
 from srpo_jax.trees.completions import Completions, Layout
@@ -103,6 +105,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     """
     mesh = mesh_module.of_settings(settings.mesh)
     check(settings)
+    report(settings)
     base = attempt.base(settings, workdir)
     source = loading.open_source(base)
     task = prepare_task(settings, workdir, source)
@@ -111,7 +114,7 @@ def train(settings: Settings, workdir: Path) -> bool:
     attempt.keep_start(workdir, (learner.frozen, learner.reference))
     with attempt.saved(settings.train, workdir) as checkpoints, distributed.StopSignal() as stop:
         start, state = checkpoints.restore_latest(state, replace=True) or (0, state)
-        total = settings.train.steps
+        total, compared = settings.train.steps, Compared(settings.train)
         if start >= total:
             status(f"{workdir} is finished: round {start} of {total}")
             return True
@@ -138,7 +141,7 @@ def train(settings: Settings, workdir: Path) -> bool:
                 stopped = number < total and stop.requested(number)
                 if (ends := stopped or number == total) or checkpoints.due(number):
                     log.flush()  # a later attempt writes none of these lines
-                    best = metrics.get(settings.train.keep_best_by)
+                    best = compared(number, metrics.get(compared.by))
                     checkpoints.save(number, state, force=ends, best=best)
                 if stopped:
                     status(
@@ -174,6 +177,11 @@ def one_round(
     lessons = learner.experience(state.model, prompts, written, rewards, beta)
     trained = TrainState(state.model, state.optimizer)
     trained, metrics = learner.learn(trained, lessons, (settings.seed, number))
+    if lessons.metrics["unjudged"] == 1:
+        status(
+            f"warning: round {number} taught nothing: on some completion of each of its prompts "
+            f"config.judge.name={settings.judge.name} is silent"
+        )
     after = adapted(beta, lessons.metrics["kl"], own.kl_target, own.kl_rate)
     seconds = {
         "seconds_write": wrote - began,
@@ -208,12 +216,22 @@ def check(settings: Settings) -> None:
             "loss; set it to 0"
         )
     check_best(settings.train, evaluated=False)
+    make_optimizer(settings.optimizer, updates(settings))
+    judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
+
+
+def report(settings: Settings) -> None:
+    """Says what is learned by, and which settings are not read."""
+    own = settings.online
+    others = " (config.objective is of `train`, and not read)"
+    said = others if settings.objective != ObjectiveSettings() else ""
+    status(f"objective {own.objective}: beta={own.beta}, samples={own.samples}{said}")
     unread = [f"config.train.{key}" for key in UNREAD if getattr(settings.train, key)]
     if unread:
         status(
             f"train_online evaluates and profiles nothing on the way: {', '.join(unread)} is not read"
         )
-    judges.require_apart(settings.judge, {"config.model.source": settings.model.source})
+    report_schedule(settings.optimizer, updates(settings))
 
 
 def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
@@ -283,18 +301,21 @@ def prepare_learner(
 
 def make_step(settings: Settings, graphdef: nnx.GraphDef[Any], mesh: Mesh) -> OnlineStep:
     """The update, with a learning rate that is planned over all updates of all rounds."""
-    own = settings.online
-    updates = settings.train.steps * own.epochs * own.minibatches
-    optimizer, _ = make_optimizer(settings.optimizer, updates, epsilon=1e-5)
+    optimizer, _ = make_optimizer(settings.optimizer, updates(settings), epsilon=1e-5)
     return OnlineStep(
         graphdef,
         optimizer,
-        own,
+        settings.online,
         mesh,
         accumulate=settings.train.accumulate,
         master=settings.optimizer.master,
         seed=settings.seed,
     )
+
+
+def updates(settings: Settings) -> int:
+    """Of a whole run."""
+    return settings.train.steps * settings.online.epochs * settings.online.minibatches
 
 
 def sampling(settings: Settings) -> Sampling:

@@ -296,6 +296,8 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps:
                 damaged = self.directory / f"{step}.damaged"
+                while damaged.is_dir():  # the save that replaced it was damaged, too
+                    damaged = damaged.with_name(f"{damaged.stem}-again.damaged")
                 storage.rename_folder(self.directory / str(step), damaged)
         _any_process(False)  # nobody looks again before the renaming is done
         self._manager.reload()

@@ -12,7 +12,7 @@ from srpo_jax.runtime import rules
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Metrics, Progress, status
-from srpo_jax.training.best import is_highest
+from srpo_jax.training.best import Compared, is_highest
 from srpo_jax.training.loop import Done
 from srpo_jax.training.pipeline import PairTrees
 from srpo_jax.training.settings import TrainSettings
@@ -54,7 +54,7 @@ def require_finite(checkpoints: Checkpoints, before: Callable[[], None]) -> Call
         where = f"the checkpoint of step {kept} is kept" if kept else "nothing was learned before"
         raise UserError(
             f"{name} is {done.metrics[name]} at step {done.number}; {where}. Lower "
-            "config.optimizer.learning_rate or config.objective.beta, and look at metrics.jsonl"
+            "config.optimizer.learning_rate, and look at config.objective.beta and metrics.jsonl"
         )
 
     return act
@@ -83,21 +83,22 @@ def save(
     checkpoints: Checkpoints,
     log: Metrics,
     speed: Speed,
-    best_by: str,
+    train: TrainSettings,
     before: Callable[[], None],
 ) -> Callable[[Done], None]:
     """A checkpoint; the loop asks for it where one is due, and where the run ends or stops.
 
     before: writes the reference scores that it relies on. The lines of its steps are written first, too: a
-    later attempt, which goes on behind it, writes none of them. best_by: the metric by which checkpoints
-    are compared, where it was measured at that very step.
+    later attempt, which goes on behind it, writes none of them. train: says by which metric checkpoints are
+    compared, where it was measured at that very step.
     """
+    compared = Compared(train)
 
     def act(done: Done) -> None:
         with speed.saving():
             before()
             log.flush()
-            best = log.last.get(best_by, {}).get(done.number)
+            best = compared(done.number, log.last.get(compared.by, {}).get(done.number))
             checkpoints.save(done.number, done.state, force=True, best=best)
 
     return act
@@ -124,7 +125,13 @@ def report_data(data: PairTrees, packing: Packing) -> None:
         f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
         f"tokens a tree ({saved:.0%} saved by shared prefixes)"
     )
-    fill = np.mean([packing.fill(layout) for layout in packing.once()])
+    # A last batch that the pairs do not fill is never trained on.
+    fills = [
+        packing.fill(layout)
+        for layout in packing.once()
+        if sum(map(len, layout.rows)) == packing.batch_size
+    ]
+    fill = np.mean(fills or [packing.fill(packing.batch(packing.start))])
     lengths = " or ".join(str(shape.length) for shape in packing.shapes)
     status(f"rows: {packing.rows} a batch, of {lengths} slots, {fill:.0%} filled")
 

@@ -29,7 +29,8 @@ class Done:
     it left. metrics: as floats. finite: whether loss and gradient were, of this step and all before it; if
     not, the step changed nothing. rows: this process's share of the batch, numpy. slots: of the whole
     batch's rows. seconds: from the step before, or from its own dispatch if that was later, until it was
-    known to be done. waited: at most so many of them the devices had no work, for want of a batch.
+    known to be done. waited: in at most so many of them the devices had no work, for want of a batch (a
+    later step's, as the next one is dispatched by then).
     """
 
     number: int
@@ -68,7 +69,6 @@ class _Running(NamedTuple):
     rows: Rows
     slots: int
     began: float
-    waited: float
 
 
 def loop(
@@ -93,20 +93,21 @@ def loop(
     """
     behind = _Behind(numbers[-1], hooks, save, due)
     before: _Running | None = None
-    given, waited = next(batches), 0.0
+    given = next(batches)
     batch = place(given)
     for number in numbers:
         began = time.perf_counter()
         state, metrics = train(state, batch, finite)
         finite = metrics.get("finite", True)
         slots = batch["rows"].tokens.size
-        step = _Running(number, metrics, given["rows"], slots, began, waited)
+        step = _Running(number, metrics, given["rows"], slots, began)
         ends = number == numbers[-1] or stop(number)
         if not ends:
             began = time.perf_counter()
             given = next(batches)
             batch = place(given)
-            waited = time.perf_counter() - began if _is_done(step.metrics) else 0.0
+            if _is_done(step.metrics):
+                behind.waited += time.perf_counter() - began
         if before is not None:
             behind.settle(before, state, ahead=True)
         before = step
@@ -120,13 +121,18 @@ def loop(
 
 @dataclasses.dataclass
 class _Behind:
-    """What happens behind the steps. settled: when the last one was known to be done."""
+    """What happens behind the steps.
+
+    settled: when the last one was known to be done. waited: seconds since then in which the devices had no
+    work.
+    """
 
     last: int
     hooks: Sequence[Hook]
     save: Callable[[Done], None]
     due: Callable[[int], bool]
     settled: float = 0.0
+    waited: float = 0.0
 
     def needs_state(self, number: int) -> bool:
         wanted = any(hook.state and number % hook.every == 0 for hook in self.hooks)
@@ -152,9 +158,9 @@ class _Behind:
             rows=step.rows,
             slots=step.slots,
             seconds=now - max(step.began, self.settled),
-            waited=step.waited,
+            waited=self.waited,
         )
-        self.settled = now
+        self.settled, self.waited = now, 0.0
         for hook in self.hooks:
             if done.last or not good or step.number % hook.every == 0:
                 hook.act(done)

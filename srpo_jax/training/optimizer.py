@@ -10,6 +10,7 @@ from flax import nnx
 
 from srpo_jax.models.architecture import VECTORS
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.metrics import status
 from srpo_jax.runtime.settings import FRACTION, POSITIVE, at_least, check, one_of, setting
 
 
@@ -67,6 +68,25 @@ def make_optimizer(
         ),
     )
     return transform, schedule
+
+
+def report_schedule(settings: OptimizerSettings, steps: int) -> None:
+    """Says where the learning rate never comes to what is asked for, and what is not read of the settings.
+
+    steps: of the whole run.
+    """
+    rate, warmup = settings.learning_rate, settings.warmup_steps
+    if steps <= warmup:
+        status(
+            f"warning: config.optimizer.warmup_steps={warmup} leave nothing of the {steps} updates of the "
+            f"run: the learning rate ends at {rate * steps / (warmup + 1):.3g}, below "
+            f"config.optimizer.learning_rate={rate:g}"
+        )
+    if settings.decay_steps and settings.schedule != "wsd":
+        status(
+            f"config.optimizer.decay_steps={settings.decay_steps} is not read: it is of schedule=wsd, and "
+            f"config.optimizer.schedule={settings.schedule}"
+        )
 
 
 def learning_rate(settings: OptimizerSettings, steps: int) -> optax.Schedule:

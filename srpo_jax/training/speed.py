@@ -66,10 +66,10 @@ class Speed:
         """The figures of the steps since the last call; there were some.
 
         tokens_per_second, pairs_per_second: over all devices. row_fill: share of slots that hold a token.
-        step_seconds, step_seconds_90: median and 90th percentile. data_wait: share of the time, at most,
-        in which the devices had no batch. compile_seconds: this process's. save_seconds: in which the steps
-        waited for checkpoints. start_seconds: since it began, in the first call. mfu: model FLOPs
-        utilisation.
+        interval_seconds: of all these steps, compilation included. step_seconds, step_seconds_90: median
+        and 90th percentile. data_wait: share of the time, at most, in which the devices had no batch.
+        compile_seconds: this process's. save_seconds: in which the steps waited for checkpoints.
+        start_seconds: since it began, in the first call. mfu: model FLOPs utilisation.
         memory_gb: the most that the first local device has held since the program began, where it says so.
         """
         seconds, sums = sum(self._seconds), self._sums
@@ -77,6 +77,7 @@ class Speed:
             "tokens_per_second": sums["tokens"] / seconds,
             "pairs_per_second": self._pairs * len(self._seconds) / seconds,
             "row_fill": sums["tokens"] / sums["slots"],
+            "interval_seconds": seconds,
             "step_seconds": float(np.median(self._seconds)),
             "step_seconds_90": float(np.quantile(self._seconds, 0.9)),
             "data_wait": sums["waited"] / seconds,

@@ -100,6 +100,7 @@ def test_what_reads_a_stage_that_ran_again_runs_again_in_a_later_command_too(ran
     ("changes", "said"),
     [
         ({"optimizer": {"schedule": "wsd"}}, r"stage 'sft': config\.optimizer\.schedule=wsd"),
+        ({"train": {"keep_best": 1}}, r"stage 'sft': .*keep_best=1 .*which nothing measures"),
         ({"judge": {"name": "llm"}}, r"stage 'report': config\.judge\.model is empty"),
         ({"judge": {"name": "overlap"}}, r"stage 'report': the judge overlap .*leave gold out"),
         ({"evaluate": {"against": ["baseline:dpo"]}}, r"stage 'report': .*no model 'dpo'"),

@@ -59,6 +59,15 @@ def test_where_a_run_stands_and_where_its_time_went(workdir):
     ]
 
 
+def test_one_long_wait_for_data_is_no_part_of_the_steps(workdir):
+    """10 steps of 2 s and a wait of 100 s: of both a sixth was counted, as the median step had no wait."""
+    slow = line(20, 123, interval_seconds=120.0, data_wait=100 / 120)
+    (workdir / "metrics.jsonl").write_text(line(10, 0, start_seconds=30.0) + slow)
+    goodput = next(one for one in status.standing(workdir, BEGUN) if one.startswith("goodput"))
+    assert goodput.startswith("goodput: 25% of 0:02:33 (lost: starts and restarts 0:00:10")
+    assert goodput.endswith("waiting for data 0:01:42)")
+
+
 def test_what_went_wrong_is_named(workdir):
     (workdir / "metrics.jsonl").write_text(line(1, 0) + line(2, 2, loss="nan"))
     (workdir / "checkpoints" / "2.damaged").mkdir(parents=True)

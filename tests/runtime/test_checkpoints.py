@@ -210,6 +210,21 @@ def test_a_damaged_checkpoint_is_passed_over(
         assert_equal(checkpoints.restore(2, abstract(state)), state)
 
 
+def test_a_checkpoint_that_is_damaged_a_second_time_is_set_aside_too(tmp_path: Path) -> None:
+    """The place was taken: OSError, at each start."""
+    state = {"x": jnp.arange(4.0)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state)
+    shutil.copytree(tmp_path / "1", tmp_path / "2")
+    shutil.copytree(tmp_path / "1", tmp_path / "2.damaged")
+    remove_description(tmp_path / "2")
+    with Checkpoints(tmp_path) as checkpoints:
+        found = checkpoints.restore_latest(state)
+    assert found is not None
+    assert found[0] == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2.damaged", "2-again.damaged"}
+
+
 def test_a_flipped_bit_is_named_or_changes_nothing(tmp_path: Path, mesh: Mesh) -> None:
     """TensorStore's files have no checksum of values. Of metadata some bits mean nothing."""
     rng, said = np.random.default_rng(0), []

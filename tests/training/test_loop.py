@@ -1,5 +1,6 @@
 """The loop over steps: which hooks act when, and what is drawn from the data."""
 
+import time
 import types
 
 import numpy as np
@@ -71,8 +72,11 @@ def test_a_run_that_is_asked_to_stop_is_saved_and_ends():
     assert drawn == [1, 2, 3]
 
 
-def plain(numbers, finite_until=99, due=lambda number: False, hooks=()):
-    """(what happened in which order, what a hook of each step saw); a state is the last step's number."""
+def plain(numbers, finite_until=99, due=lambda number: False, hooks=(), seconds=lambda number: 0):
+    """(what happened in which order, what a hook of each step saw); a state is the last step's number.
+
+    seconds: for which a batch is waited for.
+    """
     happened, seen = [], []
 
     class Number(float):
@@ -90,10 +94,16 @@ def plain(numbers, finite_until=99, due=lambda number: False, hooks=()):
         }
 
     rows = types.SimpleNamespace(end=np.ones(3), tokens=np.ones(4))
+
+    def batches():
+        for number in numbers:
+            time.sleep(seconds(number))
+            yield {"rows": rows, "number": number}
+
     ended = loop(
         train,
         0,
-        iter([{"rows": rows, "number": number} for number in numbers]),
+        batches(),
         numbers,
         place=lambda x: x,
         hooks=[Hook(seen.append), *hooks],
@@ -127,6 +137,17 @@ def test_the_step_behind_a_hook_that_reads_the_state_waits_for_it():
     states = []
     plain(range(1, 6), hooks=[Hook(lambda done: states.append(done.state), 2, state=True)])
     assert states == [2, 4, 5]
+
+
+@pytest.mark.parametrize("every", [1, 2, 9])
+def test_what_a_step_waited_for_a_batch_is_a_part_of_its_seconds(every):
+    """The wait for batch 4 was told of step 4, in whose own seconds it had not been."""
+    slow = {4: 0.05, 7: 0.02}
+    _, seen = plain(
+        range(1, 9), due=lambda number: number % every == 0, seconds=lambda n: slow.get(n, 0)
+    )
+    assert all(0 <= done.waited <= done.seconds for done in seen)
+    assert sum(done.waited for done in seen) >= sum(slow.values())
 
 
 def test_behind_a_step_that_is_not_finite_stands_the_state_before_it():

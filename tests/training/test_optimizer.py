@@ -7,7 +7,13 @@ import optax
 import pytest
 
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.training.optimizer import OptimizerSettings, clip_by_global_norm, make_optimizer
+from srpo_jax.training.optimizer import (
+    OptimizerSettings,
+    clip_by_global_norm,
+    learning_rate,
+    make_optimizer,
+    report_schedule,
+)
 
 
 @pytest.fixture
@@ -51,3 +57,21 @@ def test_a_bfloat16_gradient_is_clipped_to_its_norm_but_for_its_own_rounding(gra
 def test_wsd_without_decay_steps_is_refused():
     with pytest.raises(UserError, match=r"schedule=wsd .*decay_steps, which are 0"):
         make_optimizer(OptimizerSettings(schedule="wsd"), 100)
+
+
+def test_a_warm_up_that_outlasts_the_run_is_told_with_the_rate_at_its_end(capsys):
+    settings = OptimizerSettings(learning_rate=0.01, warmup_steps=9)
+    report_schedule(settings, 4)
+    last = float(learning_rate(settings, 4)(3))
+    assert last == pytest.approx(0.004, rel=1e-6)
+    assert "of the 4 updates of the run: the learning rate ends at 0.004" in capsys.readouterr().out
+    assert float(learning_rate(settings, 10)(9)) == pytest.approx(0.01, rel=1e-6)
+    report_schedule(settings, 10)
+    assert not capsys.readouterr().out
+
+
+def test_a_decay_that_the_schedule_does_not_read_is_told(capsys):
+    report_schedule(OptimizerSettings(decay_steps=20), 100)
+    assert "config.optimizer.decay_steps=20 is not read" in capsys.readouterr().out
+    report_schedule(OptimizerSettings(schedule="wsd", decay_steps=20), 100)
+    assert not capsys.readouterr().out

@@ -82,6 +82,7 @@ def test_an_interval_is_summed_and_begun_anew():
                 "tokens_per_second": 18 / 4,
                 "pairs_per_second": 18 / 4,
                 "row_fill": 3 / 4,
+                "interval_seconds": 4.0,
                 "step_seconds": 1.0,
                 "step_seconds_90": 1.8,
                 "data_wait": 1 / 4,
