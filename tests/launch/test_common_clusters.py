@@ -66,15 +66,25 @@ while :; do
   if [[ ! -e warned ]]; then # the job is preempted as soon as its command runs
     touch warned
     until [[ -s starts ]]; do sleep 0.02; done
-    kill -s TERM $!
+    kill -s ${SIGNAL:-USR2} $!
   fi
   wait $!
-  [[ -e requeued ]] || break
+  code=$?
+  [[ -e requeued ]] || exit "$code"
 done
 """
+# A step of one task, which srun kills when it gets a SIGTERM itself, and scancel sends a signal.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>asked
-exec "${@:2}"
+"${@:3}" &
+echo $! >task
+trap 'kill -s KILL "$(<task)"' TERM
+while kill -0 "$(<task)" 2>/dev/null; do wait "$(<task)"; done
+wait "$(<task)"
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >>asked
+[[ $1 == --signal=TERM ]] && kill -s TERM "$(<task)"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >>asked
@@ -101,7 +111,8 @@ def cloud(tmp_path, monkeypatch):
     tools = tmp_path / "tools"
     tools.mkdir()
     named = {"gcloud": GCLOUD, "kubectl": KUBECTL, "sbatch": SBATCH, "srun": SRUN, "sky": SKY}
-    for name, content in (named | {"scontrol": SCONTROL}).items():
+    named |= {"scontrol": SCONTROL, "scancel": SCANCEL}
+    for name, content in named.items():
         (tools / name).write_text(content)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -300,12 +311,12 @@ def test_gke_starts_preempted_pods_again(cloud):
     ]
 
 
-def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
+def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud):
     program = (
         "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED\" >>starts;"
         " [[ -e saved ]] && exit; while :; do sleep 0.02; done"
     )
-    options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00")
+    options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00", "--exclusive")
     done = call("slurm.sh", "submit", *options, "--", "bash", "-c", program)
     assert done.returncode == 0, done.stderr
     assert (cloud / "starts").read_text() == "cluster\n" * 2
@@ -313,14 +324,40 @@ def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
     assert lines[0].startswith(
         "--job-name=srpo --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --requeue"
     )
-    assert [line.split()[0] for line in lines[1:]] == ["srun", "scontrol", "srun"]
+    assert "--signal=B:USR2@300 --time=1:00:00 --exclusive" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["srun", "scancel", "scontrol", "srun"]
     # What is cancelled gets the same signal, and would be brought back without this word.
-    assert lines[2] == "scontrol requeue incomplete 7"
+    assert lines[3] == "scontrol requeue incomplete 7"
     (cloud / "saved").unlink()
     (cloud / "warned").unlink()
     (cloud / "starts").unlink()
     assert call("slurm.sh", "resume", "--name=srpo").returncode == 0
     assert (cloud / "starts").read_text() == "cluster\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("warned", "codes", "status", "kinds"),
+    [
+        ("", "130 0", 0, "srun scontrol srun"),  # asked by SLURM itself, before its grace is over
+        ("", "1 7 0", 0, "srun srun srun"),
+        ("", "1 1 0", 1, "srun srun"),
+        ("", "2 0", 2, "srun"),
+        ("USR1", "130 0", 130, "srun scancel"),  # launch/slurm.sh stop
+    ],
+)
+def test_what_becomes_of_a_slurm_job_by_the_status_of_its_command(
+    warned, codes, status, kinds, cloud, monkeypatch
+):
+    monkeypatch.setenv("SIGNAL", warned)
+    if not warned:
+        (cloud / "warned").touch()
+    wait = "trap : TERM; sleep 30 & wait $!; kill $!" if warned else ":"
+    program = f"echo >>starts; {wait}; set {codes}; shift $(($(wc -l <starts) - 1)); exit $1"
+    tries = str(2 if status == 1 else 3)
+    command = ("bash", "-c", program)
+    done = call("slurm.sh", "submit", "--name=srpo", f"--tries={tries}", "--", *command)
+    assert done.returncode == status, done.stderr
+    assert " ".join(line.split()[0] for line in asked(cloud)[1:]) == kinds
 
 
 def test_sky_starts_a_preempted_job_again(cloud):
