@@ -20,6 +20,7 @@ export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1
 # srun does not read what sbatch was told of cores.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
+# shellcheck disable=SC2329 # called by the traps
 save() { # WHY: all processes are asked by scancel, as srun kills them (SIGKILL) when it gets a SIGTERM
   asked=$1
   scancel --signal=TERM "$SLURM_JOB_ID"

@@ -117,8 +117,9 @@ def announced(
         yield batch
 
 
-def report_data(data: PairTrees, packing: Packing) -> None:
-    """How many pairs, how large their trees, what was left out, how well the rows are filled."""
+def report_data(data: PairTrees, packing: Packing, train: TrainSettings) -> None:
+    """How many pairs, how large their trees, what was left out, how well the rows are filled; and how often
+    the run sees them, which settings that were made for other data do not tell."""
     saved = 1 - data.tokens / data.separate_tokens
     status(
         f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
@@ -127,6 +128,8 @@ def report_data(data: PairTrees, packing: Packing) -> None:
     fill = np.mean([packing.fill(layout) for layout in packing.once()])
     lengths = " or ".join(str(shape.length) for shape in packing.shapes)
     status(f"rows: {packing.rows} a batch, of {lengths} slots, {fill:.0%} filled")
+    times = train.steps * train.batch_size / len(data)
+    status(f"steps: {train.steps} of {train.batch_size} pairs, {times:,.1f} times through the data")
 
 
 def report_model(trained: Any, frozen: Any, mesh: Mesh) -> None:

@@ -225,6 +225,28 @@ def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud)
     assert (done.returncode, done.stderr) == (2, "away\nerror: the state of srpo cannot be asked\n")
 
 
+def test_a_request_that_fails_says_why_and_is_made_again_after_growing_pauses(cloud):
+    """Without capacity or quota it was deleted and made anew every half minute, and nobody saw the reason."""
+    tool = """#!/usr/bin/env bash
+    echo "$*" >>asked
+    case "$*" in
+      *"queued-resources create"*)
+        [[ $(grep -c 'resources create' asked) -lt 3 ]] && echo FAILED >state || echo ACTIVE >state
+        ;;
+      *"queued-resources delete"*) rm state ;;
+      *failedData*) echo "no more capacity" ;;
+      *"queued-resources describe"*) cat state 2>/dev/null || { echo NOT_FOUND >&2; exit 1; } ;;
+    esac
+    """
+    (cloud / "tools" / "gcloud").write_text(tool)
+    options = ("--type=v5p-256", "--every=0", "--until=2026-11-30")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the request failed (no more capacity); a new one is asked for") == 2
+    assert "requests that failed in a row: 2; the next in 0 s" in done.stderr
+    assert [line for line in asked(cloud) if line.endswith("worker.sh setup 2026-11-30 --zone=z")]
+
+
 def jobset(*more: str) -> dict:
     what = ("--name=srpo", "--image=i", "--chip=v5e", "--topology=4x4", "--manifest")
     done = call("gke.sh", "submit", *what, *more, "--", "python", "-c", 'print("a\\b  c")\n')
@@ -244,17 +266,18 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice():
     }
     assert pod["containers"][0]["command"] == ["python", "-c", 'print("a\\b  c")\n']
     assert "tolerations" not in pod
-    spot = jobset("--spot", "--service-account=me")["spec"]["replicatedJobs"][0]["template"]
+    spot = jobset("--spot", "--service-account=me", "--secret=keys")["spec"]["replicatedJobs"][0]["template"]
     pod = spot["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
     assert pod["serviceAccountName"] == "me"
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
 def test_the_jobs_of_a_jobset_are_what_kubernetes_knows():
     """By Kubernetes' own schemas, unknown fields refused; they have none of the JobSet around them."""
     schemas = pytest.importorskip("kubernetes_validate")
-    for more in ((), ("--spot", "--service-account=me", "--slices=2")):
+    for more in ((), ("--spot", "--service-account=me", "--secret=keys", "--slices=2")):
         (job,) = jobset(*more)["spec"]["replicatedJobs"]
         whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "srpo"}}
         whole["spec"] = job["template"]["spec"]
@@ -282,6 +305,16 @@ def test_node_pools_are_slices_whose_pods_reach_the_bucket():
     done = call("gke.sh", "create", *what, "--topology=2x2")
     assert "--machine-type=ct5lp-hightpu-4t --num-nodes=1" in done.stdout
     assert "--tpu-topology" not in done.stdout  # of one host, the machine's type says it
+
+
+def test_a_node_pool_that_cannot_be_deleted_leaves_the_others_to_be(cloud):
+    """They went on, and were paid for."""
+    (cloud / "tools" / "gcloud").write_text("""#!/usr/bin/env bash
+    echo "$*" >>asked
+    [[ $* != *4x4-0* ]] || { echo "not found" >&2; exit 1; }
+    """)
+    done = call("gke.sh", "delete", *POOL, "--chip=v5e", "--topology=4x4", "--slices=2")
+    assert (done.returncode, len(asked(cloud))) == (1, 2)
 
 
 def test_xpk_is_told_what_the_jobset_would_say():
@@ -457,7 +490,7 @@ DRY = {
 @pytest.mark.parametrize("script", DRY)
 def test_a_dry_run_prints_commands_and_needs_no_tool(script, tmp_path, monkeypatch):
     actions, options, with_command = DRY[script]
-    for name in ("bash", "cat", "dirname", "sed", "rm"):
+    for name in ("bash", "cat", "date", "dirname", "sed", "rm"):
         (tmp_path / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(tmp_path))
     for action in actions.split():

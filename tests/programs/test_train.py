@@ -280,7 +280,9 @@ def test_a_finished_run_says_so(config, whole, capsys):
     workdir, _ = whole
     before = (workdir / "metrics.jsonl").read_text()
     assert attempt(config, workdir)
-    assert "is finished: step 10 of 10" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is finished: step 10 of 10" in said
+    assert "steps: 10 of 4 pairs, 3.3 times through the data" in said
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
