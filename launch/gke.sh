@@ -132,6 +132,7 @@ spec:
               env:
               - {name: SRPO_DISTRIBUTED, value: cluster}
               - {name: PYTHONUNBUFFERED, value: "1"}
+              - {name: JAX_PLATFORMS, value: "tpu,cpu"}
               - {name: ${flags%%=*}, value: "${flags#*=}"}
               resources:
                 requests: {google.com/tpu: $chips_per_host}
@@ -153,7 +154,7 @@ submit() {
     act xpk workload create --cluster "$cluster" --workload "$name" --tpu-type="$type" \
       --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" \
       --restart-on-exit-codes=1 --termination-grace-period-seconds="$grace" "${chosen[@]}" \
-      --command="exec env SRPO_DISTRIBUTED=cluster $(words "${command[@]}")"
+      --command="exec env SRPO_DISTRIBUTED=cluster JAX_PLATFORMS=tpu,cpu $(words "${command[@]}")"
     return
   fi
   needs chip "such as v5e"

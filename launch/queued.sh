@@ -109,6 +109,13 @@ grow() { # COUNT: sets `pause`, longer each time: from --every to 10 minutes
   ((pause <= longest)) || pause=$longest
 }
 
+taken() { # whether the TPU itself is being taken away: its request may say ACTIVE for a while
+  local node
+  node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>/dev/null) || return 1
+  [[ $node == @(PREEMPTED|TERMINATED|STOPPING|STOPPED|DELETING|REPAIRING|RESTARTING|STARTING) ]] &&
+    tell "the TPU is $node"
+}
+
 why() { # of a request that failed
   queued describe "$name" '--format=value(state.failedData.error.message)' || :
 }
@@ -190,9 +197,11 @@ watch() {
             again "$code" "the connection was lost"
             continue
           fi
-          failed=$((failed + 1))
-          tell "status $code, failure $failed of $tries"
-          ((failed < tries)) || exit "$code"
+          taken || {
+            failed=$((failed + 1))
+            tell "status $code, failure $failed of $tries"
+            ((failed < tries)) || exit "$code"
+          }
         fi
         ;;
       *) ;; # it is being made, or taken away

@@ -15,8 +15,9 @@ set -uo pipefail
 tries=$1
 shift
 asked= # why the command was asked to save: queue or stop
-# SRPO_DISTRIBUTED=cluster: JAX finds the other processes by SLURM's variables.
-export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1
+# SRPO_DISTRIBUTED=cluster: JAX finds the other processes by SLURM's variables. With JAX_PLATFORMS it ends
+# where it finds no GPU, or no driver for it; without, it would compute on CPUs.
+export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1 JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
 # srun does not read what sbatch was told of cores.
 [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 

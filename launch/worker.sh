@@ -52,7 +52,8 @@ case ${1:-} in
       printf 'echo $$ >%q\n' "$run/pid"
       printf 'cd %q\n' "$root"
       printf 'if [[ -f .venv/bin/activate ]]; then . .venv/bin/activate; fi\n'
-      printf 'export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1\n'
+      # Where the TPU cannot be opened, JAX ends, and does not compute on CPUs.
+      printf 'export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu\n'
       printf 'exec'
       printf ' %q' "$@"
       printf '\n'

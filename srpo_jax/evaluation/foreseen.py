@@ -20,7 +20,9 @@ from srpo_jax.runtime.metrics import status
 CHARACTERS = 4  # a token, as the judge's estimate has it
 
 
-def texts(settings: Settings, workdir: Path, who: Contestants) -> tuple[list[Chosen], list[Written]]:
+def texts(
+    settings: Settings, workdir: Path, who: Contestants
+) -> tuple[list[Chosen], list[Written]]:
     """The documents, and what every contestant has written on them or, where it has not, stand-ins.
 
     Nothing is written, and of a model its tokenizer alone is read, to choose documents that it can read;

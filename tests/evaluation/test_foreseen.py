@@ -14,11 +14,15 @@ from srpo_jax.evaluation.contestants import contestants
 @pytest.fixture
 def settings(tmp_path):
     """Two models, of which one is not there, on three documents, and a judge that is paid for."""
-    lines = [{"id": str(i), "prompt": "words " * n, "gold": "g"} for i, n in enumerate((9, 99, 9, 9))]
+    lines = [
+        {"id": str(i), "prompt": "words " * n, "gold": "g"} for i, n in enumerate((9, 99, 9, 9))
+    ]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     config = config_module.default()
     config.data.template = "plain"
-    config.evaluate.update({"documents": (str(tmp_path / "mine.jsonl"),), "count": 3, "revisions": 2})
+    config.evaluate.update(
+        {"documents": (str(tmp_path / "mine.jsonl"),), "count": 3, "revisions": 2}
+    )
     config.evaluate.models = ("later=nowhere", "start=tiny")
     config.sampling.max_new_tokens = 10
     config.judge.update({"name": "llm", "model": "m", "prompt_price": 1e6})

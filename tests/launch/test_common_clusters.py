@@ -174,6 +174,30 @@ def test_a_watcher_counts_failures_anew_on_a_new_machine(cloud):
     assert done.stderr.count("failure 1 of 2") == 2
 
 
+def test_a_tpu_that_is_being_taken_away_is_no_failure_of_the_command(cloud):
+    """Its request still said ACTIVE, gcloud refused to connect, and the watch gave up on the command."""
+    tool = """#!/usr/bin/env bash
+    echo "$*" >>asked
+    case "$*" in
+      *"queued-resources create"*) echo ACTIVE >state ;;
+      *"queued-resources delete"*) rm state ;;
+      *"queued-resources describe"*) cat state 2>/dev/null || { echo NOT_FOUND >&2; exit 1; } ;;
+      *"tpu-vm describe"*)
+        [[ $(grep -c follow asked) -gt 0 ]] || exit 0
+        echo SUSPENDED >state
+        echo PREEMPTED
+        ;;
+      *"worker.sh follow"*) [[ $(grep -c follow asked) -gt 1 ]] && exit 0 || exit 1 ;;
+    esac
+    """
+    (cloud / "tools" / "gcloud").write_text(tool)
+    options = ("--type=v5p-256", "--every=0", "--tries=1")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 0, done.stderr
+    assert "the TPU is PREEMPTED" in done.stderr
+    assert "failure" not in done.stderr
+
+
 def lost(cloud: Path, follow: str, describe: str = "cat state") -> subprocess.CompletedProcess[str]:
     """`watch` of a TPU that stays, with at most two losses in a row; how its output is followed."""
     (cloud / "state").write_text("ACTIVE\n")
@@ -226,7 +250,7 @@ def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud)
 
 
 def test_a_request_that_fails_says_why_and_is_made_again_after_growing_pauses(cloud):
-    """Without capacity or quota it was deleted and made anew every half minute, and nobody saw the reason."""
+    """Without capacity or quota it was made anew every half minute, and nobody saw the reason."""
     tool = """#!/usr/bin/env bash
     echo "$*" >>asked
     case "$*" in
@@ -266,8 +290,8 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice():
     }
     assert pod["containers"][0]["command"] == ["python", "-c", 'print("a\\b  c")\n']
     assert "tolerations" not in pod
-    spot = jobset("--spot", "--service-account=me", "--secret=keys")["spec"]["replicatedJobs"][0]["template"]
-    pod = spot["spec"]["template"]["spec"]
+    spot = jobset("--spot", "--service-account=me", "--secret=keys")["spec"]["replicatedJobs"][0]
+    pod = spot["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
     assert pod["serviceAccountName"] == "me"
@@ -324,7 +348,8 @@ def test_xpk_is_told_what_the_jobset_would_say():
     assert shlex.join(delete) == "xpk workload delete --cluster c --workload srpo --zone=z"
     for word in ("--restart-on-exit-codes=1", "--termination-grace-period-seconds=90", "--zone=z"):
         assert word in create
-    assert create[-1] == "--command=exec env SRPO_DISTRIBUTED=cluster train --seed=1"
+    env = "SRPO_DISTRIBUTED=cluster JAX_PLATFORMS=tpu,cpu"
+    assert create[-1] == f"--command=exec env {env} train --seed=1"
 
 
 def test_gke_starts_preempted_pods_again(cloud):
@@ -344,15 +369,16 @@ def test_gke_starts_preempted_pods_again(cloud):
     ]
 
 
-def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud):
+def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud, monkeypatch):
     program = (
-        "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED\" >>starts;"
+        "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED $JAX_PLATFORMS\" >>starts;"
         " [[ -e saved ]] && exit; while :; do sleep 0.02; done"
     )
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00", "--exclusive")
     done = call("slurm.sh", "submit", *options, "--", "bash", "-c", program)
     assert done.returncode == 0, done.stderr
-    assert (cloud / "starts").read_text() == "cluster\n" * 2
+    assert (cloud / "starts").read_text() == "cluster cuda,cpu\n" * 2
     lines = asked(cloud)
     assert lines[0].startswith(
         "--job-name=srpo --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --requeue"
@@ -365,7 +391,7 @@ def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud):
     (cloud / "warned").unlink()
     (cloud / "starts").unlink()
     assert call("slurm.sh", "resume", "--name=srpo").returncode == 0
-    assert (cloud / "starts").read_text() == "cluster\n" * 2
+    assert (cloud / "starts").read_text() == "cluster cuda,cpu\n" * 2
 
 
 @pytest.mark.parametrize(
@@ -403,11 +429,14 @@ def test_sky_starts_a_preempted_job_again(cloud):
 
 @pytest.mark.parametrize(
     ("extra", "expected"),
-    [("cuda", "2 1 10.0.0.1:8476 unset"), ("tpu", "unset unset unset cluster")],
+    [
+        ("cuda", "2 1 10.0.0.1:8476 unset cuda,cpu"),
+        ("tpu", "unset unset unset cluster tpu,cpu"),
+    ],
 )
 def test_several_hosts_of_sky_find_each_other(extra, expected, tmp_path):
     names = ("PROCESSES", "PROCESS_ID", "COORDINATOR", "DISTRIBUTED")
-    said = " ".join(f"${{SRPO_{name}:-unset}}" for name in names)
+    said = " ".join(f"${{SRPO_{name}:-unset}}" for name in names) + " $JAX_PLATFORMS"
     hosts = {"NUM_NODES": "2", "NODE_RANK": "1", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
     env = {f"SKYPILOT_{name}": value for name, value in hosts.items()}
     env |= {"SRPO_EXTRA": extra, "SRPO_COMMAND": f"bash -c 'echo {said}'"}
