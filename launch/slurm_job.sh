@@ -6,7 +6,8 @@
 # SIGUSR2 comes when the job's time is almost over (and at a preemption, where the cluster has
 # PreemptParameters=send_user_signal): the command is asked to save, and the job goes back to the queue.
 # SIGUSR1 (launch/slurm.sh stop) asks it to save, and ends the job. At a preemption, or when the job is
-# cancelled, SLURM itself asks the command; one that has saved and ended is put back, unless it is cancelled.
+# cancelled, SLURM itself asks the command; one that has saved and ended (130; 143 where there was nothing to
+# save) is put back, unless it is cancelled.
 # A command that fails is started again on the same nodes, until it has failed TRIES times. After the failure
 # of a node, --requeue of sbatch brings the job back.
 
@@ -45,12 +46,12 @@ start() { # COMMAND ...: once on each GPU; sets `code`
 for ((failed = 1; ; failed++)); do
   start "$@"
   [[ -z $asked ]] || break
-  ((code != 0 && code != 2 && code != 130 && failed < tries)) || break
+  ((code != 0 && code != 2 && code != 130 && code != 143 && failed < tries)) || break
   echo "status $code, failure $failed of $tries: started again"
 done
 case $asked:$code in
   stop:* | *:0 | *:2) ;;
-  queue:* | *:130) # `incomplete` leaves a job cancelled that is being cancelled
+  queue:* | *:130 | *:143) # `incomplete` leaves a job cancelled that is being cancelled
     scontrol requeue incomplete "$SLURM_JOB_ID" && echo "asked to save; back to the queue"
     ;;
 esac

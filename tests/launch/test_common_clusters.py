@@ -398,6 +398,7 @@ def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud, monke
     ("warned", "codes", "status", "kinds"),
     [
         ("", "130 0", 0, "srun scontrol srun"),  # asked by SLURM itself, before its grace is over
+        ("", "143 0", 0, "srun scontrol srun"),
         ("", "1 7 0", 0, "srun srun srun"),
         ("", "1 1 0", 1, "srun srun"),
         ("", "2 0", 2, "srun"),
