@@ -76,6 +76,7 @@ done
 # A step of one task, which srun kills when it gets a SIGTERM itself, and scancel sends a signal.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>asked
+rm -f task
 "${@:3}" &
 echo $! >task
 trap 'kill -s KILL "$(<task)"' TERM
@@ -84,6 +85,7 @@ wait "$(<task)"
 """
 SCANCEL = """#!/usr/bin/env bash
 echo "scancel $*" >>asked
+until [[ -s task ]]; do sleep 0.02; done # the program may be quicker than its srun
 [[ $1 == --signal=TERM ]] && kill -s TERM "$(<task)"
 """
 SCONTROL = """#!/usr/bin/env bash
