@@ -41,7 +41,9 @@ def texts(
         for name in who.names:
             path = store.samples_path(workdir, name, one.name)
             if name in who.outputs and not path.is_file():
-                records = samples.outputs(who.outputs[name], one.name, one.ids, one.all_ids or one.ids)
+                records = samples.outputs(
+                    who.outputs[name], one.name, one.ids, one.all_ids or one.ids
+                )
                 revisions = tuple(tuple(record["revisions"]) for record in records)
                 found.append(Written(name, one.name, one.ids, revisions))
                 continue
