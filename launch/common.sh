@@ -6,6 +6,9 @@ fail() {
   exit 2
 }
 
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  fail "bash is $BASH_VERSION here, and 4.4 or later is needed (on macOS: brew install bash)"
+
 usage() {
   sed -n '2,/^$/s/^# \{0,1\}//p' "$0"
 }

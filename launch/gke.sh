@@ -25,6 +25,8 @@
 #   --restarts N         default 100
 #   --grace SECONDS      default 300
 #   --service-account S  of Kubernetes
+#   --secret S           of Kubernetes, whose entries the command finds in its environment (keys of s3://,
+#                        W&B, the hub): submit
 #   --spot               nodes that may be taken away: create and submit
 #   --reservation R      create on reserved capacity
 #   --chips-per-host N   default 4
@@ -39,12 +41,12 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 actions=(create submit resume status logs stop delete)
-valued=(name cluster location chip topology slices image restarts grace service-account reservation
-  chips-per-host type project zone)
+valued=(name cluster location chip topology slices image restarts grace service-account secret
+  reservation chips-per-host type project zone)
 switches=(spot xpk manifest)
 # What read_options sets.
 name='' cluster='' location='' zone='' chip='' topology='' slices='' image='' restarts='' grace=''
-service_account='' reservation='' chips_per_host='' type='' spot='' xpk='' manifest='' project=''
+service_account='' secret='' reservation='' chips_per_host='' type='' spot='' xpk='' manifest='' project=''
 read_options "$@"
 slices=${slices:-1} restarts=${restarts:-100} grace=${grace:-300} chips_per_host=${chips_per_host:-4}
 
@@ -80,9 +82,10 @@ json() { # WORD ...: a JSON array of texts
 }
 
 jobset() {
-  local flags account='' node=''
+  local flags account='' node='' from=''
   flags=$(bash "$here/xla_flags.sh" "$chip")
   [[ -z $service_account ]] || account=$'\n            '"serviceAccountName: $service_account"
+  [[ -z $secret ]] || from=$'\n              '"envFrom: [{secretRef: {name: $secret}}]"
   [[ -z $spot ]] || node='
               cloud.google.com/gke-spot: "true"
             tolerations:
@@ -125,10 +128,11 @@ spec:
             containers:
             - name: srpo
               image: $image
-              command: $(json "${command[@]}")
+              command: $(json "${command[@]}")$from
               env:
               - {name: SRPO_DISTRIBUTED, value: cluster}
               - {name: PYTHONUNBUFFERED, value: "1"}
+              - {name: JAX_PLATFORMS, value: "tpu,cpu"}
               - {name: ${flags%%=*}, value: "${flags#*=}"}
               resources:
                 requests: {google.com/tpu: $chips_per_host}
@@ -143,13 +147,14 @@ submit() {
   if [[ -n $xpk ]]; then
     needs cluster "where xpk is to run it"
     needs type "the accelerator type, such as v5litepod-16"
+    [[ -z $secret ]] || fail "--secret belongs to the JobSet that this script writes: not with --xpk"
     tool xpk "pip install xpk"
     given project zone
     # xpk restarts after 127 and more, not after 1. `exec`: the request to save reaches the program itself.
     act xpk workload create --cluster "$cluster" --workload "$name" --tpu-type="$type" \
       --num-slices="$slices" --docker-image="$image" --max-restarts="$restarts" \
       --restart-on-exit-codes=1 --termination-grace-period-seconds="$grace" "${chosen[@]}" \
-      --command="exec env SRPO_DISTRIBUTED=cluster $(words "${command[@]}")"
+      --command="exec env SRPO_DISTRIBUTED=cluster JAX_PLATFORMS=tpu,cpu $(words "${command[@]}")"
     return
   fi
   needs chip "such as v5e"
@@ -174,7 +179,7 @@ pools() { # create or delete
   known_chip
   count_hosts
   tool gcloud "install the Google Cloud CLI"
-  local slice where=("--cluster=$cluster" "--location=$location") how=()
+  local slice failed=0 where=("--cluster=$cluster" "--location=$location") how=()
   [[ -z $project ]] || where+=("--project=$project")
   [[ -z $zone ]] || how+=("--node-locations=$zone")
   # A topology makes a slice of several nodes; of one, the machine's type says it all.
@@ -187,9 +192,11 @@ pools() { # create or delete
       act gcloud container node-pools create "srpo-$chip-$topology-$slice" "${where[@]}" \
         "--machine-type=$machine" "--num-nodes=$hosts" --scopes=cloud-platform "${how[@]}"
     else
-      act gcloud container node-pools delete "srpo-$chip-$topology-$slice" "${where[@]}" --quiet
+      # One that is not there is no reason to keep, and pay for, the others.
+      act gcloud container node-pools delete "srpo-$chip-$topology-$slice" "${where[@]}" --quiet || failed=$?
     fi
   done
+  return "$failed"
 }
 
 case $action in

@@ -8,17 +8,21 @@
 #   create   asks for the TPU, which comes when one is free
 #   watch    creates it where it is not there, waits until it is, installs this repository, runs the
 #            command; when the TPU is preempted: deletes what is left, and from the beginning. The command
-#            goes on from its last checkpoint, so its --workdir must outlive the TPU: gs://…
+#            goes on from its last checkpoint, so its --workdir must outlive the TPU: gs://… A request that
+#            fails before there is a TPU is made again, after pauses that grow
 #            Ends with the command's status once that is 0 or 2 (a mistake of the user's); after --tries
 #            other failures without a preemption; after --losses lost connections in a row, each with a
 #            longer pause behind it. The TPU is then kept, until delete; the same line goes on watching
 #   status   state of the request
-#   logs     output of the run
+#   logs     output of the run. To stop it: end the watch, which would start it again, then
+#            launch/tpu_vm.sh stop
 #   delete   deletes the request and its TPU
 #
 #   --project PROJECT    default: gcloud's
 #   --version VERSION    software, where it is not known by the type (see launch/tpu_vm.sh)
-#   --topology TOPOLOGY  such as 4x4; --type is then a generation, such as v5litepod or v5p
+#   --topology TOPOLOGY  such as 4x4; --type is then a generation, such as v5litepod or v5p, which
+#                        `gcloud alpha` alone knows beyond v4
+#   --until DATE         packages as they were then, such as 2026-11-30T12:00:00Z; default: when watch begins
 #   --spot, --reserved   how it is paid for
 #   --data-disk DISK     such as source=projects/P/zones/Z/disks/D,mode=read-only
 #   --internal-ips       no public addresses
@@ -36,14 +40,14 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 actions=(create watch status logs delete)
-valued=(name zone project type version topology data-disk valid-until-duration every tries losses)
+valued=(name zone project type version topology data-disk valid-until-duration until every tries losses)
 switches=(spot reserved internal-ips)
 # What read_options sets.
-name='' zone='' project='' type='' version='' every='' tries='' losses='' topology='' internal_ips=''
+name='' zone='' project='' type='' version='' until='' every='' tries='' losses='' topology='' internal_ips=''
 read_options "$@"
 needs name "of the request and its TPU"
 needs zone "such as us-west4-a"
-every=${every:-30} tries=${tries:-3} losses=${losses:-12}
+every=${every:-30} tries=${tries:-3} losses=${losses:-12} until=${until:-$(date -u +%Y-%m-%dT%H:%M:%SZ)}
 if [[ $action == create || $action == watch ]]; then
   needs type "the accelerator type, such as v5litepod-16"
   if [[ -z $version ]]; then
@@ -58,8 +62,9 @@ tool gcloud "install the Google Cloud CLI"
 where=("--zone=$zone")
 [[ -z $project ]] || where+=("--project=$project")
 
+track=()
 queued() { # VERB ...
-  act gcloud compute tpus queued-resources "$@" "${where[@]}"
+  act gcloud "${track[@]}" compute tpus queued-resources "$@" "${where[@]}"
 }
 
 tpu_vm() { # ACTION ...: launch/tpu_vm.sh on the TPU of the request
@@ -73,6 +78,8 @@ create() {
   given spot reserved data-disk internal-ips valid-until-duration
   local what=("--accelerator-type=$type")
   [[ -z $topology ]] || what=("--type=$type" "--topology=$topology")
+  local track=()
+  [[ -z $topology || $type == v[234] ]] || track=(alpha)
   queued create "$name" "--node-id=$name" "--runtime-version=$version" "${what[@]}" "${chosen[@]}"
 }
 
@@ -96,15 +103,30 @@ tell() { # WORD ...
   printf '%s: %s\n' "$name" "$*" >&2
 }
 
+grow() { # COUNT: sets `pause`, longer each time: from --every to 10 minutes
+  local longest=$((every > 600 ? every : 600))
+  pause=$((every << ($1 < 16 ? $1 - 1 : 15)))
+  ((pause <= longest)) || pause=$longest
+}
+
+taken() { # whether the TPU itself is being taken away: its request may say ACTIVE for a while
+  local node
+  node=$(gcloud compute tpus tpu-vm describe "$name" "${where[@]}" '--format=value(state)' 2>/dev/null) || return 1
+  [[ $node == @(PREEMPTED|TERMINATED|STOPPING|STOPPED|DELETING|REPAIRING|RESTARTING|STARTING) ]] &&
+    tell "the TPU is $node"
+}
+
+why() { # of a request that failed
+  queued describe "$name" '--format=value(state.failedData.error.message)' || :
+}
+
 again() { # CODE WHAT: waits, longer after each loss in a row, or ends with this status after the last one
   lost=$((lost + 1))
   if ((lost >= losses)); then
     tell "$2, $lost times in a row: given up; the TPU is kept, and the same command goes on"
     exit "$1"
   fi
-  local longest=$((every > 600 ? every : 600))
-  pause=$((every << (lost < 16 ? lost - 1 : 15)))
-  ((pause <= longest)) || pause=$longest
+  grow "$lost"
   tell "$2, $lost of $losses times in a row; once more in $pause s"
   sleep "$pause"
 }
@@ -118,7 +140,7 @@ attempt() { # installs where it is not, and runs the command; sets `code`
     ready=yes
   fi
   if [[ -z $ready ]]; then
-    tpu_vm setup && ready=yes || code=$?
+    tpu_vm setup --until "$until" && ready=yes || code=$?
   fi
   if ((code == 0)); then
     tpu_vm run -- "${command[@]}" || code=$?
@@ -127,7 +149,7 @@ attempt() { # installs where it is not, and runs the command; sets `code`
 }
 
 watch() {
-  local now before='' failed=0 ready='' code lost=0 pause=0
+  local now before='' failed=0 ready='' code lost=0 pause=0 refused=0 had=''
   scratch=$(mktemp)
   trap 'rm -f "$scratch"' EXIT
   while :; do
@@ -149,14 +171,24 @@ watch() {
         }
         ;;
       SUSPENDED | FAILED)
-        tell "the TPU is gone; a new one is asked for"
+        local gone="the TPU is gone"
+        [[ $now == SUSPENDED ]] || gone="the request failed ($(why))"
+        tell "$gone; a new one is asked for"
         ready='' failed=0
         delete || {
           again $? "what is left of it cannot be deleted"
           continue
         }
+        if [[ $now == FAILED && -z $had ]]; then
+          refused=$((refused + 1))
+          grow "$refused"
+          tell "requests that failed in a row: $refused; the next in $pause s"
+          sleep "$pause"
+        fi
+        had=''
         ;;
       ACTIVE)
+        had=yes refused=0
         attempt
         ((code != 0 && code != 2)) || exit "$code"
         if [[ $(state) == ACTIVE ]]; then
@@ -165,9 +197,11 @@ watch() {
             again "$code" "the connection was lost"
             continue
           fi
-          failed=$((failed + 1))
-          tell "status $code, failure $failed of $tries"
-          ((failed < tries)) || exit "$code"
+          taken || {
+            failed=$((failed + 1))
+            tell "status $code, failure $failed of $tries"
+            ((failed < tries)) || exit "$code"
+          }
         fi
         ;;
       *) ;; # it is being made, or taken away
@@ -183,7 +217,7 @@ case $action in
     if [[ -n $dry_run ]]; then
       create
       queued describe "$name" '--format=value(state.state)'
-      tpu_vm setup
+      tpu_vm setup --until "$until"
       tpu_vm run -- "${command[@]}"
       delete
     else

@@ -16,6 +16,8 @@
 #   --gpus ACCELERATORS   of each machine, such as H100:8; or a TPU: tpu-v6e-8, tpu-v5litepod-16
 #   --nodes N             machines with GPUs (default 1); a TPU of several hosts counts as one
 #   --infra INFRA         where, such as gcp/us-central1; default: where it is cheapest
+#   --until DATE          packages as they were then, such as 2026-11-30T12:00:00Z; default: at submit, so that
+#                         machines that take others' place get the same versions
 #   --on-demand           no spot machines
 #   --dry-run             prints the commands, and runs nothing
 
@@ -25,9 +27,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 . "$here/common.sh"
 actions=(submit resume status logs delete)
-valued=(name gpus nodes infra)
+valued=(name gpus nodes infra until)
 switches=(on-demand)
-name='' gpus='' nodes='' infra='' on_demand='' # read_options sets them
+name='' gpus='' nodes='' infra='' until='' on_demand='' # read_options sets them
 read_options "$@"
 needs name "of the job"
 tool sky "pip install skypilot"
@@ -45,8 +47,10 @@ case $action in
       extra=tpu
       [[ ${nodes:-1} == 1 ]] || fail "--nodes=$nodes: several TPUs are not joined; ask for a larger one"
     fi
+    until=${until:-$(date -u +%Y-%m-%dT%H:%M:%SZ)}
     act sky jobs launch "$here/sky.yaml" --name "$name" --workdir "${here%/*}" --gpus "$gpus" \
       --num-nodes "${nodes:-1}" "$spot" "${where[@]}" --env "SRPO_EXTRA=$extra" \
+      --env "SRPO_UNTIL=$until" \
       --env "SRPO_COMMAND=$(words "${command[@]}")" --yes
     ;;
   status) act sky jobs queue ;;

@@ -1,31 +1,58 @@
 #!/usr/bin/env bash
 # The job of launch/slurm.sh, which SLURM starts on the first node: COMMAND on every GPU.
 #
-#   slurm_job.sh COMMAND [ARGUMENT ...]
+#   slurm_job.sh TRIES COMMAND [ARGUMENT ...]
 #
-# SIGTERM comes when the job's time is almost over: the command is asked to save, and the job goes back to
-# the queue. SIGUSR1 (launch/slurm.sh stop) asks it to save, and ends the job. At a preemption SLURM itself
-# asks the command (or this script, where the cluster has PreemptParameters=send_user_signal).
-# --requeue of sbatch brings the job back after that, and after the failure of a node.
+# SIGUSR2 comes when the job's time is almost over (and at a preemption, where the cluster has
+# PreemptParameters=send_user_signal): the command is asked to save, and the job goes back to the queue.
+# SIGUSR1 (launch/slurm.sh stop) asks it to save, and ends the job. At a preemption, or when the job is
+# cancelled, SLURM itself asks the command; one that has saved and ended (130; 143 where there was nothing to
+# save) is put back, unless it is cancelled.
+# A command that fails is started again on the same nodes, until it has failed TRIES times. After the failure
+# of a node, --requeue of sbatch brings the job back.
 
 set -uo pipefail
 
-again=
-# SRPO_DISTRIBUTED=cluster: JAX finds the other processes by SLURM's variables.
-export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1
+tries=$1
+shift
+asked= # why the command was asked to save: queue or stop
+# SRPO_DISTRIBUTED=cluster: JAX finds the other processes by SLURM's variables. With JAX_PLATFORMS it ends
+# where it finds no GPU, or no driver for it; without, it would compute on CPUs.
+export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1 JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu}
+# srun does not read what sbatch was told of cores.
+[[ -z ${SLURM_CPUS_PER_TASK:-} ]] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
-srun --kill-on-bad-exit=1 "$@" &
-steps=$!
-trap 'again=yes; kill -s TERM "$steps"' TERM
-trap 'kill -s TERM "$steps"' USR1
-wait "$steps"
-code=$?
-while kill -0 "$steps" 2>/dev/null; do # `wait` returns at a signal, the steps are still saving
+# shellcheck disable=SC2329 # called by the traps
+save() { # WHY: all processes are asked by scancel, as srun kills them (SIGKILL) when it gets a SIGTERM
+  asked=$1
+  scancel --signal=TERM "$SLURM_JOB_ID"
+}
+trap 'save queue' USR2
+trap 'save stop' USR1
+trap : TERM # of SLURM, which sends it to the command, too
+
+start() { # COMMAND ...: once on each GPU; sets `code`
+  local steps
+  # Not killed at the first process that ends: it may have saved before the others have.
+  srun --kill-on-bad-exit=0 --wait=600 "$@" &
+  steps=$!
+  while kill -0 "$steps" 2>/dev/null; do # `wait` returns at a signal, too
+    wait "$steps"
+  done
   wait "$steps"
   code=$?
+}
+
+for ((failed = 1; ; failed++)); do
+  start "$@"
+  [[ -z $asked ]] || break
+  ((code != 0 && code != 2 && code != 130 && code != 143 && failed < tries)) || break
+  echo "status $code, failure $failed of $tries: started again"
 done
-if [[ -n $again ]] && ((code != 0 && code != 2)); then
-  # A job that is being cancelled gets SIGTERM too: `incomplete` leaves it cancelled.
-  scontrol requeue incomplete "$SLURM_JOB_ID" && echo "asked to save; back to the queue"
-fi
+case $asked:$code in
+  stop:* | *:0 | *:2) ;;
+  queue:* | *:130 | *:143) # `incomplete` leaves a job cancelled that is being cancelled
+    scontrol requeue incomplete "$SLURM_JOB_ID" && echo "asked to save; back to the queue"
+    ;;
+esac
 exit "$code"

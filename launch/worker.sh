@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # One worker's side of launch/tpu_vm.sh, which copies it there and calls it.
 #
-#   worker.sh setup | start COMMAND [ARGUMENT ...] | resume | follow | status | stop
+#   worker.sh setup [DATE] | start COMMAND [ARGUMENT ...] | resume | follow | status | stop
 #
 # A run outlives the connection that started it. It is kept in ~/srpo_jax_run: `command` (a script),
-# `pid`, `log`, and `code` (the exit status) once it has ended.
+# `pid`, `log`, and `code` (the exit status) once it has ended; `log.TIME` are the logs of earlier starts.
 
 set -euo pipefail
 
@@ -23,13 +23,16 @@ running() {
 
 launch() {
   rm -f "$run/pid" "$run/code"
+  [[ ! -s $run/log ]] || mv "$run/log" "$run/log.$(date -u -r "$run/log" +%Y%m%dT%H%M%SZ)"
   # The script replaces itself with the program, so that its process number is the program's.
   # shellcheck disable=SC2016
   setsid nohup bash -c 'bash "$1/command" >"$1/log" 2>&1; echo "$?" >"$1/code"' launch "$run" \
     </dev/null >/dev/null 2>&1 &
-  while [[ ! -s $run/pid ]]; do
+  for _ in {1..300}; do
+    [[ ! -s $run/pid ]] || return 0
     sleep 0.1
   done
+  fail "the command has not started within 30 s (is the disk full?)"
 }
 
 case ${1:-} in
@@ -38,7 +41,8 @@ case ${1:-} in
     # The system's Python is older than 3.11 on many TPU VMs; uv brings one where it must.
     python3 -m pip install --quiet --user uv
     python3 -m uv venv --quiet --allow-existing --python '>=3.11' .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python -e '.[tpu,gcs]'
+    # Of a date, so that a TPU that takes another's place gets the same versions.
+    python3 -m uv pip install --quiet --python .venv/bin/python ${2:+"--exclude-newer=$2"} -e '.[tpu,gcs]'
     echo "host $host: ready"
     ;;
   start)
@@ -48,7 +52,8 @@ case ${1:-} in
       printf 'echo $$ >%q\n' "$run/pid"
       printf 'cd %q\n' "$root"
       printf 'if [[ -f .venv/bin/activate ]]; then . .venv/bin/activate; fi\n'
-      printf 'export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1\n'
+      # Where the TPU cannot be opened, JAX ends, and does not compute on CPUs.
+      printf 'export SRPO_DISTRIBUTED=cluster PYTHONUNBUFFERED=1 JAX_PLATFORMS=tpu,cpu\n'
       printf 'exec'
       printf ' %q' "$@"
       printf '\n'

@@ -11,9 +11,9 @@ where config.evaluate names models and outputs. DIR/documents/ and DIR/samples/ 
 written, DIR/verdicts/ what the judges said, DIR/report/ report.html, win_rate.png, table.md, results.json
 and results.parquet. A stage runs alone with --stage, and needs only what the one before it left. The same
 command goes on where an interrupted one stopped, on any number of hosts. --dry_run says what the judges
-would cost of what is written; --compare puts several reports on the same documents into one, --join those
-of the same models on sets of their own, --pool those of the same models on other documents of the same
-sets: parts, or seeds.
+would cost, at most where nothing is written yet; --compare puts several reports on the same documents into
+one, --join those of the same models on sets of their own, --pool those of the same models on other
+documents of the same sets: parts, or seeds.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from srpo_jax.config import Settings, command
 from srpo_jax.config.workdir import is_online
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import subject
-from srpo_jax.evaluation import judging, store, writing
+from srpo_jax.evaluation import foreseen, judging, store, writing
 from srpo_jax.evaluation.contestants import (
     Contestants,
     check_opponents,
@@ -111,12 +111,13 @@ def evaluate(
 def estimated(
     settings: Settings, workdir: Path, models: Mapping[str, str]
 ) -> list[judges.Estimate]:
-    """Says what judging what is written would cost, of each judge; nothing is asked.
+    """Says what judging would cost, of each judge: of what is not written yet, at most. Nothing is asked.
 
-    Raises UserError where something is not written yet.
+    Raises UserError where documents, or files of outputs, cannot be read.
     """
     who = contestants(settings.evaluate, models)
-    chosen, _, found = _read(settings, workdir, who)
+    chosen, written = foreseen.texts(settings, workdir, who)
+    found = judging.matches(chosen, written, who.opponents(settings.evaluate))
     every = _judges(settings, workdir, chosen, ask=False)
     asked = [
         judge for judge in every if not isinstance(judge, Ensemble)
@@ -246,7 +247,7 @@ if __name__ == "__main__":
         main,
         ("model", "mesh", "data", "sampling", "evaluate", "judge"),
         options={"stage": "write, judge or report alone (default: all three)"},
-        switches={"dry_run": "only say what the judges would cost of what is written"},
+        switches={"dry_run": "only say what the judges would cost"},
         instead={
             "compare": ("folders of reports to put into one, in WORKDIR/report", compare),
             "join": ("folders of reports on other sets each, of the same models", join),

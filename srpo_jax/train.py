@@ -76,7 +76,7 @@ def train(
     check_labels(objective, hyper, data, held)
     sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
     packing = pack(settings, data, mesh, sizes)
-    hooks.report_data(data, packing)
+    hooks.report_data(data, packing, settings.train, settings.data.template)
 
     # The policy and its reference, which is the policy as it starts unless another one is named
     graphdef, trained, frozen = prepare_model(architecture, source, mesh, settings.seed)

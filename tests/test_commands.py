@@ -23,7 +23,7 @@ SETTING = re.compile(r"--config\.(?!key=)([\w.]+)=(\"[^\"\n]+\"|[^\s\]`),;\"']+)
 # A setting by its name alone; what of the rest of srpo_jax.config is named too.
 NAMED = re.compile(r"(?<![\w./])(?:--)?config\.([a-z_]+(?:\.[a-z_]+)?)(?![\w(])")
 NO_SETTINGS = {"json", "key", "checked", "recipe.stages"}
-SOME_FILE = ("", "…", "NAME", "configs/NAME.py")  # stands for the reader's own
+SOME_FILE = ("", "…", "NAME", "configs/NAME.py", "mine.py")  # stands for the reader's own
 
 
 def texts():

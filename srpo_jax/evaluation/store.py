@@ -69,6 +69,11 @@ def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
         _put(_documents_path(workdir, one.name), text)
 
 
+def has_documents(workdir: Path, sets: Sequence[DocumentSet]) -> bool:
+    """Whether `write_documents` has written all of these sets."""
+    return all(_documents_path(workdir, one.name).is_file() for one in sets)
+
+
 def read_documents(workdir: Path, sets: Sequence[DocumentSet]) -> list[Chosen]:
     """What `write_documents` wrote of these sets; UserError where it has not, or another split of one."""
     found = []

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +41,23 @@ def write(settings: Settings, workdir: Path, who: Contestants) -> None:
 
     Raises UserError for settings, documents, models and outputs at fault, before a model is loaded.
     """
+    sources = {name: loading.pinned(source) for name, source in who.models.items()}
+    chosen, jobs = choose(settings, sources)
+    prepared = distributed.from_main(lambda: _prepare(workdir, chosen, who, set(sources.values())))
+    for name in who.models:
+        best = next((b for b, model in who.best_of.items() if model == name), None)
+        mine = [job for job in jobs if job.model == name]
+        _write_model(settings, workdir, mine, prepared[sources[name]], best)
+
+
+def choose(settings: Settings, sources: Mapping[str, str]) -> tuple[list[Chosen], list["Job"]]:
+    """The documents of every set, which all models can read, and what each model has to do on them.
+
+    sources: of the models, by name; only their tokenizers are read. Raises UserError for sets and sources
+    that cannot be read, and a set with too few documents.
+    """
     own = settings.evaluate
     sets = document_sets.resolve(own.documents, own.split)
-    sources = {name: loading.pinned(source) for name, source in who.models.items()}
     tokenizers = {source: loading.load_tokenizer(source) for source in set(sources.values())}
     chosen: list[Chosen] = []
     jobs: list[Job] = []
@@ -67,11 +81,7 @@ def write(settings: Settings, workdir: Path, who: Contestants) -> None:
             Job(name, sources[name], one.name, documents, prompts[name], renderers[name])
             for name in sources
         ]
-    prepared = distributed.from_main(lambda: _prepare(workdir, chosen, who, set(sources.values())))
-    for name in who.models:
-        best = next((b for b, model in who.best_of.items() if model == name), None)
-        mine = [job for job in jobs if job.model == name]
-        _write_model(settings, workdir, mine, prepared[sources[name]], best)
+    return chosen, jobs
 
 
 @dataclasses.dataclass(frozen=True)

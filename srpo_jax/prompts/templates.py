@@ -19,6 +19,12 @@ class Template:
     system: str = ""
     improvement: str = ""  # for conversations: what the user says to an answer to get a better one
 
+    @property
+    def asked(self) -> str:
+        """How the direct prompt is put, for people to read: "…" is x."""
+        system = f"system {self.system!r}, " if self.system else ""
+        return f"{system}each prompt as {self.direct[0].replace(X, '…')!r}"
+
 
 _DESCRIBE = f"{X}\n\nDescribe this in one short phrase."
 _SYSTEM = "You describe texts precisely and concisely."
@@ -47,6 +53,11 @@ TEMPLATES = {
     "dialogue": Template(
         chat=True,
         improvement="Can you improve your answer? Write only the better answer.",
+    ),
+    # x says all that is asked, and the tokenizer has no chat template.
+    "text": Template(
+        direct=(f"{X}\n\n",),
+        improve=(f"{X}\n\n{Y}\n\nThe same, improved:\n\n",),
     ),
     # The paper's task (section 5), its instruction moved behind the post so that prompts share it.
     "tldr": Template(

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from srpo_jax.prompts import TEMPLATES
 from srpo_jax.runtime import rules
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
@@ -118,8 +119,12 @@ def announced(
         yield batch
 
 
-def report_data(data: PairTrees, packing: Packing) -> None:
-    """How many pairs, how large their trees, what was left out, how well the rows are filled."""
+def report_data(data: PairTrees, packing: Packing, train: TrainSettings, template: str) -> None:
+    """How many pairs, how large their trees, what was left out, how well the rows are filled.
+
+    And what settings made for other data hide: how prompts are put, how often the run sees a pair.
+    """
+    status(f"template {template}: {TEMPLATES[template].asked}")
     saved = 1 - data.tokens / data.separate_tokens
     status(
         f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
@@ -134,10 +139,12 @@ def report_data(data: PairTrees, packing: Packing) -> None:
     fill = np.mean(fills or [packing.fill(packing.batch(packing.start))])
     lengths = " or ".join(str(shape.length) for shape in packing.shapes)
     status(f"rows: {packing.rows} a batch, of {lengths} slots, {fill:.0%} filled")
+    times = train.steps * train.batch_size / len(data)
+    status(f"steps: {train.steps} of {train.batch_size} pairs, {times:,.1f} times through the data")
 
 
 def report_model(trained: Any, frozen: Any, mesh: Mesh) -> None:
-    """Sizes of what is trained and what is not, and the mesh."""
+    """Sizes of what is trained and what is not, the mesh, and what kind of devices it is of."""
 
     def count(tree: Any) -> float:
         return float(sum(x.size for x in jax.tree.leaves(tree)) / 1e6)
@@ -147,5 +154,6 @@ def report_model(trained: Any, frozen: Any, mesh: Mesh) -> None:
         f"{axis} {size}" if axis in rules.AXES else axis for axis, size in mesh.shape.items()
     )
     status(
-        f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}"
+        f"model: {count(trained):.2f} M parameters trained, {count(frozen):.2f} M frozen; mesh {shape}: "
+        f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
     )

@@ -57,7 +57,8 @@ class DataSettings:
     )
     template: str = setting(
         "chat",
-        "of the direct and the improve prompt: see srpo_jax/prompts/templates.py",
+        "of the direct and the improve prompt; dialogue adds nothing to a prompt, chat and plain ask for a "
+        "description or summary: see docs/running.md",
         one_of(*TEMPLATES),
     )
     template_arguments: tuple[str, ...] = setting(

@@ -66,15 +66,27 @@ while :; do
   if [[ ! -e warned ]]; then # the job is preempted as soon as its command runs
     touch warned
     until [[ -s starts ]]; do sleep 0.02; done
-    kill -s TERM $!
+    kill -s ${SIGNAL:-USR2} $!
   fi
   wait $!
-  [[ -e requeued ]] || break
+  code=$?
+  [[ -e requeued ]] || exit "$code"
 done
 """
+# A step of one task, which srun kills when it gets a SIGTERM itself, and scancel sends a signal.
 SRUN = """#!/usr/bin/env bash
 echo "srun $*" >>asked
-exec "${@:2}"
+rm -f task
+"${@:3}" &
+echo $! >task
+trap 'kill -s KILL "$(<task)"' TERM
+while kill -0 "$(<task)" 2>/dev/null; do wait "$(<task)"; done
+wait "$(<task)"
+"""
+SCANCEL = """#!/usr/bin/env bash
+echo "scancel $*" >>asked
+until [[ -s task ]]; do sleep 0.02; done # the program may be quicker than its srun
+[[ $1 == --signal=TERM ]] && kill -s TERM "$(<task)"
 """
 SCONTROL = """#!/usr/bin/env bash
 echo "scontrol $*" >>asked
@@ -101,7 +113,8 @@ def cloud(tmp_path, monkeypatch):
     tools = tmp_path / "tools"
     tools.mkdir()
     named = {"gcloud": GCLOUD, "kubectl": KUBECTL, "sbatch": SBATCH, "srun": SRUN, "sky": SKY}
-    for name, content in (named | {"scontrol": SCONTROL}).items():
+    named |= {"scontrol": SCONTROL, "scancel": SCANCEL}
+    for name, content in named.items():
         (tools / name).write_text(content)
         (tools / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
@@ -163,6 +176,30 @@ def test_a_watcher_counts_failures_anew_on_a_new_machine(cloud):
     assert done.stderr.count("failure 1 of 2") == 2
 
 
+def test_a_tpu_that_is_being_taken_away_is_no_failure_of_the_command(cloud):
+    """Its request still said ACTIVE, gcloud refused to connect, and the watch gave up on the command."""
+    tool = """#!/usr/bin/env bash
+    echo "$*" >>asked
+    case "$*" in
+      *"queued-resources create"*) echo ACTIVE >state ;;
+      *"queued-resources delete"*) rm state ;;
+      *"queued-resources describe"*) cat state 2>/dev/null || { echo NOT_FOUND >&2; exit 1; } ;;
+      *"tpu-vm describe"*)
+        [[ $(grep -c follow asked) -gt 0 ]] || exit 0
+        echo SUSPENDED >state
+        echo PREEMPTED
+        ;;
+      *"worker.sh follow"*) [[ $(grep -c follow asked) -gt 1 ]] && exit 0 || exit 1 ;;
+    esac
+    """
+    (cloud / "tools" / "gcloud").write_text(tool)
+    options = ("--type=v5p-256", "--every=0", "--tries=1")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 0, done.stderr
+    assert "the TPU is PREEMPTED" in done.stderr
+    assert "failure" not in done.stderr
+
+
 def lost(cloud: Path, follow: str, describe: str = "cat state") -> subprocess.CompletedProcess[str]:
     """`watch` of a TPU that stays, with at most two losses in a row; how its output is followed."""
     (cloud / "state").write_text("ACTIVE\n")
@@ -214,6 +251,28 @@ def test_a_cloud_that_does_not_answer_is_not_taken_for_a_tpu_that_is_gone(cloud)
     assert (done.returncode, done.stderr) == (2, "away\nerror: the state of srpo cannot be asked\n")
 
 
+def test_a_request_that_fails_says_why_and_is_made_again_after_growing_pauses(cloud):
+    """Without capacity or quota it was made anew every half minute, and nobody saw the reason."""
+    tool = """#!/usr/bin/env bash
+    echo "$*" >>asked
+    case "$*" in
+      *"queued-resources create"*)
+        [[ $(grep -c 'resources create' asked) -lt 3 ]] && echo FAILED >state || echo ACTIVE >state
+        ;;
+      *"queued-resources delete"*) rm state ;;
+      *failedData*) echo "no more capacity" ;;
+      *"queued-resources describe"*) cat state 2>/dev/null || { echo NOT_FOUND >&2; exit 1; } ;;
+    esac
+    """
+    (cloud / "tools" / "gcloud").write_text(tool)
+    options = ("--type=v5p-256", "--every=0", "--until=2026-11-30")
+    done = call("queued.sh", "watch", *WHERE, *options, "--", "train")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("the request failed (no more capacity); a new one is asked for") == 2
+    assert "requests that failed in a row: 2; the next in 0 s" in done.stderr
+    assert [line for line in asked(cloud) if line.endswith("worker.sh setup 2026-11-30 --zone=z")]
+
+
 def jobset(*more: str) -> dict:
     what = ("--name=srpo", "--image=i", "--chip=v5e", "--topology=4x4", "--manifest")
     done = call("gke.sh", "submit", *what, *more, "--", "python", "-c", 'print("a\\b  c")\n')
@@ -233,17 +292,18 @@ def test_a_jobset_has_a_pod_for_each_host_of_each_slice():
     }
     assert pod["containers"][0]["command"] == ["python", "-c", 'print("a\\b  c")\n']
     assert "tolerations" not in pod
-    spot = jobset("--spot", "--service-account=me")["spec"]["replicatedJobs"][0]["template"]
-    pod = spot["spec"]["template"]["spec"]
+    spot = jobset("--spot", "--service-account=me", "--secret=keys")["spec"]["replicatedJobs"][0]
+    pod = spot["template"]["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert pod["tolerations"][0]["key"] == "cloud.google.com/gke-spot"
     assert pod["serviceAccountName"] == "me"
+    assert pod["containers"][0]["envFrom"] == [{"secretRef": {"name": "keys"}}]
 
 
 def test_the_jobs_of_a_jobset_are_what_kubernetes_knows():
     """By Kubernetes' own schemas, unknown fields refused; they have none of the JobSet around them."""
     schemas = pytest.importorskip("kubernetes_validate")
-    for more in ((), ("--spot", "--service-account=me", "--slices=2")):
+    for more in ((), ("--spot", "--service-account=me", "--secret=keys", "--slices=2")):
         (job,) = jobset(*more)["spec"]["replicatedJobs"]
         whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "srpo"}}
         whole["spec"] = job["template"]["spec"]
@@ -273,6 +333,16 @@ def test_node_pools_are_slices_whose_pods_reach_the_bucket():
     assert "--tpu-topology" not in done.stdout  # of one host, the machine's type says it
 
 
+def test_a_node_pool_that_cannot_be_deleted_leaves_the_others_to_be(cloud):
+    """They went on, and were paid for."""
+    (cloud / "tools" / "gcloud").write_text("""#!/usr/bin/env bash
+    echo "$*" >>asked
+    [[ $* != *4x4-0* ]] || { echo "not found" >&2; exit 1; }
+    """)
+    done = call("gke.sh", "delete", *POOL, "--chip=v5e", "--topology=4x4", "--slices=2")
+    assert (done.returncode, len(asked(cloud))) == (1, 2)
+
+
 def test_xpk_is_told_what_the_jobset_would_say():
     what = ("--name=srpo", "--image=i", "--cluster=c", "--type=v5litepod-16", "--zone=z", "--xpk")
     done = call("gke.sh", "resume", *what, "--grace=90", "--dry-run", "--", "train", "--seed=1")
@@ -280,7 +350,8 @@ def test_xpk_is_told_what_the_jobset_would_say():
     assert shlex.join(delete) == "xpk workload delete --cluster c --workload srpo --zone=z"
     for word in ("--restart-on-exit-codes=1", "--termination-grace-period-seconds=90", "--zone=z"):
         assert word in create
-    assert create[-1] == "--command=exec env SRPO_DISTRIBUTED=cluster train --seed=1"
+    env = "SRPO_DISTRIBUTED=cluster JAX_PLATFORMS=tpu,cpu"
+    assert create[-1] == f"--command=exec env {env} train --seed=1"
 
 
 def test_gke_starts_preempted_pods_again(cloud):
@@ -300,27 +371,55 @@ def test_gke_starts_preempted_pods_again(cloud):
     ]
 
 
-def test_slurm_requeues_a_preempted_job_that_has_saved(cloud):
+def test_slurm_requeues_a_job_that_has_saved_at_the_end_of_its_time(cloud, monkeypatch):
     program = (
-        "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED\" >>starts;"
+        "trap 'touch saved; exit 130' TERM; echo \"$SRPO_DISTRIBUTED $JAX_PLATFORMS\" >>starts;"
         " [[ -e saved ]] && exit; while :; do sleep 0.02; done"
     )
-    options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00")
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    options = ("--name=srpo", "--nodes=2", "--gpus=4", "--time=1:00:00", "--exclusive")
     done = call("slurm.sh", "submit", *options, "--", "bash", "-c", program)
     assert done.returncode == 0, done.stderr
-    assert (cloud / "starts").read_text() == "cluster\n" * 2
+    assert (cloud / "starts").read_text() == "cluster cuda,cpu\n" * 2
     lines = asked(cloud)
     assert lines[0].startswith(
         "--job-name=srpo --nodes=2 --gpus-per-node=4 --ntasks-per-node=4 --requeue"
     )
-    assert [line.split()[0] for line in lines[1:]] == ["srun", "scontrol", "srun"]
+    assert "--signal=B:USR2@300 --time=1:00:00 --exclusive" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["srun", "scancel", "scontrol", "srun"]
     # What is cancelled gets the same signal, and would be brought back without this word.
-    assert lines[2] == "scontrol requeue incomplete 7"
+    assert lines[3] == "scontrol requeue incomplete 7"
     (cloud / "saved").unlink()
     (cloud / "warned").unlink()
     (cloud / "starts").unlink()
     assert call("slurm.sh", "resume", "--name=srpo").returncode == 0
-    assert (cloud / "starts").read_text() == "cluster\n" * 2
+    assert (cloud / "starts").read_text() == "cluster cuda,cpu\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("warned", "codes", "status", "kinds"),
+    [
+        ("", "130 0", 0, "srun scontrol srun"),  # asked by SLURM itself, before its grace is over
+        ("", "143 0", 0, "srun scontrol srun"),
+        ("", "1 7 0", 0, "srun srun srun"),
+        ("", "1 1 0", 1, "srun srun"),
+        ("", "2 0", 2, "srun"),
+        ("USR1", "130 0", 130, "srun scancel"),  # launch/slurm.sh stop
+    ],
+)
+def test_what_becomes_of_a_slurm_job_by_the_status_of_its_command(
+    warned, codes, status, kinds, cloud, monkeypatch
+):
+    monkeypatch.setenv("SIGNAL", warned)
+    if not warned:
+        (cloud / "warned").touch()
+    wait = "trap : TERM; sleep 30 & wait $!; kill $!" if warned else ":"
+    program = f"echo >>starts; {wait}; set {codes}; shift $(($(wc -l <starts) - 1)); exit $1"
+    tries = str(2 if status == 1 else 3)
+    command = ("bash", "-c", program)
+    done = call("slurm.sh", "submit", "--name=srpo", f"--tries={tries}", "--", *command)
+    assert done.returncode == status, done.stderr
+    assert " ".join(line.split()[0] for line in asked(cloud)[1:]) == kinds
 
 
 def test_sky_starts_a_preempted_job_again(cloud):
@@ -333,11 +432,14 @@ def test_sky_starts_a_preempted_job_again(cloud):
 
 @pytest.mark.parametrize(
     ("extra", "expected"),
-    [("cuda", "2 1 10.0.0.1:8476 unset"), ("tpu", "unset unset unset cluster")],
+    [
+        ("cuda", "2 1 10.0.0.1:8476 unset cuda,cpu"),
+        ("tpu", "unset unset unset cluster tpu,cpu"),
+    ],
 )
 def test_several_hosts_of_sky_find_each_other(extra, expected, tmp_path):
     names = ("PROCESSES", "PROCESS_ID", "COORDINATOR", "DISTRIBUTED")
-    said = " ".join(f"${{SRPO_{name}:-unset}}" for name in names)
+    said = " ".join(f"${{SRPO_{name}:-unset}}" for name in names) + " $JAX_PLATFORMS"
     hosts = {"NUM_NODES": "2", "NODE_RANK": "1", "NODE_IPS": "10.0.0.1\n10.0.0.2"}
     env = {f"SKYPILOT_{name}": value for name, value in hosts.items()}
     env |= {"SRPO_EXTRA": extra, "SRPO_COMMAND": f"bash -c 'echo {said}'"}
@@ -420,7 +522,7 @@ DRY = {
 @pytest.mark.parametrize("script", DRY)
 def test_a_dry_run_prints_commands_and_needs_no_tool(script, tmp_path, monkeypatch):
     actions, options, with_command = DRY[script]
-    for name in ("bash", "cat", "dirname", "sed", "rm"):
+    for name in ("bash", "cat", "date", "dirname", "sed", "rm"):
         (tmp_path / name).symlink_to(shutil.which(name))
     monkeypatch.setenv("PATH", str(tmp_path))
     for action in actions.split():

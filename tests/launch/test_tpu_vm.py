@@ -44,7 +44,8 @@ def tpu(*words: str) -> list[str]:
 
 
 def on_workers(command: str) -> list[str]:
-    return tpu("ssh", "srpo", "--worker=all", f"--command={command}")
+    alive = ("--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oConnectTimeout=30")
+    return tpu("ssh", "srpo", "--worker=all", *alive, f"--command={command}")
 
 
 def worker(*words: str) -> list[str]:
@@ -67,15 +68,24 @@ def test_create(options: list[str], version: str) -> None:
     ]
 
 
+def test_a_topology_beyond_v4_is_asked_of_gcloud_alpha() -> None:
+    """`gcloud compute tpus tpu-vm create` itself (528.0.0): "Valid choices are [v2, v3, v4]"."""
+    for kind, track in (("v4", []), ("v5p", ["alpha"])):
+        (words,) = dry("create", *WHERE, f"--type={kind}", "--topology=4x4x8")
+        assert words[: 2 + len(track)] == ["gcloud", *track, "compute"]
+        assert words[-4:-2] == [f"--type={kind}", "--topology=4x4x8"]
+
+
 def test_setup_copies_and_installs() -> None:
-    pack, copy, folder, unpack, install, clean = dry("setup", *WHERE)
+    pack, copy, folder, unpack, install, clean = dry("setup", *WHERE, "--until=2026-11-30")
     assert pack[:2] == ["tar", "-czf"]
     archive = pack[2]
     assert pack[3:5] == ["-C", str(ROOT)]
-    assert copy == tpu("scp", archive, "srpo:srpo_jax.tar.gz", "--worker=all")
+    alive = ("--scp-flag=-oServerAliveInterval=30", "--scp-flag=-oConnectTimeout=30")
+    assert copy == tpu("scp", archive, "srpo:srpo_jax.tar.gz", "--worker=all", *alive)
     assert folder == on_workers("mkdir -p srpo_jax")
     assert unpack == on_workers("tar -xzf srpo_jax.tar.gz -C srpo_jax")
-    assert install == worker("setup")
+    assert install == worker("setup", "2026-11-30")
     assert clean == ["rm", "-f", archive]
 
 
@@ -156,6 +166,8 @@ def test_run_then_resume(machine: dict[str, str]) -> None:
         assert done.returncode == 3, done.stderr
         assert done.stdout.endswith("| two  words cluster\n")
     assert "ended with status 3: two  words cluster" in run("status", *WHERE, **machine).stdout
+    (earlier,) = (Path(machine["HOME"]) / "srpo_jax_run").glob("log.*")  # why the first one ended
+    assert earlier.read_text() == "two  words cluster\n"
 
 
 def test_stop_asks_the_program_to_stop(machine: dict[str, str]) -> None:

@@ -127,7 +127,7 @@ def test_prompts_read_as_the_template_says(renderer):
     assert prompts.Y not in improve
 
 
-@pytest.mark.parametrize("name", ["plain", "tldr"])
+@pytest.mark.parametrize("name", ["plain", "text", "tldr"])
 def test_text_templates_are_the_text_itself(name):
     template, renderer = TEMPLATES[name], Renderer(name, BYTES)
     prompt = renderer.prompt("DOC")
