@@ -121,8 +121,8 @@ def report_data(data: PairTrees, packing: Packing) -> None:
     """How many pairs, how large their trees, what was left out, how well the rows are filled."""
     saved = 1 - data.tokens / data.separate_tokens
     status(
-        f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
-        f"tokens a tree ({saved:.0%} saved by shared prefixes)"
+        f"data: {len(data)} pairs, {data.left_out}; {data.tokens / len(data):.0f} tokens a tree "
+        f"({saved:.0%} saved by shared prefixes)"
     )
     fill = np.mean([packing.fill(layout) for layout in packing.once()])
     lengths = " or ".join(str(shape.length) for shape in packing.shapes)

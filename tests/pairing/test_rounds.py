@@ -3,9 +3,12 @@
 import json
 import types
 
+import pytest
+
 from srpo_jax.config import Settings
 from srpo_jax.models import loading
 from srpo_jax.pairing import rounds
+from srpo_jax.trees.order import EARLIER, RULE, Order
 from tests.models.test_gguf import weights, write
 
 
@@ -17,3 +20,11 @@ def test_a_run_keeps_what_says_its_model(tmp_path):
     kept = loading.open_source(str(tmp_path / "run" / loading.KEPT))
     assert kept.config == source.config
     assert json.loads((tmp_path / "run" / "run.json").read_text())["source"] == path
+
+
+@pytest.mark.parametrize("rule", [EARLIER, RULE])
+def test_rounds_draw_in_the_order_of_their_run(rule):
+    order = Order(5, 1, rule)
+    task = rounds.Task([None] * 5, order, [], None, None, "score")
+    drawn = [task.drawn(number, 3) for number in range(1, 5)]
+    assert [i for some in drawn for i in some] == order.take(0, 12).tolist()
