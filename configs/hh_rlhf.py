@@ -4,7 +4,8 @@
 
 Data: 161 thousand pairs of dialogues from the hub (needs `pip install datasets`), or a copy in the same
 schema ({chosen, rejected}, turns begin with "Human:" and "Assistant:") with --config.data.pairs. Pairs that
-differ before the last answer are left out and counted.
+differ before the last answer are left out and counted, and so are those that the model's chat template does
+not take, such as two turns of one speaker.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def get_config() -> ConfigDict:
     config.data.format = "dialogue"
     config.data.template = "dialogue"
     config.data.overlong = "drop"
+    config.data.refused = "drop"
     config.lora.rank = 16
     config.train.steps = 2500
     config.train.batch_size = 64

@@ -4,7 +4,8 @@
         --config.model.source=DIRECTORY_OF_A_CHAT_MODEL
 
 Data: 61 thousand pairs of conversations from the hub (needs `pip install datasets`), or a copy with
---config.data.pairs. The user asks for a better answer in the same conversation, so the answer to be
+--config.data.pairs. What is too long, or what the model's chat template does not take, is left out and
+counted. The user asks for a better answer in the same conversation, so the answer to be
 improved is itself part of the tree: a pair takes |x| + 6|y| tokens. Trains an adapter; --config.lora.rank=0
 trains all weights.
 """
@@ -20,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data.split = "train_prefs"
     config.data.template = "dialogue"
     config.data.overlong = "drop"
+    config.data.refused = "drop"
     config.lora.rank = 16
     config.train.steps = 950
     config.train.batch_size = 64

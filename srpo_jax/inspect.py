@@ -51,8 +51,15 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
     scored: list[int] = []
     apart = 0
     left_out: Counter[str] = Counter()
+    refused: list[str] = []
     for number, pair in enumerate(pairs):
-        sequences = pipeline.pair_sequences(pair, renderer, names, f"{pair.at}{pair.line}")
+        try:
+            sequences = pipeline.pair_sequences(pair, renderer, names, f"{pair.at}{pair.line}")
+        except UserError as error:
+            if data.refused == "error":
+                raise
+            refused.append(str(error))
+            continue
         tree = prefix_tree.build(sequences)
         if number < first:
             yield from show(pair, tree, names, source.tokenizer)
@@ -72,6 +79,8 @@ def inspect(settings: Settings, first: int) -> Iterator[str]:
         yield f"completions with white space around them, which is not learned: {padded:,}"
     for reason, count in left_out.items():
         yield f"{count:,} pairs {reason} (config.data.overlong={data.overlong!r})"
+    if refused:
+        yield f"{len(refused):,} pairs refused (config.data.refused='drop'), the first: {refused[0]}"
     if not slots:
         raise UserError(f"{data.pairs}: none of {len(pairs)} pairs fits")
     yield f"\ntokens of a completion: {_quantiles(scored)}"

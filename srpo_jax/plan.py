@@ -45,6 +45,7 @@ from srpo_jax.training.optimizer import make_optimizer
 from srpo_jax.training.speed import model_flops
 from srpo_jax.training.step import TrainStep
 from srpo_jax.trees import prefix_tree
+from srpo_jax.trees.order import RULE
 
 SECTIONS = (
     "model",
@@ -267,7 +268,7 @@ def _largest(
     data.reference = data.reference or {
         name: np.zeros(len(data), np.float32) for name in data.names
     }
-    packing = train.pack(settings, data, mesh, [(0, settings.train.batch_size)])
+    packing = train.pack(settings, data, mesh, [(0, settings.train.batch_size)], RULE)
     layouts = (packing.batch(step) for step in range(SURVEYED))
     layout = max(layouts, key=lambda one: one.shape)
     batch = pipeline.collate([data.row(row, layout.shape) for row in layout.rows])

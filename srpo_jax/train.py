@@ -36,6 +36,7 @@ from srpo_jax.runtime.program import INTERRUPTED, keep_compiled
 from srpo_jax.training import (
     batch_sizes,
     diagnosis,
+    held_out,
     hooks,
     pipeline,
     reference,
@@ -44,8 +45,6 @@ from srpo_jax.training import (
     tree_files,
 )
 from srpo_jax.training.first_epoch import FirstEpoch
-from srpo_jax.training.held_out import origin as pairs_origin
-from srpo_jax.training.held_out import read_pairs
 from srpo_jax.training.loop import Hook, loop
 from srpo_jax.training.optimizer import make_optimizer, report_schedule
 from srpo_jax.training.profiling import Profiler
@@ -75,7 +74,7 @@ def train(
     data, held = prepare_data(settings, workdir, source, objective)
     check_labels(objective, hyper, data, held)
     sizes = attempt.own(settings, workdir, source, base, data.fingerprint, extend, change_batch)
-    packing = pack(settings, data, mesh, sizes)
+    packing = pack(settings, data, mesh, sizes, attempt.rule_of(workdir))
     hooks.report_data(data, packing, settings.train, settings.data.template)
 
     # The policy and its reference, which is the policy as it starts unless another one is named
@@ -129,25 +128,24 @@ def prepare_data(
     # Where the rejected completion is a draft to improve, and no more, the best edit may be none.
     distinct = any(name.startswith("l") for name in objective.needs)
     read = functools.cache(
-        lambda: read_pairs(data, rejected=rejected, evaluated=evaluated, distinct=distinct)
+        lambda: held_out.read_pairs(data, rejected=rejected, evaluated=evaluated, distinct=distinct)
     )
     folder = storage.place(data.cache) if data.cache else workdir / "trees"
-    limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong)
+    limits = pipeline.Limits(source.config.max_length, data.row_length, data.overlong, data.refused)
     renderer = Renderer(data.template, source.tokenizer, data.arguments)
 
     def trees(held: bool, where: str) -> pipeline.PairTrees:
-        origin = distributed.from_main(lambda: pairs_origin(data, read, held))
-        pairs = lambda: read()[held]
+        origin, pairs = lambda: held_out.origin(data, read, held), lambda: read()[held]
         return tree_files.prepare(folder, origin, pairs, renderer, objective.needs, limits, where)
 
-    held_out = trees(True, data.held_out or data.pairs) if evaluated else None
-    return trees(False, data.pairs), held_out
+    asked = trees(True, data.held_out or data.pairs) if evaluated else None
+    return trees(False, data.pairs), asked
 
 
 def pack(
-    settings: Settings, data: pipeline.PairTrees, mesh: Mesh, sizes: batch_sizes.Sizes
+    settings: Settings, data: pipeline.PairTrees, mesh: Mesh, sizes: batch_sizes.Sizes, rule: int
 ) -> Packing:
-    """Which pairs form the batch of a step yet to come, and which of them share a row."""
+    """Which pairs form the batch of a step yet to come, and which of them share a row. rule: of `Order`."""
     made: Packing | None = None
     for begin, size in sizes:
         made = data.packing(
@@ -155,6 +153,7 @@ def pack(
             settings.seed,
             parts=mesh_module.batch_parts(mesh) * settings.train.accumulate,
             packed=settings.data.pack,
+            rule=rule,
             after=(made, begin) if made else None,
         )
     assert made is not None

@@ -8,15 +8,17 @@ from typing import Any
 import jax
 
 from srpo_jax.config.settings import HOW, Settings
-from srpo_jax.config.workdir import alone, claim, kept, remember
+from srpo_jax.config.workdir import alone, claim, fingerprints_of, kept, remember
 from srpo_jax.models import loading
 from srpo_jax.models.source import Source
 from srpo_jax.runtime import distributed
 from srpo_jax.runtime.checkpoints import Checkpoints
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.training import batch_sizes, extending
 from srpo_jax.training.best import is_highest
 from srpo_jax.training.reference import weights_digest
 from srpo_jax.training.settings import TrainSettings
+from srpo_jax.trees.order import EARLIER, RULE
 
 # A run may go on with another value of these: they change neither the loss nor the data order.
 MAY_CHANGE: tuple[str, ...] = (
@@ -25,6 +27,9 @@ MAY_CHANGE: tuple[str, ...] = (
     # Settings of other programs.
     *("sampling.", "pairs.", "online.", "evaluate.", "judge.", "recipe.", "alternate."),
 )
+
+
+ORDER = "order"  # in run.json: the rule of `Order`
 
 
 def base(settings: Settings, workdir: Path) -> str:
@@ -41,7 +46,28 @@ def base(settings: Settings, workdir: Path) -> str:
 def identity_of(workdir: Path, base: str, **fingerprints: str) -> dict[str, str]:
     """What run.json holds: fingerprints, and what a run that is begun now, or kept it, began with."""
     is_new = not (workdir / "run.json").is_file()
-    return fingerprints | ({"source": base} if is_new or loading.begun_with(workdir) else {})
+    found = fingerprints | ({"source": base} if is_new or loading.begun_with(workdir) else {})
+    return found | ({ORDER: str(RULE)} if is_new else {})
+
+
+def rule_of(workdir: Path) -> int:
+    """The rule of `Order` by which the run in a folder draws, or is to: the one that it was begun with.
+
+    So a run of an earlier version goes on in its order, and neither misses nor repeats a thing. Called by
+    all processes. Raises UserError for a run of a later version.
+    """
+
+    def begun_with() -> int:
+        found = fingerprints_of(workdir)
+        rule = found.get(ORDER, str(EARLIER if found else RULE))
+        if rule not in map(str, (EARLIER, RULE)):
+            raise UserError(
+                f"{workdir} was begun by a later version, which draws in another order ({ORDER} {rule} in "
+                "run.json): go on with that version, or use another --workdir"
+            )
+        return int(rule)
+
+    return distributed.from_main(begun_with)
 
 
 def own(

@@ -35,7 +35,7 @@ def kept(workdir: Path) -> Settings | None:
 
 def is_online(workdir: Path) -> bool:
     """Whether it is a run of `train_online`, which has documents in place of pairs."""
-    return "documents" in _fingerprints(workdir)
+    return "documents" in fingerprints_of(workdir)
 
 
 def claim(
@@ -61,7 +61,11 @@ def claim(
                     f"{workdir} holds a run with {key}={flat[key]!r}, now {value!r}: take the old "
                     "value to go on with it, or another --workdir"
                 )
-    found = _fingerprints(workdir)
+    if begun and not fingerprints.is_file():
+        status(
+            f"{fingerprints} is missing: pairs and their order now are taken for those of the run"
+        )
+    found = fingerprints_of(workdir)
     if fingerprints.is_file():
         for name, value in identity.items():
             old = str(found.get(name))
@@ -82,7 +86,7 @@ def remember(workdir: Path, name: str, value: str, what: str) -> None:
     what: its subject in the UserError's sentence, for people. A run of an earlier version, which has none,
     gets it now. For process 0, after `claim`.
     """
-    found = _fingerprints(workdir)
+    found = fingerprints_of(workdir)
     old = str(found.get(name, value))
     if old != value:
         raise UserError(
@@ -94,7 +98,7 @@ def remember(workdir: Path, name: str, value: str, what: str) -> None:
         files.write_json(workdir / "run.json", found | {name: value})
 
 
-def _fingerprints(workdir: Path) -> dict[str, Any]:
+def fingerprints_of(workdir: Path) -> dict[str, Any]:
     """What run.json holds; nothing where there is none yet."""
     path = workdir / "run.json"
     if not path.is_file():

@@ -1,9 +1,14 @@
-"""What the columns of a record say beside its texts: what would be lost without a word is refused."""
+"""The columns of a record: which they are, and what they say beside its texts.
+
+What would be lost without a word is refused.
+"""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
+
+from srpo_jax.runtime.errors import UserError
 
 _TOOLS = (
     "is not given to the chat template, which would show them: take the column out, or tell of the tools "
@@ -33,11 +38,16 @@ _SPEAKERS = frozenset(("system", "user", "human", "assistant", "model", "prompt"
 _WRITTEN_OUT = re.compile(
     r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:.*\}\s*\]\s*""", re.DOTALL
 )
+_HALF = re.compile("[\ud800-\udfff]")
 _MARKER = re.compile(r"<[^<>\s]*>+|\[/?[A-Z]+\]")
 
 
 class Malformed(Exception):
     """What is wrong with a record, as the end of a sentence."""
+
+
+class Unusable(Exception):
+    """A well-formed record that no objective can learn from; why."""
 
 
 def check_read(record: Mapping[str, Any]) -> None:
@@ -81,13 +91,18 @@ def _is_empty(value: Any) -> bool:
     return value is None or (hasattr(value, "__len__") and len(value) == 0)
 
 
+def label_prob(record: Mapping[str, Any]) -> float:
+    """What the record says of its label, 1 where it says nothing; Malformed for what is no probability."""
+    said = record.get("label_prob", 1.0)
+    if isinstance(said, bool) or not isinstance(said, int | float | Decimal):
+        raise Malformed(f"'label_prob' is not a number but {said!r}"[:80])
+    if not 0 <= said <= 1:
+        raise Malformed(f"'label_prob' is {said}, which is not between 0 and 1")
+    return float(said)
+
+
 def check_label(record: Mapping[str, Any]) -> None:
-    """Malformed for a label_prob that is no probability, and for a bad answer that stands alone."""
-    label_prob = record.get("label_prob", 1.0)
-    if isinstance(label_prob, bool) or not isinstance(label_prob, int | float | Decimal):
-        raise Malformed(f"'label_prob' is not a number but {label_prob!r}"[:80])
-    if not 0 <= label_prob <= 1:
-        raise Malformed(f"'label_prob' is {label_prob}, which is not between 0 and 1")
+    """Malformed for a bad answer that stands alone."""
     for name in LABELS:
         if not record.get("rejected") and _is_bad(record.get(name)):
             raise Malformed(
@@ -132,3 +147,42 @@ def says_no_more(text: str, messages: Iterable[str]) -> bool:
         rest = rest.replace(message, "\n", 1)
     words = re.findall(r"\w+", _MARKER.sub(" ", rest))
     return all(word.lower() in _SPEAKERS for word in words)
+
+
+def check_characters(name: str, text: str) -> None:
+    """Malformed for a text that no tokenizer takes."""
+    if _HALF.search(text):
+        raise Malformed(f"{name!r} holds half of a character (a lone surrogate)")
+
+
+def renamed(
+    record: Mapping[str, Any], names: Mapping[str, str], setting: str = "config.data.fields"
+) -> dict[str, Any]:
+    """The record with our names for some of its fields; Malformed where it lacks one."""
+    given = {name: value for name, value in record.items() if name not in names.values()}
+    for ours, theirs in names.items():
+        if theirs not in record:
+            raise Malformed(f"there is no {theirs!r} ({setting}): it has {known(record)}")
+        given[ours] = record[theirs]
+    return given
+
+
+def mapping(fields: Sequence[str], section: str = "config.data") -> dict[str, str]:
+    """{our name: theirs} of "ours=theirs"."""
+    names = {}
+    for entry in fields:
+        ours, equals, theirs = entry.partition("=")
+        if not (ours and equals and theirs):
+            raise UserError(
+                f"{section}.fields: {entry!r} is not 'ours=theirs', e.g. 'prompt=document'"
+            )
+        if ours in names:
+            raise UserError(
+                f"{section}.fields names two columns for {ours!r}: take one of them out"
+            )
+        names[ours] = theirs
+    return names
+
+
+def known(record: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(map(str, record)))

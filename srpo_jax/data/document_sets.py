@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.data import columns, documents, records, sources
-from srpo_jax.data.columns import Malformed
+from srpo_jax.data import columns, documents, records, reddit, sources
+from srpo_jax.data.columns import Malformed, Unusable
 from srpo_jax.data.documents import BUILT_IN, Document
-from srpo_jax.data.records import Message, Record, Unusable
+from srpo_jax.data.records import Message, Record
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.settings import check, one_of, setting
 
@@ -57,22 +57,11 @@ def _documents(record: Record) -> Document:
 
 
 def _tldr(record: Record) -> Document:
-    """Reddit posts with the author's summary, put as the comparisons of configs/tldr.py are.
-
-    subreddit, title, post, summary (OpenAI's filtered posts); or info and summary (its `axis`); or prompt
-    and completion, or prompt and label (TRL's and CarperAI's copies).
-    """
-    if isinstance(record.get("prompt"), str):
-        prompt = record["prompt"].strip().removesuffix("TL;DR:").rstrip()
-        gold = record.get("completion", record.get("label"))
-    else:
-        post = record.get("info", record)
-        if not isinstance(post, Mapping) or not isinstance(post.get("post"), str):
-            raise Malformed("subreddit, title and post are expected, or info with them, or prompt")
-        prompt, gold = records.reddit_post(post), record.get("summary")
-        gold = gold.get("text") if isinstance(gold, Mapping) else gold
-        record = {"id": post.get("id"), **record}
-    return _documents({"id": record.get("id"), "prompt": prompt, "gold": gold})
+    """Posts of Reddit with the author's summary, put as the comparisons of configs/tldr.py are."""
+    prompt, gold = reddit.summarized(record)
+    post = record.get("info", record)
+    named = {"id": post.get("id"), **record} if isinstance(post, Mapping) else record
+    return _documents({"id": named.get("id"), "prompt": prompt, "gold": gold})
 
 
 def _turns(record: Record) -> Document:
@@ -99,10 +88,10 @@ def _of_pairs(read: Callable[[Record], records.Pair]) -> Callable[[Record], Docu
 
 
 FORMATS: dict[str, Callable[[Record], Document]] = {
-    "documents": _documents,
-    "tldr": _tldr,
-    "turns": _turns,
     **{name: _of_pairs(read) for name, read in records.FORMATS.items()},
+    "documents": _documents,
+    "tldr": _tldr,  # without a gold, too
+    "turns": _turns,
 }
 
 
@@ -123,7 +112,7 @@ class DocumentSet:
     source: str = setting(
         "",
         "a name of RECIPES, JSON lines, Parquet, array_record, a directory of `datasets`, "
-        "hub:OWNER/NAME[:CONFIG] or tfds:NAME",
+        "hub:OWNER/NAME[:CONFIG][@REVISION] or tfds:NAME",
     )
     name: str = setting("", "in reports and of files; empty takes that of the source")
     role: str = setting(
@@ -217,9 +206,11 @@ def _completed(given: DocumentSet) -> DocumentSet:
 
 
 def _named_by(source: str) -> str:
-    """news of folder/news.jsonl.gz, hub:owner/news:config and tfds:news/3.0.0."""
+    """news of folder/news.jsonl.gz, hub:owner/news:config@revision and tfds:news/3.0.0."""
     last = source.removeprefix("tfds:").split("/")[0] if source.startswith("tfds:") else source
-    last = Path(last.removeprefix("hub:").partition(":")[0]).name
+    if last.startswith("hub:"):
+        last = last.removeprefix("hub:").partition("@")[0].partition(":")[0]
+    last = Path(last).name
     return re.sub(r"[^\w.+-]", "_", _SUFFIXES.sub("", last)).lstrip(".+-") or "documents"
 
 
@@ -255,7 +246,7 @@ def _located(
     chosen: DocumentSet, setting: str, unusable: list[tuple[str, str]]
 ) -> Iterator[tuple[str, Document, bool]]:
     """(place, document, whether the id is the record's own); what is left out goes to `unusable`."""
-    names = records.mapping(chosen.fields, setting)
+    names = columns.mapping(chosen.fields, setting)
     for at, number, record in sources.read(chosen.source, chosen.split, setting, "documents"):
         where = f"{at}{number}"
         try:
@@ -276,14 +267,14 @@ def _read_record(record: Any, chosen: DocumentSet, names: Mapping[str, str]) -> 
     if not isinstance(record, Mapping):
         raise Malformed(f"a document is a JSON object, not {type(record).__name__}")
     others = {ours: theirs for ours, theirs in names.items() if ours != "about"}
-    renamed = records.renamed(record, others, "fields")
+    renamed = columns.renamed(record, others, "fields")
     if chosen.text:
         try:
             renamed["prompt"] = chosen.text.format_map(renamed)
         except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise Malformed(
                 f"the text {chosen.text!r} cannot be made of it ({error!r}): it has "
-                f"{records.known(record)}"
+                f"{columns.known(record)}"
             ) from error
     return dataclasses.replace(FORMATS[chosen.format](renamed), about=_about(record, names))
 
@@ -292,7 +283,7 @@ def _about(record: Record, names: Mapping[str, str]) -> str:
     """What the document is about, from a column that the prompt may be made of, too."""
     column = names.get("about", "about")
     if "about" in names and column not in record:
-        raise Malformed(f"there is no {column!r} (fields): it has {records.known(record)}")
+        raise Malformed(f"there is no {column!r} (fields): it has {columns.known(record)}")
     named = record.get(column)
     if isinstance(named, bool) or not isinstance(named, str | int | None):
         raise Malformed(f"{column!r}, what it is about, is neither a text nor a whole number")
@@ -303,7 +294,7 @@ def _check(document: Document) -> None:
     for name, text in (("prompt", document.text), ("gold", document.gold)):
         if text is not None and not text.strip():
             raise Unusable(f"its {name} is empty")
-        records.check_characters(name, text or "")
+        columns.check_characters(name, text or "")
 
 
 def content_hash(document: Document) -> str:

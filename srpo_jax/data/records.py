@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from srpo_jax.data import columns, sources
-from srpo_jax.data.columns import Malformed
+from srpo_jax.data import columns, reddit, sources
+from srpo_jax.data.columns import Malformed, Unusable
 from srpo_jax.runtime import files, storage
 from srpo_jax.runtime.errors import UserError
 
 Record = Mapping[str, Any]
 TEXTS = ("prompt", "chosen", "rejected")
+EMPTY = " "  # a rejected completion that is there and says nothing
 ROLES = ("system", "user", "assistant")
 SYSTEM = ("system", "system_prompt", "system_message")  # columns for what the system says
 
@@ -47,10 +48,6 @@ class Pair:
     at: str = dataclasses.field(default="", compare=False, repr=False)
 
 
-class Unusable(Exception):
-    """A well-formed record that no objective can learn from; why."""
-
-
 def read_pairs(
     source: str | Path,
     *,
@@ -69,14 +66,14 @@ def read_pairs(
     """
     if format not in FORMATS:
         raise UserError(f"config.data.format={format!r} is none of {', '.join(FORMATS)}")
-    names = mapping(fields)
+    names = columns.mapping(fields)
     pairs: list[Pair] = []
     unusable: dict[str, list[str]] = {}  # reason -> where
     for at, line, record in sources.read(source, split):
         try:
             if not isinstance(record, Mapping):
                 raise Malformed(f"a pair is a JSON object, not {type(record).__name__}")
-            pair = FORMATS[format](renamed(record, names))
+            pair = FORMATS[format](columns.renamed(record, names))
             _check(pair, rejected, distinct)
         except Malformed as error:
             _say_left_out(source, unusable)
@@ -109,7 +106,7 @@ def _hint(record: Any, format: str) -> str:
         if record.get("messages") is not None and chosen is None:
             return ": a conversation in 'messages' is for config.objective.name=sft alone"
         is_known = is_pair and any(name in record for name in ("chosen", "completion", "messages"))
-        return "" if is_known else f": {_RENAME}, and it has {known(record)}"
+        return "" if is_known else f": {_RENAME}, and it has {columns.known(record)}"
     if is_pair or isinstance(chosen, list | tuple):
         return ": config.data.format=pairs reads prompts, conversations and messages"
     return ""
@@ -151,6 +148,7 @@ def _pairs(record: Record) -> Pair:
     """
     columns.check_read(record)
     columns.check_label(record)
+    label_prob = columns.label_prob(record)
     if record.get("messages") is not None and record.get("chosen") is None:
         said = conversation(record["messages"], "messages")
         if len(said) < 2 or said[-1].role != "assistant":
@@ -188,7 +186,7 @@ def _pairs(record: Record) -> Pair:
     if rejected is not None and not isinstance(rejected, str):
         raise Malformed("'rejected' is missing or not a text")
     prompt = _with_system(prompt, record)
-    return Pair(prompt, chosen, rejected or "", float(record.get("label_prob", 1.0)))
+    return Pair(prompt, chosen, "" if rejected is None else rejected or EMPTY, label_prob)
 
 
 def _asked(record: Record) -> Any:
@@ -236,6 +234,8 @@ def _with_system(prompt: Any, record: Record) -> Any:
         if not isinstance(text, str):
             raise Malformed(f"{name!r} is not a text")
         turns = (Message("user", prompt),) if isinstance(prompt, str) else prompt
+        if not turns:
+            raise Unusable("'prompt' is empty")
         if turns[0].role != "system":
             prompt = (Message("system", text), *turns)
         elif turns[0].content.strip() != text.strip():
@@ -278,32 +278,42 @@ def _content(value: Any) -> str | None:
 
 
 def _summarize(record: Record) -> Pair:
-    """OpenAI's comparisons of summaries: info.post, summaries[2].text, choice."""
+    """OpenAI's comparisons of summaries: info.post, summaries[2].text, choice; label_prob?, system?."""
+    columns.check_read(record)
     try:
         info, (first, second), choice = record["info"], record["summaries"], record["choice"]
-        prompt = reddit_post(info)
+        prompt = reddit.text(info)
         texts = first["text"], second["text"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Malformed(f"info, summaries (two) and choice are expected ({error!r})") from error
     if choice not in (0, 1):
         raise Malformed(f"'choice' is {choice!r}, not 0 or 1")
-    return Pair(prompt, texts[choice], texts[1 - choice])
+    if not all(isinstance(text, str) for text in texts):
+        raise Malformed("a summary's 'text' is missing or not a text")
+    better = int(choice)  # tables with holes keep whole numbers as 0.0 and 1.0
+    prompt, label_prob = _with_system(prompt, record), columns.label_prob(record)
+    return Pair(prompt, texts[better], texts[1 - better] or EMPTY, label_prob)
 
 
-def reddit_post(info: Record) -> str:
-    """A post of TL;DR with its subreddit and title, or an article of CNN/DM, as one text."""
-    post = info.get("post") or info.get("article")
-    head = [f"{name}: {info[key]}" for name, key in _REDDIT if info.get(key)]
-    return "\n".join([*head, f"POST: {post}" if head else str(post)])
+def _tldr(record: Record) -> Pair:
+    """A post and the author's summary, for SFT, in the schemas of `reddit.summarized`."""
+    columns.check_read(record)
+    prompt, summary = reddit.summarized(record)
+    if not isinstance(summary, str):
+        raise Malformed("'summary' (or 'completion', or 'label') is missing or not a text")
+    return Pair(_with_system(prompt, record), summary)
 
 
-_REDDIT = (("SUBREDDIT", "subreddit"), ("TITLE", "title"))
 _TURNS = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
+_MARKERS = re.compile(f"({'|'.join(_TURNS)})")
 _FIRST_TURN = tuple(marker.strip() for marker in _TURNS)  # of a text that was stripped
 
 
 def _dialogue(record: Record) -> Pair:
-    """Anthropic's HH: chosen and rejected are whole dialogues that differ in the last answer."""
+    """Anthropic's HH: chosen and rejected are whole dialogues that differ in the last answer; label_prob?,
+    system?, prompt?."""
+    columns.check_read(record)
+    label_prob = columns.label_prob(record)
     chosen, rejected = (_spoken(record.get(name), name) for name in ("chosen", "rejected"))
     if len(chosen) < 2 or chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise Unusable("the dialogue does not end with an answer behind '\\n\\nAssistant:'")
@@ -314,7 +324,7 @@ def _dialogue(record: Record) -> Pair:
     if not any(message.content for message in chosen[:-1]):
         raise Unusable("nothing is said before the last answer")
     before = _with_system(_joined(_asked(record), chosen[:-1], "chosen"), record)
-    return Pair(before, chosen[-1].content, rejected[-1].content)
+    return Pair(before, chosen[-1].content, rejected[-1].content, label_prob)
 
 
 def _spoken(text: Any, name: str) -> tuple[Message, ...]:
@@ -323,22 +333,21 @@ def _spoken(text: Any, name: str) -> tuple[Message, ...]:
     text = text.replace("\r\n", "\n")
     if text.lstrip().startswith(_FIRST_TURN):
         text = f"\n\n{text.lstrip()}"
-    for marker, role in _TURNS.items():
-        text = text.replace(marker, f"\x00{role}\x01")
-    before, *turns = text.split("\x00")
-    parts = [part.split("\x01", 1) for part in turns]
+    before, *parts = _MARKERS.split(text)
     if parts and before.strip():
         raise Unusable("text stands before the first turn")
     if not parts:
         raise Malformed(
             f"{name!r} has no turns: they begin with '\\n\\nHuman:' and '\\n\\nAssistant:'"
         )
-    return tuple(Message(role, content.strip()) for role, content in parts)
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Message(_TURNS[marker], content.strip()) for marker, content in turns)
 
 
 FORMATS: dict[str, Callable[[Record], Pair]] = {
     "pairs": _pairs,
     "summarize": _summarize,
+    "tldr": _tldr,
     "dialogue": _dialogue,
 }
 
@@ -348,52 +357,13 @@ def _check(pair: Pair, rejected: bool, distinct: bool) -> None:
     if not isinstance(prompt, str):
         prompt = "".join(message.content for message in prompt)
     texts = {"prompt": prompt, "chosen": pair.chosen, "rejected": pair.rejected}
-    if not rejected and not pair.rejected:
+    if not rejected:
         del texts["rejected"]
     for name, text in texts.items():
         if name == "rejected" and text == "":
-            raise Malformed("'rejected' is missing or not a text, or is empty")
+            raise Malformed("'rejected' is missing or not a text")
         if not text.strip():
-            raise Malformed(f"{name!r} is empty")
-        check_characters(name, text)
+            raise Unusable(f"{name!r} is empty")
+        columns.check_characters(name, text)
     if rejected and distinct and pair.chosen.strip() == pair.rejected.strip():
         raise Unusable("chosen and rejected are the same text")
-
-
-def check_characters(name: str, text: str) -> None:
-    """Malformed for a text that no tokenizer takes."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise Malformed(f"{name!r} holds half of a character (a lone surrogate)")
-
-
-def renamed(
-    record: Record, names: Mapping[str, str], setting: str = "config.data.fields"
-) -> dict[str, Any]:
-    """The record with our names for some of its fields; Malformed where it lacks one."""
-    given = {name: value for name, value in record.items() if name not in names.values()}
-    for ours, theirs in names.items():
-        if theirs not in record:
-            raise Malformed(f"there is no {theirs!r} ({setting}): it has {known(record)}")
-        given[ours] = record[theirs]
-    return given
-
-
-def mapping(fields: Sequence[str], section: str = "config.data") -> dict[str, str]:
-    """{our name: theirs} of "ours=theirs"."""
-    names = {}
-    for entry in fields:
-        ours, equals, theirs = entry.partition("=")
-        if not (ours and equals and theirs):
-            raise UserError(
-                f"{section}.fields: {entry!r} is not 'ours=theirs', e.g. 'prompt=document'"
-            )
-        if ours in names:
-            raise UserError(
-                f"{section}.fields names two columns for {ours!r}: take one of them out"
-            )
-        names[ours] = theirs
-    return names
-
-
-def known(record: Record) -> str:
-    return ", ".join(sorted(map(str, record)))

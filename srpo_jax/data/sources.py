@@ -27,10 +27,10 @@ def read(
     """The records of a source, one after the other.
 
     FILE.jsonl (or .json, .jsonl.gz; a .json may be one list), FILE.parquet, FILE.array_record (a JSON
-    object each), a directory written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG] (needs
-    `datasets` and a network), tfds:NAME (built already). split: of the last three. Several files are read
-    one after the other: see `files`. setting: the section that names the source, and what: what it is read
-    for, for errors.
+    object each), a directory written by `datasets.Dataset.save_to_disk`, hub:OWNER/NAME[:CONFIG][@REVISION]
+    (needs `datasets` and a network), tfds:NAME (built already). split: of the last three. Several files are
+    read one after the other: see `files`. setting: the section that names the source, and what: what it
+    is read for, for errors.
     Raises UserError where a source is missing, malformed, or needs a package that is not there.
     """
     name = str(source)
@@ -61,7 +61,8 @@ def files(source: str | Path) -> list[Path]:
     """The files that a source is: one, those a pattern matches (data/*.jsonl), or "FILE,FILE,…" of both.
 
     A folder is those of FILES in it, by name. Empty for what is no file. Raises UserError for a file of a
-    list that is not there, and for a set of shards (…-of-00004.…) that is not whole.
+    list that is not there, for a set of shards (…-of-00004.…) that is not whole, and for a folder of
+    several splits.
     """
     name = str(source)
     if not name or name.startswith(("hub:", "tfds:")):
@@ -75,20 +76,22 @@ def files(source: str | Path) -> list[Path]:
         written = any((path / one).is_file() for one in ("dataset_info.json", "dataset_dict.json"))
         shown = (p for p in path.iterdir() if not p.name.startswith("."))
         found = [] if written else sorted(p for p in shown if p.name.endswith(FILES))
+        _check_one_split(found, name)
         return _whole(found, name)
     if "," not in name:
         return _whole(
             sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file()), name
         )
     listed = [part.strip() for part in name.split(",") if part.strip()]
-    found = []
+    found, known = [], set[Path]()
     for part in listed:
         more = files(part)
         if not more:
             raise UserError(f"no file at {part}, one of the list {name}")
         for path in more:
-            if path in found:
+            if (whole := storage.absolute(path)) in known:
                 raise UserError(f"{path} is named twice by {name}: its records would count double")
+            known.add(whole)
         found += more
     return found
 
@@ -97,6 +100,22 @@ def files(source: str | Path) -> list[Path]:
 OTHERS = (".csv", ".tsv", ".xlsx", ".zip", ".zst", ".xz", ".bz2", ".arrow", ".tar")
 FILES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".array_record")
 _SHARD = re.compile(r"^(.*?)-?(\d+)-of-(\d+)(.*)$")
+
+
+# How the files of a split begin: train.jsonl.gz, test_prefs-00000-of-00001.parquet.
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev|eval)(?![a-z])[a-z_]*", re.IGNORECASE)
+
+
+def _check_one_split(found: list[Path], name: str) -> None:
+    """UserError for a folder that holds a training split beside another, which is not to be trained on."""
+    begins = [begin for path in found if (begin := _SPLIT.match(path.name))]
+    splits = sorted({begin[1].lower() for begin in begins})
+    if len(splits) > 1:
+        example = next((begin for begin in begins if begin[1].lower() == "train"), begins[0])
+        raise UserError(
+            f"{name} has files of several splits ({', '.join(splits)}): name those that are to be read, "
+            f"e.g. {Path(name) / example[0]}*"
+        )
 
 
 def _whole(found: list[Path], name: str) -> list[Path]:
@@ -230,14 +249,20 @@ def _saved(directory: Path, split: str, setting: str) -> Iterator[Located]:
     yield from _chosen(found, split, setting, str(directory), datasets)
 
 
+_COPIES = "refs/convert/parquet"  # the revision of a data set's records in Parquet
+
+
 def _hub(name: str, split: str, setting: str) -> Iterator[Located]:
     datasets = _package("datasets", "datasets", name)
-    path, _, config = name.removeprefix("hub:").partition(":")
+    asked, _, revision = name.removeprefix("hub:").partition("@")
+    path, _, config = asked.partition(":")
     try:
-        found = datasets.load_dataset(path, config or None)
+        found = datasets.load_dataset(path, config or None, revision=revision or None)
     except Exception as error:  # whatever a network and a foreign repository can do
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{name} cannot be loaded: {reason}") from error
+        # Older data sets are programs, which `datasets` runs no more; the hub has a copy of their records.
+        hint = f": hub:{asked}@{_COPIES} may be read" if "scripts are no longer" in reason else ""
+        raise UserError(f"{name} cannot be loaded: {reason}{hint}") from error
     yield from _chosen(found, split, setting, name, datasets)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +44,7 @@ from srpo_jax.training.optimizer import make_optimizer, report_schedule
 from srpo_jax.training.reference import weights_of
 from srpo_jax.training.step import TrainState
 from srpo_jax.trees.completions import Completions, Layout
+from srpo_jax.trees.order import Order
 
 # A run may go on with another value of these: they do not change what is learned.
 # The last ones are settings of other programs.
@@ -63,9 +63,11 @@ class OnlineState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """The documents that are written about, their prompts in token ids, and, in process 0, the judge."""
+    """The documents that are written about, the order in which they are drawn, their prompts in token ids,
+    and, in process 0, the judge."""
 
     documents: Sequence[Document]
+    order: Order
     prompts: Sequence[tuple[int, ...]]
     renderer: Renderer
     judge: Judge | None
@@ -87,10 +89,10 @@ class Task:
 
         return np.array(distributed.from_main(judged))
 
-    def drawn(self, number: int, count: int, seed: int) -> list[int]:
+    def drawn(self, number: int, count: int) -> list[int]:
         """Which documents round 1, 2, … is about: one epoch after the other, each newly shuffled."""
-        order = grain.MapDataset.range(len(self.documents)).shuffle(seed=seed).repeat()
-        return [int(order[i]) for i in range((number - 1) * count, number * count)]
+        found: list[int] = self.order.take((number - 1) * count, number * count).tolist()
+        return found
 
     def text(self, ids: Sequence[int]) -> str:
         """A completion as it is judged: without its end."""
@@ -164,7 +166,7 @@ def one_round(
     What is written, and in which order it is learned from, follows from (seed, number) alone.
     """
     began, own, beta = time.perf_counter(), settings.online, float(state.beta)
-    chosen = task.drawn(number, settings.train.batch_size, settings.seed)
+    chosen = task.drawn(number, settings.train.batch_size)
     prompts = [task.prompts[i] for i in chosen]
 
     rollout.update(learner.step.policy(state.model, learner.frozen))
@@ -251,7 +253,8 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     loaded: list[Judge] = []
     load = lambda: loaded.append(judges.load(settings.judge, workdir, documents=documents))
     distributed.from_main(load)
-    return Task(documents, direct, renderer, loaded[0] if loaded else None, own.reward)
+    order = Order(len(documents), settings.seed, attempt.rule_of(workdir))
+    return Task(documents, order, direct, renderer, loaded[0] if loaded else None, own.reward)
 
 
 def own(settings: Settings, workdir: Path, source: Source, base: str, task: Task) -> None:

@@ -1,5 +1,6 @@
 """What a run does behind its steps, and what it says of its data and model; see `loop.Hook`."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,6 +20,10 @@ from srpo_jax.training.pipeline import PairTrees
 from srpo_jax.training.settings import TrainSettings
 from srpo_jax.training.speed import Speed
 from srpo_jax.trees.packing import Packing, RowShape
+
+FILLED = (
+    1000  # batches that are laid out to say how full rows are; of a million pairs all take 20 s
+)
 
 
 def check_best(train: TrainSettings, evaluated: bool) -> None:
@@ -127,13 +132,14 @@ def report_data(data: PairTrees, packing: Packing, train: TrainSettings, templat
     status(f"template {template}: {TEMPLATES[template].asked}")
     saved = 1 - data.tokens / data.separate_tokens
     status(
-        f"data: {len(data)} pairs, {data.dropped} left out as too long; {data.tokens / len(data):.0f} "
-        f"tokens a tree ({saved:.0%} saved by shared prefixes)"
+        f"data: {len(data)} pairs, {data.left_out}; {data.tokens / len(data):.0f} tokens a tree "
+        f"({saved:.0%} saved by shared prefixes)"
     )
-    # A last batch that the pairs do not fill is never trained on.
+    # Each batch has its share of long and of short trees, so some say what all would; a last one that the
+    # pairs do not fill is never trained on.
     fills = [
         packing.fill(layout)
-        for layout in packing.once()
+        for layout in itertools.islice(packing.once(), FILLED)
         if sum(map(len, layout.rows)) == packing.batch_size
     ]
     fill = np.mean(fills or [packing.fill(packing.batch(packing.start))])

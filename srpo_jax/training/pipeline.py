@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -16,12 +16,27 @@ from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.settings import OVERLONG
 from srpo_jax.trees import prefix_tree
 from srpo_jax.trees.forest import Forest, Shares
+from srpo_jax.trees.order import RULE
 from srpo_jax.trees.packing import Packing, RowShape
 from srpo_jax.trees.prefix_tree import Rows, Tree
 
 # Batches that are prepared ahead. Grain's default, 500, would hold gigabytes of long rows, and keep the
 # processor busy with them while the first steps wait.
 READ_AHEAD = grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)
+
+Built = Iterator[tuple[int, float, Tree | str | None]]  # see `built`
+
+
+class LeftOut(NamedTuple):
+    """Pairs that are not learned from: too long; refused by template or tokenizer; why the first was."""
+
+    long: int = 0
+    refused: int = 0
+    first: str = ""
+
+    def __str__(self) -> str:
+        refused = f", {self.refused} refused (the first: {self.first})" if self.refused else ""
+        return f"{self.long} left out as too long{refused}"
 
 
 @dataclasses.dataclass
@@ -37,7 +52,7 @@ class PairTrees:
     trees: Forest | Shares
     label_prob: np.ndarray
     row_length: int = 0
-    dropped: int = 0
+    left_out: LeftOut = dataclasses.field(default_factory=LeftOut)
     reference: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,6 +65,7 @@ class PairTrees:
         *,
         parts: int = 1,
         packed: bool = True,
+        rule: int = RULE,
         after: tuple[Packing, int] | None = None,
     ) -> Packing:
         """How these trees are packed; see `packing.Packing`."""
@@ -61,6 +77,7 @@ class PairTrees:
             parts=parts,
             packed=packed,
             row_length=self.row_length,
+            rule=rule,
             after=after,
         )
 
@@ -111,38 +128,60 @@ def prepare(
     max_length: int,
     row_length: int = 0,
     overlong: str = "error",
+    refused: str = "error",
     source: str = "pairs",
 ) -> PairTrees:
     """Tokenises pairs and builds their trees.
 
     A pair whose sequences are longer than max_length positions, or whose tree has more slots than
     row_length (where that is not 0), is an error naming its line of `source`, or with overlong="drop"
-    left out and counted. Nothing is ever cut.
-    Raises UserError for that, for a pair without a single token, and when no pair is left.
+    left out and counted; so is with refused="drop" one that the template or the tokenizer cannot take, or
+    that has no token. Nothing is ever cut. Raises UserError for these, and when no pair is left.
     """
-    if overlong not in OVERLONG:
-        raise UserError(f"config.data.overlong is {overlong!r}; it may be 'error' or 'drop'")
-    limits = Limits(max_length, row_length, overlong)
-    found = built(pairs, renderer, names, limits, source)
-    kept = [(label, tree) for _, label, tree in found if tree is not None]
+    for name, value in (("overlong", overlong), ("refused", refused)):
+        if value not in OVERLONG:
+            raise UserError(f"config.data.{name} is {value!r}; it may be 'error' or 'drop'")
+    limits = Limits(max_length, row_length, overlong, refused)
+    count = Count()
+    kept = list(count.kept(built(pairs, renderer, names, limits, source)))
     if not kept:
-        raise none_fits(source, len(pairs), limits)
+        raise none_fits(source, count.left_out, limits)
     return PairTrees(
         names=names,
-        trees=Forest.of(tree for _, tree in kept),
-        label_prob=np.array([label for label, _ in kept], np.float32),
+        trees=Forest.of(tree for _, _, tree in kept),
+        label_prob=np.array([label for _, label, _ in kept], np.float32),
         row_length=row_length,
-        dropped=len(pairs) - len(kept),
+        left_out=count.left_out,
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """max_length: positions of a sequence. row_length: slots of a tree, 0 for any. overlong: OVERLONG."""
+    """max_length: positions of a sequence. row_length: slots of a tree, 0 for any. overlong, refused: of
+    OVERLONG."""
 
     max_length: int
     row_length: int = 0
     overlong: str = "error"
+    refused: str = "error"
+
+
+class Count:
+    """Counts those of `built` that have no tree."""
+
+    def __init__(self) -> None:
+        self.left_out = LeftOut()
+
+    def kept(self, found: Built) -> Iterator[tuple[int, float, Tree]]:
+        """The others, on their way."""
+        for number, label, tree in found:
+            long, refused, first = self.left_out
+            if isinstance(tree, Tree):
+                yield number, label, tree
+            elif tree is None:
+                self.left_out = LeftOut(long + 1, refused, first)
+            else:
+                self.left_out = LeftOut(long, refused + 1, first or tree)
 
 
 def built(
@@ -153,13 +192,22 @@ def built(
     source: str,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[tuple[int, float, Tree | None]]:
-    """(number, label, tree) of every `processes`-th pair; a dropped one has no tree. See `prepare`."""
+) -> Built:
+    """(number, label, tree) of every `processes`-th pair; in place of its tree a dropped one has None where
+    it is too long, else why it is refused. See `prepare`."""
     for number in range(process, len(pairs), processes):
         pair = pairs[number]
         at = pair.at or f"{source}:"
         where = f"{at}{pair.line}" if pair.line else source
-        parts = pair_sequences(pair, renderer, names, where)
+        try:
+            parts = pair_sequences(pair, renderer, names, where)
+        except UserError as error:
+            if limits.refused == "drop":
+                yield number, pair.label_prob, str(error)
+                continue
+            raise UserError(
+                f"{error} (--config.data.refused=drop leaves such pairs out)"
+            ) from error
         tree = prefix_tree.build(parts)
         longest, slots = int(tree.depths.max()), len(tree.tokens)
         if longest <= limits.max_length and (not limits.row_length or slots <= limits.row_length):
@@ -178,13 +226,15 @@ def built(
             )
 
 
-def none_fits(source: str, pairs: int, limits: Limits) -> UserError:
+def none_fits(source: str, left_out: LeftOut, limits: Limits) -> UserError:
     """What to raise where every pair was dropped."""
     slots = (
         f", config.data.row_length={limits.row_length} slots of a row" if limits.row_length else ""
     )
+    pairs = left_out.long + left_out.refused
+    why = f": {left_out}" if left_out.refused else ""
     return UserError(
-        f"{source}: none of {pairs} pairs fits the model's {limits.max_length} positions{slots}"
+        f"{source}: none of {pairs} pairs fits the model's {limits.max_length} positions{slots}{why}"
     )
 
 

@@ -81,6 +81,11 @@ class DataSettings:
     overlong: str = setting(
         "error", "a pair that does not fit is an error, or dropped and counted", one_of(*OVERLONG)
     )
+    refused: str = setting(
+        "error",
+        "a pair that the chat template or the tokenizer cannot take is an error, or dropped and counted",
+        one_of(*OVERLONG),
+    )
     cache: str = setting(
         "",
         "folder of trees and reference scores, which several runs may share; empty: the workdir, a "

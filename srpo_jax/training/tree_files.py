@@ -28,14 +28,14 @@ from srpo_jax.runtime import distributed, storage
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.files import write_json
 from srpo_jax.runtime.metrics import Progress, status
-from srpo_jax.training.pipeline import Limits, PairTrees, built, none_fits
+from srpo_jax.training.pipeline import Built, Count, LeftOut, Limits, PairTrees, built, none_fits
 from srpo_jax.trees import forest
 from srpo_jax.trees.forest import Forest, Shares
 from srpo_jax.trees.prefix_tree import Tree
 
 PATIENCE = 10  # seconds until a file of another host must be seen
 ABANDONED = 3600.0  # seconds without a write to a build
-VERSION = 3  # of these files, of what trees are, and of the ids that prompts and answers have
+VERSION = 4  # of these files, of what trees are, of the ids of prompts and answers, and of labels
 # (dtype, shape of a row; None: a number for each sequence). `sizes` are the differences of bounds.
 COLUMNS: dict[str, tuple[type, tuple[int | None, ...]]] = {
     "tokens": (np.int32, ()),
@@ -53,21 +53,19 @@ COLUMNS: dict[str, tuple[type, tuple[int | None, ...]]] = {
 # Those that grow with the tokens stay on disk.
 LARGE = ("tokens", "runs", "target_token", "target_runs")
 
-Built = Iterator[tuple[int, float, Tree | None]]
-
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """All trees with their labels, float32 [n], in the order of the pairs; how many pairs were dropped."""
+    """All trees with their labels, float32 [n], in the order of the pairs; those that were dropped."""
 
     trees: Forest | Shares
     labels: np.ndarray
-    dropped: int
+    left_out: LeftOut
 
 
 def prepare(
     folder: Path,
-    origin: str,
+    origin: Callable[[], str],
     pairs: Callable[[], Sequence[Pair]],
     renderer: Renderer,
     names: tuple[str, ...],
@@ -76,20 +74,26 @@ def prepare(
 ) -> PairTrees:
     """`pipeline.prepare`, with the trees kept in a folder in `folder`, named by all that they depend on.
 
-    origin: of the pairs, which are asked for only if their trees are not there. Called by all processes.
+    origin: of the pairs, which are asked for only if their trees are not there. Called by all processes;
+    raises UserError as `pipeline.prepare`, and where one of those that build reads other pairs.
     """
-    tokenizer = renderer.tokenizer
+    tokenizer, first = renderer.tokenizer, distributed.from_main(origin)
     reads = (tokenizer.chat_template, tokenizer.begins_with_bos, renderer.stop_ids)
-    decisive = (VERSION, origin, names, renderer.fingerprint, reads, limits)
+    decisive = (VERSION, first, names, renderer.fingerprint, reads, limits)
     key = hashlib.sha256(repr(decisive).encode()).hexdigest()[:16]
 
     def build(process: int, processes: int) -> Built:
+        if process and origin() != first:
+            raise UserError(
+                f"{source}: process {process} reads other pairs there than process 0: bring all hosts the "
+                "same ones"
+            )
         return built(pairs(), renderer, names, limits, source, process, processes)
 
     found = open_or_build(folder / key, build, lambda: len(pairs()))
     if not len(found.labels):
-        raise none_fits(source, found.dropped, limits)
-    return PairTrees(names, found.trees, found.labels, limits.row_length, found.dropped)
+        raise none_fits(source, found.left_out, limits)
+    return PairTrees(names, found.trees, found.labels, limits.row_length, found.left_out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +101,7 @@ class _Share:
     trees: Forest
     numbers: np.ndarray
     labels: np.ndarray
-    dropped: int
+    left_out: LeftOut
 
 
 def open_or_build(
@@ -105,7 +109,7 @@ def open_or_build(
 ) -> Found:
     """The trees in the folder; if they are not all there, every process builds its share first.
 
-    build: (process, processes) -> (number, label, tree or None) of its share. pairs: how many there are in
+    build: (process, processes) -> `pipeline.built` of its share. pairs: how many there are in
     all. Called by all processes, which must see the same folder; other runs may build it meanwhile. What
     fails in one process fails in all.
     """
@@ -206,15 +210,15 @@ def _write_columns(folder: Path, name: str, built: Built, pairs: int) -> dict[st
     """The files of a share in a folder of this machine; returns the manifest."""
     numbers: list[int] = []
     labels: list[float] = []
-    dropped = 0
+    count = Count()
+
+    def told(progress: Progress) -> Built:
+        for one in built:
+            progress.advance()
+            yield one
 
     def trees(progress: Progress) -> Iterator[Tree]:
-        nonlocal dropped
-        for number, label, tree in built:
-            progress.advance()
-            if tree is None:
-                dropped += 1
-                continue
+        for number, label, tree in count.kept(told(progress)):
             numbers.append(number)
             labels.append(label)
             yield tree
@@ -239,7 +243,7 @@ def _write_columns(folder: Path, name: str, built: Built, pairs: int) -> dict[st
     return {
         "trees": len(numbers),
         "sequences": sequences,
-        "dropped": dropped,
+        "left_out": count.left_out,
         "bytes": {column: storage.size(folder / f"{name}.{column}") for column in COLUMNS},
     }
 
@@ -257,12 +261,12 @@ def _files(folder: Path, name: str) -> Iterator[tuple[str, Path, dict[str, Any]]
 
 def _read(folder: Path, name: str) -> _Share:
     """A share; raises what `_files` does."""
-    columns, dropped = {}, 0
+    columns, left_out = {}, LeftOut()
     for column, path, manifest in _files(folder, name):
-        columns[column], dropped = _column(path, column, manifest), int(manifest["dropped"])
+        columns[column], left_out = _column(path, column, manifest), LeftOut(*manifest["left_out"])
     numbers, labels, sizes = (columns.pop(key) for key in ("numbers", "labels", "sizes"))
     trees = Forest(**columns, bounds=forest.bounds_of(sizes))
-    return _Share(trees, numbers, labels, dropped)
+    return _Share(trees, numbers, labels, left_out)
 
 
 def _column(path: Path, column: str, manifest: dict[str, Any]) -> np.ndarray:
@@ -276,12 +280,16 @@ def _column(path: Path, column: str, manifest: dict[str, Any]) -> np.ndarray:
 
 
 def _together(shares: list[_Share]) -> Found:
-    dropped = sum(share.dropped for share in shares)
+    left_out = LeftOut(
+        sum(share.left_out.long for share in shares),
+        sum(share.left_out.refused for share in shares),
+        next((share.left_out.first for share in shares if share.left_out.first), ""),
+    )
     filled = [share for share in shares if len(share.trees)]
     if len(filled) == 1:
-        return Found(filled[0].trees, filled[0].labels, dropped)
+        return Found(filled[0].trees, filled[0].labels, left_out)
     if not filled:
-        return Found(Forest.of([]), np.zeros(0, np.float32), dropped)
+        return Found(Forest.of([]), np.zeros(0, np.float32), left_out)
     trees = Shares([share.trees for share in filled], [share.numbers for share in filled])
     labels = np.concatenate([share.labels for share in filled])[trees.order]
-    return Found(trees, labels, dropped)
+    return Found(trees, labels, left_out)

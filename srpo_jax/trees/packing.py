@@ -11,11 +11,12 @@ import dataclasses
 import functools
 import heapq
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import grain
 import numpy as np
 from jaxtyping import Bool, Int
+
+from srpo_jax.trees.order import RULE, Order
 
 WINDOW = 1 << 16  # pairs that are dealt at once
 MAX_ROW = 1 << 14  # slots: a device takes several rows rather than one that is longer
@@ -46,17 +47,17 @@ class Layout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-    """Pairs as they are drawn: those of head, then `order` (an epoch after the other) from `begin` on."""
+    """Pairs as they are drawn: those of head, then those of `order` from `begin` on."""
 
-    order: Any
+    order: Order
     head: np.ndarray
     begin: int = 0
 
     def take(self, first: int, last: int) -> np.ndarray:
         """Those of the places first, …, last - 1."""
         ahead = self.head[first:last]
-        behind = range(max(first - len(self.head), 0), max(last - len(self.head), 0))
-        return np.concatenate([ahead, [self.order[self.begin + i] for i in behind]]).astype(int)
+        begin, end = (self.begin + max(place - len(self.head), 0) for place in (first, last))
+        return np.concatenate([ahead, self.order.take(begin, end)])
 
     def behind(self, places: int) -> "_Stream":
         """What is left without the first so many."""
@@ -82,6 +83,7 @@ class Packing:
         parts: int = 1,
         packed: bool = True,
         row_length: int = 0,
+        rule: int = RULE,
         after: "tuple[Packing, int] | None" = None,
     ):
         """slots, targets: int [n], what the tree of each pair needs.
@@ -89,6 +91,7 @@ class Packing:
         parts: the rows of a batch are a multiple of this (devices times accumulated parts).
         packed=False: a row for every tree, and the shuffled order as it is. row_length: slots of a row, 0
         for as few as hold the batch in one row a part (or in several, of at most MAX_ROW).
+        rule: see `Order`.
         after: another packing of the same pairs and seed, and the step from which this one takes its place:
         first come the pairs that are left of the window then, dealt anew, and then what would have come.
         """
@@ -110,7 +113,7 @@ class Packing:
         self._before: Packing | None
         self._before, self.start = after or (None, 0)
         if self._before is None:
-            order: Any = grain.MapDataset.range(len(self.slots)).shuffle(seed=seed).repeat()
+            order = Order(len(self.slots), seed, rule)
             self._stream, left, self._number = _Stream(order, _NONE), _NONE, -1
         else:
             self._stream, left, self._number = self._before._left(self.start)

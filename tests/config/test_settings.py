@@ -21,6 +21,7 @@ DEFAULTS = {
     "data.held_out_count": 0,
     "data.held_out_split": "",
     "data.overlong": "error",
+    "data.refused": "error",
     "data.pack": True,
     "data.pairs": "",
     "data.row_length": 0,

@@ -193,3 +193,17 @@ def test_a_record_says_what_it_is_about(tmp_path):
     assert read("about=abstract").prompt == "We sum. Focus: outcome"
     with pytest.raises(UserError, match=r"papers\.jsonl:1: there is no 'paper'"):
         read("about=paper")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hub:owner/news:small@refs/convert/parquet",
+        "hub:owner/news",
+        "tfds:news/3.0.0",
+        "a/news.jsonl.gz",
+    ],
+)
+def test_a_set_is_named_by_its_source(source):
+    (one,) = document_sets.resolve([source], "test")
+    assert one.name == "news"

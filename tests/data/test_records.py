@@ -24,8 +24,6 @@ def with_label(value: str) -> bytes:
         (b"[1, 2]\n", "a pair is a JSON object, not list"),
         (b'{"prompt": "x", "chosen": "a"}\n', "'rejected' is missing or not a text"),
         (GOOD.replace(b'"a"', b"3"), "'chosen' is missing or not a text"),
-        (GOOD.replace(b'"a"', b'""'), "'chosen' is empty"),
-        (GOOD.replace(b'"b"', b'" \\n"'), "'rejected' is empty"),
         (GOOD.replace(b'"x"', b'"\\ud83d"'), "'prompt' holds half of a character"),
         (with_label("1.01"), "'label_prob' is 1.01, which is not between 0 and 1"),
         (with_label("-0.5"), "'label_prob' is -0.5, which is not between 0 and 1"),
@@ -33,7 +31,6 @@ def with_label(value: str) -> bytes:
         (with_label('"high"'), "'label_prob' is not a number but 'high'"),
         (with_label("true"), "'label_prob' is not a number but True"),
         (with_label("null"), "'label_prob' is not a number but None"),
-        (GOOD.replace(b'"x"', b"[]"), "'prompt' is empty"),
         (GOOD.replace(b'"x"', b'"caf\xe9"'), "not UTF-8 text"),
     ],
 )
@@ -241,11 +238,87 @@ def test_equal_completions_are_left_out_and_counted(tmp_path, capsys):
         read(tmp_path, *rows[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt", " "), ("prompt", []), ("chosen", ""), ("rejected", ""), ("rejected", " \n")],
+)
+def test_a_pair_that_lacks_words_is_left_out_and_counted(name, value, tmp_path, capsys):
+    """One answer of a million is empty: that is no reason to end a run."""
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    rows = [good, good | {name: value}, good | {name: value, "system": "Be brief."}]
+    kept = read(tmp_path, *rows)
+    assert kept[0] == Pair("a", "b", "c")
+    said = capsys.readouterr().err
+    assert re.search(rf"left out.* .*a\.jsonl:2: '{name}' is empty", said)
+    if name == "rejected":
+        assert len(read(tmp_path, *rows, rejected=False)) == 3
+    else:
+        with pytest.raises(UserError, match=rf"left out \('{name}' is empty\)"):
+            read(tmp_path, rows[1])
+
+
 def test_conversations_with_an_empty_answer_are_left_out_and_counted(tmp_path, capsys):
     good = {"messages": [HI, YES]}
     empty = {"messages": [HI, NO | {"content": " "}, HI, YES]}
     assert len(read(tmp_path, empty, good, rejected=False)) == 1
     assert "a.jsonl:1: an answer of the assistant is empty" in capsys.readouterr().err
+
+
+POST = {"subreddit": "r/a", "title": "b", "post": "c", "id": "d"}
+COMPARED = {"info": POST, "summaries": [{"text": "e"}, {"text": "f"}], "choice": 1.0}
+
+
+def test_a_choice_that_a_table_has_made_a_number_with_a_point(tmp_path):
+    (pair,) = read(tmp_path, COMPARED, format="summarize")
+    assert (pair.chosen, pair.rejected) == ("f", "e")
+
+
+def test_comparisons_without_a_post_or_a_summary_s_words_are_left_out(tmp_path, capsys):
+    no_post = COMPARED | {"info": POST | {"post": None}}
+    no_words = COMPARED | {"summaries": [{"text": ""}, {"text": "f"}]}
+    assert len(read(tmp_path, no_post, COMPARED, no_words, format="summarize")) == 1
+    said = capsys.readouterr().err
+    assert "a.jsonl:1: there is neither a post nor an article" in said
+    assert "a.jsonl:3: 'rejected' is empty" in said
+    nothing = COMPARED | {"summaries": [{"text": None}, {"text": "f"}]}
+    with pytest.raises(UserError, match=r"a\.jsonl:1: a summary's 'text' is missing"):
+        read(tmp_path, nothing, format="summarize")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "POST: a\n\nTL;DR:", "completion": " b"},
+        {"prompt": "POST: a\nTL;DR: ", "label": " b"},
+        {"info": {"title": "", "post": "a"}, "summary": {"text": " b"}},
+    ],
+)
+def test_posts_with_their_summary(row, tmp_path):
+    (pair,) = read(tmp_path, row, format="tldr", rejected=False)
+    assert (pair.prompt.removeprefix("POST: "), pair.chosen) == ("a", " b")
+    for wrong in ({**row, "completion": None, "label": None, "summary": None}, {"title": "a"}):
+        with pytest.raises(UserError, match=r"a\.jsonl:1: (title|subreddit|'summary')"):
+            read(tmp_path, wrong, format="tldr", rejected=False)
+
+
+DIALOGUE = {name: f"\n\nHuman: Hi\n\nAssistant: {name}" for name in ("chosen", "rejected")}
+
+
+@pytest.mark.parametrize(("record", "format"), [(DIALOGUE, "dialogue"), (COMPARED, "summarize")])
+def test_every_format_reads_the_label_and_what_the_model_would_miss(record, format, tmp_path):
+    (pair,) = read(tmp_path, record | {"label_prob": 0.7}, format=format)
+    assert pair.label_prob == 0.7
+    with pytest.raises(UserError, match="'label_prob' is 70, which is not between 0 and 1"):
+        read(tmp_path, record | {"label_prob": 70}, format=format)
+    with pytest.raises(UserError, match="'images' is not shown to the model"):
+        read(tmp_path, record | {"images": ["a.png"]}, format=format)
+
+
+def test_a_dialogue_with_any_characters(tmp_path):
+    begin = "\n\nHuman: \x00 and \x01\n\nAssistant: "
+    row = {name: begin + name for name in ("chosen", "rejected")}
+    (pair,) = read(tmp_path, row, format="dialogue")
+    assert pair == Pair((Message("user", "\x00 and \x01"),), "chosen", "rejected")
 
 
 @pytest.mark.parametrize("begin", ["", "\n\n", " \n"])

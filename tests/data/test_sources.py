@@ -10,7 +10,7 @@ import pytest
 from array_record.python import array_record_module
 from pyarrow import parquet
 
-from srpo_jax.data import records, sources
+from srpo_jax.data import document_sets, records, sources
 from srpo_jax.data.records import Message, Pair
 from srpo_jax.runtime.errors import UserError
 
@@ -63,9 +63,9 @@ def test_every_kind_of_file_holds_the_same_pairs(name, tmp_path):
 )
 def test_a_number_says_whether_it_counts_lines_or_records(name, place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(globals(), "ROWS", [*ROWS, ROWS[0] | {"chosen": ""}])
+    monkeypatch.setitem(globals(), "ROWS", [*ROWS, ROWS[0] | {"chosen": str([{"role": "a"}])}])
     KINDS.get(name, lambda path: path.write_text(json.dumps(ROWS, indent=1)))(tmp_path / name)
-    with pytest.raises(UserError, match=rf"^{place}: 'chosen' is empty$"):
+    with pytest.raises(UserError, match=rf"^{place}: 'chosen' is a text that holds mess"):
         records.read_pairs(name)
 
 
@@ -136,9 +136,58 @@ def test_several_files_are_read_one_after_the_other(tmp_path, monkeypatch):
         records.read_pairs("none-*")
     with pytest.raises(UserError, match=r"b\.parquet is named twice by \*\.parquet,b\.parquet"):
         records.read_pairs("*.parquet,b.parquet")
+    with pytest.raises(UserError, match=r"/b\.parquet is named twice by b\.parquet,/"):
+        records.read_pairs(f"b.parquet,{tmp_path}/b.parquet")
     (tmp_path / "others.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     with pytest.raises(UserError, match=r"others.* all files of a run are read alike"):
         records.read_pairs("b.parquet,others.jsonl")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("train_prefs-00000-of-00001.jsonl", "test_prefs-00000-of-00001.jsonl"),
+        ("Train-1.jsonl", "dev.jsonl"),
+    ],
+)
+def test_a_folder_of_several_splits_is_not_read_as_one(names, tmp_path):
+    """A data set as the hub keeps it: its test pairs would be trained on."""
+    for name in names:
+        lines(tmp_path / name)
+    begin = names[0].split(".")[0].split("-")[0]
+    with pytest.raises(
+        UserError, match=rf"of several splits \(.*train.*e\.g\. .*/{begin}\*$"
+    ) as error:
+        records.read_pairs(tmp_path)
+    assert records.read_pairs(str(error.value).split()[-1]) == PAIRS
+
+
+def test_a_folder_of_parts_is_one_split(tmp_path):
+    for name in ("train-1.jsonl", "train_b.jsonl", "testimony.jsonl", "more.jsonl"):
+        lines(tmp_path / name)
+    assert records.read_pairs(tmp_path) == PAIRS * 4
+
+
+class Hub:
+    """Stands for `datasets`: knows one data set, whose newest revision is a program."""
+
+    DatasetDict = dict
+
+    @staticmethod
+    def load_dataset(path, config, revision):
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found name.py")
+        assert (path, config, revision) == ("owner/name", "some", "refs/convert/parquet")
+        return {"train": ROWS}
+
+
+def test_a_revision_of_the_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", Hub)
+    with pytest.raises(UserError, match=r"hub:owner/name:some cannot be loaded: .*: hub:") as error:
+        records.read_pairs("hub:owner/name:some")
+    (instead,) = [word for word in str(error.value).split() if "@" in word]
+    assert records.read_pairs(instead) == PAIRS
 
 
 @pytest.mark.parametrize(
@@ -219,8 +268,8 @@ def test_a_path_that_is_missing():
 POST = {"subreddit": "r/AskDocs", "title": "My knee", "post": "It hurts.", "id": "t3_1"}
 SCHEMAS = {
     "tldr_sft": (
-        {"prompt": "SUBREDDIT: r/AskDocs\n\nTL;DR:", "completion": " It hurts."},
-        Pair("SUBREDDIT: r/AskDocs\n\nTL;DR:", " It hurts."),
+        {**POST, "summary": "A knee."},
+        Pair("SUBREDDIT: r/AskDocs\nTITLE: My knee\nPOST: It hurts.", "A knee."),
     ),
     "tldr": (
         {
@@ -286,6 +335,16 @@ def test_a_recipe_reads_its_data_set(name, tmp_path):
     assert read == [pair]
 
 
+def test_posts_are_put_alike_for_sft_preferences_and_evaluation():
+    """What SFT has taught under one prompt says little of another."""
+    sft, srpo = (
+        importlib.import_module(f"configs.{name}").get_config() for name in ("tldr_sft", "tldr")
+    )
+    assert SCHEMAS["tldr_sft"][1].prompt == SCHEMAS["tldr"][1].prompt
+    assert sft.data.template == srpo.data.template
+    assert sft.data.pairs == document_sets.RECIPES["tldr"].source
+
+
 def test_dialogues_that_part_early_are_left_out_and_counted(tmp_path, capsys):
     good = SCHEMAS["hh_rlhf"][0]
     early = {**good, "rejected": good["rejected"].replace("Yes?", "Hm.")}
@@ -329,7 +388,9 @@ def test_fields_that_are_not_there_are_named(tmp_path):
         records.read_pairs(tmp_path / "a.jsonl", fields=("prompt=document",))
     with pytest.raises(UserError, match="'prompt' is not 'ours=theirs'"):
         records.read_pairs(tmp_path / "a.jsonl", fields=("prompt",))
-    with pytest.raises(UserError, match=r"format='csv' is none of pairs, summarize, dialogue"):
+    with pytest.raises(
+        UserError, match=r"format='csv' is none of pairs, summarize, tldr, dialogue"
+    ):
         records.read_pairs(tmp_path / "a.jsonl", format="csv")
 
 

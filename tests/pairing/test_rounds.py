@@ -14,6 +14,7 @@ from srpo_jax.pairing import rounds
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.optimizer import OptimizerSettings
 from srpo_jax.training.settings import OnlineSettings, TrainSettings
+from srpo_jax.trees.order import EARLIER, RULE, Order
 from tests.models.test_gguf import weights, write
 
 
@@ -55,7 +56,7 @@ def test_a_round_of_which_nothing_is_judged_is_told(unjudged, capsys):
     )
     task = types.SimpleNamespace(
         prompts=[(1,), (2,)],
-        drawn=lambda number, count, seed: [0, 1],
+        drawn=lambda number, count: [0, 1],
         rewards=lambda chosen, written: None,
     )
     state = rounds.OnlineState("model", "optimizer", np.array(0.05))
@@ -75,3 +76,11 @@ def test_the_schedule_is_of_all_updates_and_refused_before_the_first_round(capsy
     decaying = OptimizerSettings(schedule="wsd", decay_steps=31)
     with pytest.raises(UserError, match=r"decay_steps=31 are more than the 30 steps"):
         rounds.check(settings(online=online, optimizer=decaying))
+
+
+@pytest.mark.parametrize("rule", [EARLIER, RULE])
+def test_rounds_draw_in_the_order_of_their_run(rule):
+    order = Order(5, 1, rule)
+    task = rounds.Task([None] * 5, order, [], None, None, "score")
+    drawn = [task.drawn(number, 3) for number in range(1, 5)]
+    assert [i for some in drawn for i in some] == order.take(0, 12).tolist()

@@ -47,3 +47,16 @@ def test_nothing_that_fits_is_said(config):
     config.data.row_length = 8
     with pytest.raises(UserError, match="none of 2 pairs fits"):
         list(inspect(config_module.checked(config), first=0))
+
+
+def test_refused_pairs_are_named_or_counted(config, tmp_path):
+    rows = [{"prompt": f"x{mark}", "chosen": "y", "rejected": "z"} for mark in ("", "\U0010ff00")]
+    path = tmp_path / "marked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config.data.update({"pairs": str(path), "template": "chat"})
+    said = "marked.jsonl:2: a message holds a private-use"
+    with pytest.raises(UserError, match=said):
+        list(inspect(config_module.checked(config), first=0))
+    config.data.refused = "drop"
+    text = "\n".join(inspect(config_module.checked(config), first=0))
+    assert f"1 pairs refused (config.data.refused='drop'), the first: {path}:2: a message" in text

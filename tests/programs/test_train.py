@@ -21,12 +21,16 @@ from srpo_jax import config as config_module
 from srpo_jax import objectives, train
 from srpo_jax.data import records
 from srpo_jax.data.records import Pair
+from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models import loading
+from srpo_jax.prompts import Renderer
 from srpo_jax.runtime import distributed, metrics, program
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.checkpoints import Checkpoints
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.training import pipeline
 from srpo_jax.training.score_files import ScoreFiles
+from srpo_jax.trees.order import EARLIER, RULE, Order
 from tests import processes
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -274,6 +278,17 @@ def test_a_run_goes_on_on_another_mesh(config, stopped, whole, monkeypatch):
     )
     for name, value in weights(stopped).items():
         np.testing.assert_allclose(value, expected[name], atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("rule", [EARLIER, RULE])
+def test_a_run_draws_in_the_order_that_it_was_begun_with(config, pairs_file, rule):
+    config.data.pack, config.seed = False, 3
+    renderer = Renderer("plain", ByteTokenizer())
+    data = pipeline.prepare(records.read_pairs(pairs_file), renderer, ("w", "l"), max_length=512)
+    mesh = mesh_module.make(devices=jax.devices()[:1])
+    packing = train.pack(config_module.checked(config), data, mesh, [(0, 4)], rule)
+    drawn = [i for step in range(7) for row in packing.batch(step).rows for i in row]
+    assert drawn == Order(12, 3, rule).take(0, 28).tolist()
 
 
 def test_a_finished_run_says_so(config, whole, capsys):

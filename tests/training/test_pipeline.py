@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import re
 
 import jax
 import numpy as np
@@ -174,13 +175,13 @@ def test_an_overlong_pair_is_an_error_or_counted(limits, said):
     with pytest.raises(UserError, match=rf"^my\.jsonl:77: .*{said}.*config\.data\.overlong=drop"):
         prepare(LONG, source="my.jsonl", **limits)
     kept = prepare(LONG, overlong="drop", **limits)
-    assert (len(kept), kept.dropped) == (N, 1)
+    assert (len(kept), kept.left_out.long) == (N, 1)
     assert kept.fingerprint == prepare().fingerprint
 
 
 def test_a_limit_that_is_met_exactly_is_kept():
     longest = max(len(tree.tokens) for tree in prepare().trees)
-    assert prepare(row_length=longest).dropped == 0
+    assert prepare(row_length=longest).left_out.long == 0
     with pytest.raises(UserError, match=f"row_length={longest - 1}"):
         prepare(row_length=longest - 1)
 
@@ -190,9 +191,10 @@ def test_no_pair_left_is_an_error():
         prepare(row_length=8, overlong="drop")
 
 
-def test_an_unknown_way_with_overlong_pairs_is_an_error():
-    with pytest.raises(UserError, match=r"config\.data\.overlong is 'cut'"):
-        prepare(overlong="cut")
+@pytest.mark.parametrize("which", ["overlong", "refused"])
+def test_an_unknown_way_with_pairs_that_do_not_fit_is_an_error(which):
+    with pytest.raises(UserError, match=rf"config\.data\.{which} is 'cut'"):
+        prepare(**{which: "cut"})
 
 
 class VowelTokenizer(ByteTokenizer):
@@ -202,10 +204,19 @@ class VowelTokenizer(ByteTokenizer):
         return [i for i in super().encode(text, special) if chr(i - 3) in "aeiou"]
 
 
-def test_a_completion_without_a_token_is_an_error():
-    pairs = [Pair("a", "e", "i", line=1), Pair("a", "e", "xyz", line=2)]
-    with pytest.raises(UserError, match=r"^my\.jsonl:2: a completion is empty once tokenised"):
-        prepare(pairs, tokenizer=VowelTokenizer(), source="my.jsonl")
+def test_a_pair_that_cannot_be_tokenised_is_an_error_or_counted():
+    pairs = [Pair("a", "e", one, line=i) for i, one in enumerate(("i", "xyz", "z"), 1)]
+    given = {"tokenizer": VowelTokenizer(), "source": "my.jsonl"}
+    said = r"my\.jsonl:2: a completion is empty once tokenised"
+    with pytest.raises(UserError, match=rf"^{said} \(--config\.data\.refused=drop leaves"):
+        prepare(pairs, **given)
+    kept = prepare(pairs, refused="drop", **given)
+    assert kept.fingerprint == prepare(pairs[:1], **given).fingerprint
+    assert re.fullmatch(
+        rf"0 left out as too long, 2 refused \(the first: {said}\)", str(kept.left_out)
+    )
+    with pytest.raises(UserError, match=rf"none of 2 pairs .*, 2 refused \(the first: {said}"):
+        prepare(pairs[1:], refused="drop", **given)
 
 
 class OtherTokenizer(ByteTokenizer):

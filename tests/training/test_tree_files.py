@@ -23,7 +23,8 @@ LIMITS = Limits(512)
 
 def prepared(folder, pairs=PAIRS, template="plain", origin="a", names=NAMES, limits=LIMITS):
     renderer = Renderer(template, ByteTokenizer())
-    return tree_files.prepare(folder, origin, lambda: pairs, renderer, names, limits, "file")
+    said = origin if callable(origin) else lambda: origin
+    return tree_files.prepare(folder, said, lambda: pairs, renderer, names, limits, "file")
 
 
 def in_memory(**settings):
@@ -37,7 +38,7 @@ def never():
 
 def assert_same(one, other):
     assert one.names == other.names
-    assert one.dropped == other.dropped
+    assert one.left_out == other.left_out
     assert one.fingerprint == other.fingerprint
     np.testing.assert_array_equal(one.label_prob, other.label_prob)
     for name in ("slots", "targets", "lengths", "depths"):
@@ -66,7 +67,7 @@ def by_processes(monkeypatch, folder, count, **settings):
 def test_a_second_start_reads_what_the_first_one_built(tmp_path):
     assert_same(prepared(tmp_path), in_memory())
     again = tree_files.prepare(
-        tmp_path, "a", never, Renderer("plain", ByteTokenizer()), NAMES, LIMITS, "file"
+        tmp_path, lambda: "a", never, Renderer("plain", ByteTokenizer()), NAMES, LIMITS, "file"
     )
     assert_same(again, in_memory())
     assert isinstance(again.trees.tokens, np.memmap)
@@ -78,13 +79,29 @@ def test_what_several_processes_built_is_what_one_would_have(tmp_path, monkeypat
     assert_same(prepared(tmp_path, pairs=None), in_memory())  # and one process reads it
 
 
+def test_a_host_that_reads_other_pairs_than_the_first_is_named(tmp_path, monkeypatch):
+    """A stale copy on its disk: half of the trees would be of other pairs than was asked for."""
+    own = lambda: str(tree_files.jax.process_index() == 2)
+    with pytest.raises(UserError, match="file: process 2 reads other pairs there than process 0"):
+        by_processes(monkeypatch, tmp_path, 3, origin=own)
+
+
 def test_dropped_pairs_are_counted_and_keep_the_others_in_order(tmp_path, monkeypatch):
     drop = {"max_length": 80, "overlong": "drop"}
     want = in_memory(**drop)
-    assert 0 < want.dropped < 9
+    assert 0 < want.left_out.long < 9
     got = by_processes(monkeypatch, tmp_path, 2, limits=Limits(**drop))
     assert_same(got, want)
     assert_same(prepared(tmp_path, pairs=None, limits=Limits(**drop)), want)
+
+
+def test_refused_pairs_are_counted_and_the_first_is_named_at_every_start(tmp_path, monkeypatch):
+    pairs = [*PAIRS[:3], Pair("x\U0010ff00", "y", "z", 1.0, 4), *PAIRS[4:]]
+    given = {"template": "chat", "limits": Limits(2000, refused="drop")}
+    built = by_processes(monkeypatch, tmp_path, 2, pairs=pairs, **given)
+    assert (len(built), *built.left_out[:2]) == (8, 0, 1)
+    assert built.left_out.first.startswith("file:4: a message holds a private-use character")
+    assert_same(prepared(tmp_path, pairs=None, **given), built)
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,7 @@ def test_however_often_the_size_changes_pairs_come_as_often_as_if_it_had_not(siz
     pairs, steps = 50, 30
     packings = resized(pairs, sizes, packed)
     ahead, left, _ = packings[-1]._left(steps)
-    order = packing_module._Stream(ahead.order, packing_module._NONE).take(0, ahead.begin)
+    order = ahead.order.take(0, ahead.begin)
     assert sorted([*taken(packings, 0, steps), *left, *ahead.head]) == sorted(order)
     assert len(left) + len(ahead.head) < 2 * pairs + packings[-1].batch_size
     for end in (1, 2, 7, 13, steps):
