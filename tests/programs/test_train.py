@@ -297,7 +297,7 @@ def test_a_finished_run_says_so(config, whole, capsys):
     assert attempt(config, workdir)
     said = capsys.readouterr().out
     assert "is finished: step 10 of 10" in said
-    assert ": 8 x cpu\n" in said
+    assert "template plain: each prompt as" in said
     assert "steps: 10 of 4 pairs, 3.3 times through the data" in said
     assert r"template plain: each prompt as '…\n\nSummary of this text:\n'" in said
     assert (workdir / "metrics.jsonl").read_text() == before

@@ -177,7 +177,8 @@ def test_the_prompts_share_x_and_each_keeps_a_token(renderer):
 
 def test_an_unknown_template_is_refused():
     with pytest.raises(
-        UserError, match=r"config\.data\.template is 'tldr2'.*plain, chat, chained, dialogue, tldr"
+        UserError,
+        match=r"config\.data\.template is 'tldr2'.*plain, chat, chained, dialogue, text, tldr",
     ):
         Renderer("tldr2", BYTES)
 
