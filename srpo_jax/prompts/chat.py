@@ -126,7 +126,7 @@ class Chat:
             if said[missing]:
                 raise UserError(
                     f"the tokenizer's chat template leaves out message {missing + 1} of {len(roles)} "
-                    f"({roles[missing]!r}): use config.data.template=plain"
+                    f"({roles[missing]!r}): use config.data.template=text"
                 )
         plain = [self._special.sub(_as_plain, message["content"]) for message in messages]
         return _without_marks(self._render(roles, plain, begin_answer))
@@ -151,7 +151,7 @@ class Chat:
             raise UserError(
                 f"the tokenizer's chat template has the model write an answer as {wanted}, and a shown one "
                 "stands otherwise in the improve prompt: see config.data.template_arguments (many "
-                "templates read enable_thinking=false), or use config.data.template=plain"
+                "templates read enable_thinking=false), or use config.data.template=text"
             )
         return before.removesuffix(lead or ""), behind.removeprefix(trail)
 
@@ -298,7 +298,7 @@ class Chat:
             if tuple(roles[:2]) != ("system", "user"):
                 raise UserError(
                     f"the tokenizer's chat template does not take these messages ({error}): use "
-                    "config.data.template=plain"
+                    "config.data.template=text"
                 ) from error
             joined = [f"{contents[0]}\n\n{contents[1]}", *contents[2:]]
             return self._render(roles[1:], joined, begin_answer)
@@ -337,7 +337,7 @@ def _chosen(tokenizer: Tokenizer, arguments: Arguments) -> str:
             f"config.data.template_arguments=('{environment.NAMED}=NAME',)"
         )
     raise UserError(
-        "the tokenizer has no chat template: use config.data.template=plain, or a checkpoint that has one"
+        "the tokenizer has no chat template: use config.data.template=text, or a checkpoint that has one"
     )
 
 

@@ -33,7 +33,7 @@ def answer(chat: Chat, messages: Sequence[Message], y: str) -> str:
     turns = [*messages, {"role": "assistant", "content": y}]
     whole = chat.render(turns, begin_answer=False).text
     name = _named(len(messages), turns)
-    written = _behind(begun, whole, name, "use config.data.template=plain")
+    written = _behind(begun, whole, name, "use config.data.template=text")
     _check_whole(chat, written, y, name)
     stop = chat.stop(written)
     return written.removesuffix(chat.frame.rest) if stop is None else written[: stop[0]]

@@ -105,7 +105,7 @@ def test_what_the_assistant_says_is_learned_with_its_ends(tokenizer):
 
 def test_without_a_chat_template(tmp_path):
     save_tokenizer(tmp_path, chat=None)
-    with pytest.raises(UserError, match=r"has no chat template: use config\.data\.template=plain"):
+    with pytest.raises(UserError, match=r"has no chat template: use config\.data\.template=text"):
         Renderer("dialogue", read_tokenizer(tmp_path))
     with pytest.raises(UserError, match=r"template='plain' is for texts: use .*dialogue"):
         Renderer("plain", read_tokenizer(tmp_path)).prompt([Message(**m) for m in TALK])
