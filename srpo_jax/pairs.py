@@ -18,7 +18,7 @@ from typing import Any
 from srpo_jax import config as config_module
 from srpo_jax import judges
 from srpo_jax.config import Settings, command
-from srpo_jax.config.settings import HOW
+from srpo_jax.config.settings import HOW, REPLACED
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
 from srpo_jax.data.records import Pair, write_pairs
@@ -210,10 +210,11 @@ def made_of(settings: Settings, weights: str) -> dict[str, Any]:
     """The settings that decide which pairs are made, the judge apart, who is often changed to judge models
     that are trained already; and the weights, where they are known."""
     flat = config_module.flatten(dataclasses.asdict(settings))
-    decisive = ("model.", "sampling.", "pairs.")
+    drawn = settings.pairs.goal != "gold"
+    decisive = ("model.", "pairs.", "sampling.") if drawn else ("model.", "pairs.")
     exact = ("seed", "data.template", "data.template_arguments", "data.template_date")
     said = {key: value for key, value in flat.items() if key.startswith(decisive) or key in exact}
-    said = {key: value for key, value in said.items() if not key.startswith(HOW)}
+    said = {key: value for key, value in said.items() if not key.startswith(HOW + REPLACED)}
     return said | ({drawing.WEIGHTS: weights} if weights else {})
 
 

@@ -74,10 +74,11 @@ def _check(stage: Stage) -> None:
 
 
 def _finish(stage: Stage, later: list[Stage]) -> None:
-    """Of the later ones those that read it are finished no more, in whichever command they come."""
-    for other in later:
+    """What reads it is finished no more, in whichever command it comes."""
+    for other in later:  # an earlier version did not keep what a stage has read
         if stage.name in other.reads:
             other.forget()
+    stage.forget_readers()
     stage.finish()
 
 

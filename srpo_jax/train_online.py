@@ -37,6 +37,8 @@ def train_in_phases(settings: Settings, workdir: Path) -> bool:
 def main(settings: Settings, workdir: Path, alternate: bool) -> int:
     distributed.initialize()
     keep_compiled(workdir)
+    if settings.alternate.phases and not alternate:
+        status("warning: config.alternate.phases is not read: it is what --alternate carries out")
     run = train_in_phases if alternate else train
     return 0 if run(settings, workdir) else INTERRUPTED
 

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from srpo_jax.config.programs import RecipeSettings, StageSettings
-from srpo_jax.config.settings import HOW, Settings, checked, config_dict, flatten, update
+from srpo_jax.config.settings import (
+    HOW,
+    REPLACED,
+    Settings,
+    checked,
+    config_dict,
+    flatten,
+    update,
+)
 from srpo_jax.runtime import files
 from srpo_jax.runtime.errors import UserError
 
@@ -21,6 +29,7 @@ REPORT = "report/results.json"  # and one of evaluation
 CACHE = "cache"  # a folder that stages share
 KEPT = "recipe.json"  # the stages of the newest command, for `status`
 FINISHED = "finished.json"  # in a stage's folder
+READ = "reads"  # in that file
 # The sections that decide what a program makes.
 READS = {
     "pairs": ("seed", "model", "data", "sampling", "pairs", "judge"),
@@ -67,8 +76,17 @@ class Stage:
         self._kept.unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Remembers that the stage is finished. For process 0."""
-        files.write_json(self._kept, _flat(self.settings, self.program))
+        """Remembers that the stage is finished, and what it has read. For process 0."""
+        reads = {READ: sorted(self.reads)}
+        files.write_json(self._kept, _flat(self.settings, self.program) | reads)
+
+    def forget_readers(self) -> None:
+        """What has read this stage is finished no more, of all that was finished in the recipe's folder: a
+        recipe may be started with other stages behind the same ones. For process 0."""
+        remedy = "delete it to run that stage again"
+        for kept in self.folder.parent.glob(f"*/{FINISHED}"):
+            if self.name in files.read_json(kept, remedy).get(READ, ()):
+                kept.unlink()
 
     @property
     def _kept(self) -> Path:
@@ -85,7 +103,8 @@ def _flat(settings: Settings, program: str) -> dict[str, Any]:
     """The settings that decide what a program makes, as JSON has them."""
     whole = dataclasses.asdict(settings)
     read = flatten({section: whole[section] for section in READS[program]})
-    what = {key: value for key, value in read.items() if not key.startswith(HOW)}
+    left_out = HOW + (REPLACED if program in ("pairs", "train_online") else ())
+    what = {key: value for key, value in read.items() if not key.startswith(left_out)}
     plain: dict[str, Any] = json.loads(json.dumps(what | {"program": program}))
     return plain
 

@@ -45,6 +45,8 @@ HOW = (
     *("train.keep_", "train.verify_", "train.profile_", "train.peak_tflops", "train.evaluate_"),
     *("train.writers", "train.project"),
 )
+# Programs pairs and train_online put their own in place of these: config.pairs.temperature, say.
+REPLACED = ("sampling.temperature", "sampling.top_p")
 RETIRED = ("quickstart",)  # sections that earlier versions wrote and no program reads any more
 
 

@@ -14,7 +14,7 @@ from srpo_jax.judges.loading import (
     require_apart,
     require_no_gold,
 )
-from srpo_jax.judges.rewards import rewards
+from srpo_jax.judges.rewards import check_rewards, rewards
 from srpo_jax.judges.settings import JudgeSettings
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Verdicts",
     "asks_endpoint",
     "check",
+    "check_rewards",
     "estimate",
     "load",
     "load_all",

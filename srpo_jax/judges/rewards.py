@@ -30,28 +30,35 @@ def rewards(
     """float64 [N, k], of k completions of each prompt; NaN where the judge is silent.
 
     how: "score", the judge's own number; "gold", P(better than the gold); "others", the mean P(better than
-    each other completion of the prompt). Raises UserError for a judge without numbers of its own, and for a
-    prompt without gold, where these are asked for.
+    each other completion of the prompt). Raises UserError as `check_rewards` does.
     """
+    check_rewards(judge, how, golds)
     if how == "others":
         return np.stack([_among(judge, x, ys) for x, ys in zip(prompts, completions, strict=True)])
     texts = [y for ys in completions for y in ys]
     asked = [x for x, ys in zip(prompts, completions, strict=True) for _ in ys]
     if how == "score":
-        if not isinstance(judge, Scoring):
-            raise UserError(
-                f"the judge {judge.name} compares completions and has no score of one: set "
-                "config.online.reward to gold or others"
-            )
+        assert isinstance(judge, Scoring)  # checked
         found = judge.scores(asked, texts)
     else:
         known = [g for g, ys in zip(golds, completions, strict=True) for _ in ys if g is not None]
-        if len(known) < len(texts):
-            raise UserError(
-                "config.online.reward=gold, and some documents have no gold: set it to others, or score"
-            )
         found = judge.probabilities(asked, texts, known)
     return np.asarray(found, np.float64).reshape(len(completions), -1)
+
+
+def check_rewards(judge: Judge, how: str, golds: Sequence[str | None]) -> None:
+    """UserError for a judge without numbers of its own, and for prompts without gold, where these are asked
+    for. how, golds: as of `rewards`."""
+    if how == "score" and not isinstance(judge, Scoring):
+        raise UserError(
+            f"the judge {judge.name} compares completions and has no score of one: set "
+            "config.online.reward to gold or others"
+        )
+    if how == "gold" and None in golds:
+        raise UserError(
+            f"config.online.reward=gold, and {golds.count(None)} of {len(golds)} documents have no gold: "
+            "set it to others, or score"
+        )
 
 
 def _among(judge: Judge, prompt: Prompt, completions: Sequence[str]) -> np.ndarray:

@@ -29,13 +29,15 @@ def improve_margins(scores: Scores, reference: Scores, beta: Number) -> dict[str
     }
 
 
-def copy_advantage(reference: Scores) -> Values:
-    """log ref(l|l,x) - log ref(w|l,x), nats [B]: how much the reference prefers to copy a rejected draft.
+def copy_advantage(reference: Scores, label_prob: Values) -> Values:
+    """log ref(l|l,x) - log ref(w|l,x), nats [B]: how much the reference prefers to copy the worse draft.
 
     At the optimum of SRPO's improve loss h(w|l) - h(l|l) = (p - 1/2) / beta. So the trained model prefers w
-    to the copy of l only where (p - 1/2) / beta exceeds this.
+    to the copy of l only where (p - 1/2) / beta exceeds this. Where p, the label_prob, is below 1/2, w is
+    the worse one: the two, and p and 1 - p, change places.
     """
-    return reference["l|l"] - reference["w|l"]
+    rejected, chosen = reference["l|l"] - reference["w|l"], reference["w|w"] - reference["l|w"]
+    return np.where(np.asarray(label_prob) >= 0.5, rejected, chosen)
 
 
 def calibration(

@@ -33,13 +33,15 @@ class Comparison(NamedTuple):
 
 @dataclasses.dataclass
 class Counts:
-    """Documents without two different candidates, and comparisons left out by reason."""
+    """Documents without two different candidates, comparisons left out by reason, and of those that are
+    learned from the edits that the judge finds worse than their drafts, and the copies."""
 
     alike: int = 0
     no_verdict: int = 0
     too_far: int = 0
     too_close: int = 0
     ties: int = 0
+    worse: int = 0
     kept: int = 0
 
     def __str__(self) -> str:
@@ -49,6 +51,7 @@ class Counts:
             (self.too_far, "beyond config.pairs.max_distance"),
             (self.too_close, "within config.pairs.margin"),
             (self.ties, "ties, of which neither is better"),
+            (self.worse, "edits worse than their drafts by the judge (config.pairs.edits='any')"),
             (self.kept, "drafts kept as they are"),
         )
         return "".join(f"; {number} {what}" for number, what in said if number)
@@ -147,4 +150,6 @@ def _edit(one: Comparison, own: PairSettings, counts: Counts) -> Pair:
     if documents.part(f"{one.document.id}\n{draft}", KEEP_PARTS) < own.keep * KEEP_PARTS:
         counts.kept += 1
         edit = draft
+    elif own.edits == "any" and one.p > 0.5:  # not where nobody was asked
+        counts.worse += 1
     return Pair(one.document.prompt, edit, draft)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from srpo_jax.config import Settings
-from srpo_jax.config.settings import HOW
+from srpo_jax.config.settings import HOW, REPLACED
 from srpo_jax.data.documents import Document
 from srpo_jax.models import decoding_mesh, loading
 from srpo_jax.models.decoder import Decoder
@@ -224,8 +224,8 @@ def _what(header: Mapping[str, Any]) -> dict[str, Any]:
     """Without what does not change the samples: a run out of memory goes on with fewer rows at a time."""
     kept = dict(header)
     for section in header.keys() & {"model", "sampling"}:
-        values = header[section].items()
-        kept[section] = {k: v for k, v in values if not f"{section}.{k}".startswith(HOW)}
+        values, left_out = header[section].items(), HOW + REPLACED
+        kept[section] = {k: v for k, v in values if not f"{section}.{k}".startswith(left_out)}
     return kept
 
 

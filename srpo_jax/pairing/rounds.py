@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from srpo_jax import judges, objectives
 from srpo_jax.config import Settings, attempt
-from srpo_jax.config.settings import HOW
+from srpo_jax.config.settings import HOW, REPLACED
 from srpo_jax.config.workdir import claim
 from srpo_jax.data import document_sets
 from srpo_jax.data.documents import Document
@@ -48,7 +48,7 @@ from srpo_jax.trees.order import Order
 
 # A run may go on with another value of these: they do not change what is learned.
 # The last ones are settings of other programs.
-MAY_CHANGE = (*HOW, "evaluate.", "pairs.", "recipe.", "alternate.")
+MAY_CHANGE = (*HOW, *REPLACED, "evaluate.", "pairs.", "recipe.", "alternate.")
 UNREAD = ("evaluate_every", "profile_at")  # settings of `train` alone, which phases may share
 
 
@@ -251,7 +251,12 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
     direct = [tuple(prompt.direct) for prompt in prompts[""]]
     check_fit([len(x) for x in direct], settings.sampling.max_new_tokens, source.config.max_length)
     loaded: list[Judge] = []
-    load = lambda: loaded.append(judges.load(settings.judge, workdir, documents=documents))
+
+    def load() -> None:
+        judge = judges.load(settings.judge, workdir, documents=documents)
+        judges.check_rewards(judge, own.reward, [one.gold for one in documents])
+        loaded.append(judge)
+
     distributed.from_main(load)
     order = Order(len(documents), settings.seed, attempt.rule_of(workdir))
     return Task(documents, order, direct, renderer, loaded[0] if loaded else None, own.reward)

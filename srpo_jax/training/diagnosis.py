@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from srpo_jax.objectives import diagnostics
+from srpo_jax.objectives.losses import IMPROVE_SCORES
 from srpo_jax.runtime.metrics import status
 from srpo_jax.training.pipeline import PairTrees
 
@@ -22,14 +23,15 @@ def copying(
     {} for objectives that show no draft, and where there are no scores yet.
 
     copy_advantage (median), _low and _high (quartiles): nats by which the reference prefers to copy a
-    rejected draft; beyond_copy: the share of the pairs whose label outweighs that, (p - 1/2) / beta > it.
+    rejected draft, or a chosen one of a label below 1/2; beyond_copy: the share of the pairs whose label
+    outweighs that, |p - 1/2| / beta > it.
     """
-    if not {"w|l", "l|l"} <= reference.keys():
+    if not reference.keys() >= set(IMPROVE_SCORES):
         return {}
     scored = ~np.isnan(reference["w|l"])  # the pairs that the run uses
-    advantage = np.asarray(diagnostics.copy_advantage(reference))[scored]
+    advantage = np.asarray(diagnostics.copy_advantage(reference, data.label_prob))[scored]
     low, median, high = np.percentile(advantage, [25, 50, 75])
-    beyond = np.mean((data.label_prob[scored] - 0.5) / hyper["beta"] > advantage)
+    beyond = np.mean(np.abs(data.label_prob[scored] - 0.5) / hyper["beta"] > advantage)
     return {
         "copy_advantage": float(median),
         "copy_advantage_low": float(low),

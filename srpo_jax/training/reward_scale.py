@@ -1,8 +1,9 @@
 """What a reward model's numbers are measured in: their mean and deviation over reference completions.
 
 The likelihood of the labels sees differences of rewards only, so training leaves their zero and their unit
-to chance. The reference completions are those that the pairs trained on prefer, the first COMPLETIONS of
-them; the file lies beside the checkpoints (see `models.reward.RewardScale`).
+to chance. The reference completions are those that the pairs trained on prefer (of a label below 1/2 the
+rejected one), the first COMPLETIONS of them; the file lies beside the checkpoints (see
+`models.reward.RewardScale`).
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from srpo_jax.models.reward import RewardScale
+from srpo_jax.objectives.losses import REWARD_SCORES
 from srpo_jax.runtime.metrics import is_main, status
 from srpo_jax.training.loop import Done, Hook
 from srpo_jax.training.pipeline import PairTrees
@@ -45,7 +47,9 @@ def hook(
         assert done.state is not None  # asked for
         model, some = done.state.model, np.arange(min(len(data), COMPLETIONS))
         found = score_all(data, lambda rows: score(model, rows), packing, mesh, some)
-        scale = RewardScale.of(found["w_end"][some], done.number)
+        chosen, rejected = (found[name][some] for name in REWARD_SCORES)
+        preferred = np.where(data.label_prob[some] >= 0.5, chosen, rejected)
+        scale = RewardScale.of(preferred, done.number)
         if is_main():
             scale.write(workdir)
         status(

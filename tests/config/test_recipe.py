@@ -94,6 +94,23 @@ def test_a_stage_is_finished_with_the_settings_it_was_finished_with(tmp_path):
     assert not dataclasses.replace(stage, program="pairs").is_finished()
 
 
+def test_a_temperature_that_a_program_has_of_its_own_is_none_of_its_settings(tmp_path):
+    """Pairs are drawn at config.pairs.temperature, whatever answers are evaluated at."""
+    online = {"name": "rounds", "program": "train_online", "set": {}}
+    stages = resolve(recipe((*STAGES, online)), tmp_path)
+    golds, report, rounds = stages[0], stages[3], stages[4]
+    for stage in (golds, report):
+        made = stage.made if stage is golds else stage.folder / "report" / "results.json"
+        made.parent.mkdir(parents=True)
+        made.write_text("")
+    for stage in stages:
+        stage.finish()
+    warm = resolve(recipe((*STAGES, online), sampling={"temperature": 0.7, "top_p": 0.9}), tmp_path)
+    assert [stage.is_finished() for stage in warm] == [True, True, True, False, True]
+    assert rounds.is_finished()
+    assert report.is_finished()
+
+
 def test_what_was_deleted_to_be_made_anew_is_not_finished(tmp_path):
     golds, _, _, report = resolve(recipe(), tmp_path)
     for stage, made in ((golds, golds.made), (report, report.folder / "report/results.json")):

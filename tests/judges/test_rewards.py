@@ -42,5 +42,5 @@ def test_what_cannot_be_had_is_said():
     both = Ensemble("both", [SHORTER, SHORTER], "mean")
     with pytest.raises(UserError, match=r"the judge both compares completions"):
         rewards(both, "score", PROMPTS, GOLDS, TEXTS)
-    with pytest.raises(UserError, match=r"some documents have no gold"):
+    with pytest.raises(UserError, match=r"and 1 of 2 documents have no gold"):
         rewards(SHORTER, "gold", PROMPTS, [None, "x"], TEXTS)

@@ -24,6 +24,7 @@ def test_the_halves_of_the_margin_are_its_mean():
 def test_at_the_optimum_the_copy_wins_where_its_advantage_exceeds_the_label():
     """log ref is drawn; log pi = log ref + h with the h that makes the improve loss 0."""
     _, reference, label_prob, _ = draw()
+    seen = set()
     for beta in (0.02, 0.1, 1.0):
         reach = (label_prob - 0.5) / beta
         scores = reference | {
@@ -34,9 +35,12 @@ def test_at_the_optimum_the_copy_wins_where_its_advantage_exceeds_the_label():
         }
         _, metrics = objectives.get("srpo")(scores, reference, label_prob, beta=beta, alpha=1.0)
         np.testing.assert_allclose(metrics["loss_improve"], 0, atol=1e-9)
-        revises = scores["w|l"] > scores["l|l"]
-        np.testing.assert_array_equal(diagnostics.copy_advantage(reference) < reach, revises)
-        assert len(set(revises)) == 2 or beta == 1.0
+        right = label_prob >= 0.5
+        mended = np.where(right, scores["w|l"] > scores["l|l"], scores["l|w"] > scores["w|w"])
+        advantage = diagnostics.copy_advantage(reference, label_prob)
+        np.testing.assert_array_equal(advantage < np.abs(reach), mended)
+        seen |= set(zip(right.tolist(), mended.tolist(), strict=True))
+    assert len(seen) == 4
 
 
 def test_calibration_by_hand():

@@ -107,6 +107,16 @@ def test_edits_as_they_were_drawn_ask_no_judge():
     ]
 
 
+def test_edits_as_they_were_drawn_that_the_judge_finds_worse_are_counted():
+    """The judge says who meets (extremes), and of `any` nothing said that half the edits spoil."""
+    found, counts = make(goal="improve")
+    assert [(pair.rejected, pair.chosen) for pair in found] == [("a b c d", "a b")]
+    assert counts.worse == 1
+    assert "1 edits worse than their drafts by the judge (config.pairs.edits='any')" in str(counts)
+    assert make(("a b", "a b c d"), goal="improve")[1].worse == 0
+    assert make(goal="improve", edits="better")[1].worse == 0
+
+
 def test_better_edits_lead_from_the_worse_to_the_better_one():
     pairs, _ = make(goal="improve", choose="first", edits="better")
     assert [(pair.rejected, pair.chosen) for pair in pairs] == [

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from srpo_jax.config import Settings
+from srpo_jax.judges import JudgeSettings
 from srpo_jax.models import loading
 from srpo_jax.objectives import ObjectiveSettings
 from srpo_jax.pairing import rounds
 from srpo_jax.runtime.errors import UserError
 from srpo_jax.training.optimizer import OptimizerSettings
-from srpo_jax.training.settings import OnlineSettings, TrainSettings
+from srpo_jax.training.settings import DataSettings, OnlineSettings, TrainSettings
 from srpo_jax.trees.order import EARLIER, RULE, Order
 from tests.models.test_gguf import weights, write
 
@@ -76,6 +77,19 @@ def test_the_schedule_is_of_all_updates_and_refused_before_the_first_round(capsy
     decaying = OptimizerSettings(schedule="wsd", decay_steps=31)
     with pytest.raises(UserError, match=r"decay_steps=31 are more than the 30 steps"):
         rounds.check(settings(online=online, optimizer=decaying))
+
+
+def test_documents_without_gold_are_told_before_the_first_round(tmp_path):
+    """A run came to the round that draws such a document, and could go no further."""
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"prompt": "a text", "gold": "gold"}\n{"prompt": "another"}\n')
+    given = settings(
+        online=OnlineSettings(documents=str(path), count=2, reward="gold"),
+        judge=JudgeSettings("shorter"),
+        data=DataSettings(template="plain"),
+    )
+    with pytest.raises(UserError, match=r"reward=gold, and 1 of 2 documents have no gold"):
+        rounds.prepare_task(given, tmp_path, loading.open_source("tiny"))
 
 
 @pytest.mark.parametrize("rule", [EARLIER, RULE])

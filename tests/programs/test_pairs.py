@@ -17,6 +17,7 @@ from srpo_jax import pairs, revision
 from srpo_jax.data import documents, records
 from srpo_jax.data.documents import Document
 from srpo_jax.models.digest import Digests
+from srpo_jax.pairing import drawing
 from srpo_jax.runtime import locks
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
@@ -190,6 +191,25 @@ def test_samples_of_documents_that_were_rewritten_are_not_mixed_in(config, tmp_p
     monkeypatch.setattr(documents, "load", lambda name, split: others)
     with pytest.raises(UserError, match=r"was sampled with other settings \(prompts"):
         written_by(config, tmp_path, "pairs", count=4)
+
+
+def test_what_is_not_read_may_change(config, tmp_path):
+    """After an evaluation at another temperature the same pairs were refused, to be drawn all anew."""
+    output = tmp_path / "pairs.jsonl"
+    for goal, changes in (
+        ("preferences", {"sampling.temperature": 0.7, "sampling.top_p": 0.9}),
+        ("gold", {"sampling.temperature": 0.5, "sampling.max_new_tokens": 9}),
+    ):
+        config.pairs.goal = goal
+        pairs.write(config_module.checked(config), output, [records.Pair("x", "y", "z")], "pairs")
+        before = drawing._what(drawing._header(config_module.checked(config)))
+        config_module.update(config, changes, "test")
+        now = config_module.checked(config)
+        assert pairs.is_made(now, output)
+        assert (drawing._what(drawing._header(now)) == before) == (goal == "preferences")
+    config.pairs.temperature = 0.5
+    with pytest.raises(UserError, match=r"made with pairs\.temperature=1\.0, now 0\.5"):
+        pairs.is_made(config_module.checked(config), output)
 
 
 def test_a_folder_is_no_output(config, tmp_path):

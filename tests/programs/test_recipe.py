@@ -96,6 +96,21 @@ def test_what_reads_a_stage_that_ran_again_runs_again_in_a_later_command_too(ran
     assert order(ran) == ["sft", "report"]
 
 
+def test_what_reads_it_in_another_list_of_stages_runs_again_too(ran, tmp_path):
+    """As configs/real_text.py has its test behind the stages of its validation: its report stayed as it
+    was when a model was trained anew in between."""
+    other = {"name": "test", "program": "evaluate", "set": {"evaluate.models": ("sft={sft}",)}}
+    with_test = {"recipe": {"stages": (*STAGES[:2], other)}}
+    assert recipe.run(settings(**with_test), tmp_path)
+    ran.clear()
+    faster = {"optimizer": {"learning_rate": 1.0}}
+    assert recipe.run(settings(**faster), tmp_path)
+    assert order(ran) == ["sft", "report"]
+    ran.clear()
+    assert recipe.run(settings(**faster, **with_test), tmp_path)
+    assert order(ran) == ["test"]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 
 from srpo_jax import config as config_module
 from srpo_jax import recipe, train, train_online
+from srpo_jax.config import Settings
 from srpo_jax.config.alternate import as_recipe
+from srpo_jax.config.programs import AlternateSettings
 from srpo_jax.data.tokenizer import ByteTokenizer
 from srpo_jax.models import loading
 from srpo_jax.pairing import rounds as rounds_module
 from srpo_jax.runtime import distributed, metrics
 from srpo_jax.runtime import mesh as mesh_module
 from srpo_jax.runtime.errors import UserError
+from srpo_jax.runtime.settings import build
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 make_mesh = mesh_module.make
@@ -31,6 +34,16 @@ def one_device(monkeypatch):
     """One of the eight virtual devices: compiles fastest."""
     one = functools.partial(make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(mesh_module, "make", one)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_phases_without_the_switch_are_told(alternate, monkeypatch, tmp_path, capsys):
+    """configs/alternate_tiny.py without --alternate was 40 rounds of rloo, without a word."""
+    for name in ("train", "train_in_phases", "keep_compiled"):
+        monkeypatch.setattr(train_online, name, lambda *given: True)
+    phases = build(AlternateSettings, {"phases": ({"objective": "copg"},)}, "config.alternate")
+    train_online.main(Settings(alternate=phases), tmp_path, alternate)
+    assert ("alternate.phases is not read" in capsys.readouterr().out) == (not alternate)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from srpo_jax.training import diagnosis
 
 
 def pairs(advantages, label_prob=1.0):
-    reference = {"w|l": np.zeros(len(advantages)), "l|l": np.array(advantages, float)}
+    """Copies of the rejected draft have these advantages, those of the chosen one 100 nats less."""
+    none, copies = np.zeros(len(advantages)), np.array(advantages, float)
+    reference = {"w|l": none, "l|l": copies, "l|w": none, "w|w": copies - 100}
     return SimpleNamespace(reference=reference, label_prob=np.full(len(advantages), label_prob))
 
 
@@ -33,6 +35,16 @@ def test_it_warns_where_revisions_will_be_copies(capsys):
     found = diagnosis.report_copying(data, {"beta": 0.1}, data.reference)
     assert found["beyond_copy"] == pytest.approx(0.4)  # .25 / .1 = 2.5
     assert "warning: that is less than 60%" in capsys.readouterr().out
+
+
+def test_of_a_label_below_one_half_the_chosen_draft_is_the_one_not_to_copy(capsys):
+    """It was told that its label outweighs nothing, and to lower beta."""
+    data = pairs([101, 102, 103, 104, 130], label_prob=0.0)
+    data.label_prob[4] = 1.0
+    found = diagnosis.report_copying(data, {"beta": 0.1}, data.reference)
+    assert found["copy_advantage"] == 3.0
+    assert found["beyond_copy"] == 0.8
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_objectives_that_show_no_draft_have_nothing_to_say(capsys):

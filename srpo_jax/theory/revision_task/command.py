@@ -104,7 +104,10 @@ def _recipe(given: list[str]) -> Recipe:
             changes[key] = _sizes()[key](value)
         except ValueError:
             raise UserError(f"--set {text}: {value!r} is not a number of its kind") from None
-        if not 0 < changes[key] < math.inf:
+        if key == "sft_slips":
+            if not 0 <= changes[key] <= 1:
+                raise UserError(f"--set {text}: {key} is a share, from 0 to 1")
+        elif not 0 < changes[key] < math.inf:
             raise UserError(f"--set {text}: {key} must be above 0, and finite")
     recipe = dataclasses.replace(Recipe(), **changes)
     if (part := recipe.width // HEADS) == 0 or part % 2:
