@@ -31,12 +31,10 @@ from srpo_jax.theory.revision_task import compute, measure, network, online
 from srpo_jax.theory.revision_task.desk import Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way
-from srpo_jax.theory.revision_task.network import Examples, Model, Recipe
+from srpo_jax.theory.revision_task.network import PROMPTS_SEED, Examples, Model, Recipe
 
 VERSION = 3  # of what a cell means; another one makes old lines strangers
 WHERE = ("in", "out")  # of distribution
-# Prompts are the same for all seeds; those of validation are not those of the test.
-PROMPTS_SEED = {"validation": 7, "test": 17}
 
 
 @dataclasses.dataclass(frozen=True)

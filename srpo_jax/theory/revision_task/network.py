@@ -38,6 +38,8 @@ SCORED_AT_ONCE = 250  # rows, when the reference scores all pairs
 HEADS = 4
 # What each draw is for; (seed, one of these) seeds it.
 SFT, PAIRS, ORDER, ONLINE = range(4)
+# Prompts are the same for all seeds; those of validation are not those of the test.
+PROMPTS_SEED = {"validation": 7, "test": 17}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +107,9 @@ class Examples(NamedTuple):
 
 
 def sft_examples(desk: Desk, recipe: Recipe, seed: int) -> Examples:
-    rng = np.random.default_rng((seed, SFT))
+    # To numpy the seeds (17, 0) and 17 are one: SFT would be on the very prompts of the test.
+    apart = (1,) if seed in PROMPTS_SEED.values() else ()
+    rng = np.random.default_rng((seed, SFT, *apart))
     direct, shown = (desk.draw(recipe.sft_examples, "in", rng) for _ in range(2))
     answers = desk.write(direct, "reference", rng)
     drafts = desk.write(shown, "reference", rng)

@@ -14,14 +14,7 @@ from typing import Any
 import numpy as np
 
 from srpo_jax.runtime.errors import UserError
-from srpo_jax.theory.revision_task.cells import (
-    METHODS,
-    PROMPTS_SEED,
-    Cell,
-    Store,
-    curve,
-    work,
-)
+from srpo_jax.theory.revision_task.cells import METHODS, Cell, Store, curve, work
 from srpo_jax.theory.revision_task.desk import CIRCLE, Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way
@@ -73,16 +66,6 @@ class Plan:
                 raise UserError(
                     f"{option} must be different numbers from 0 to {SEEDS_BELOW - 1}, at least one: "
                     f"{list(seeds)}"
-                )
-        for option, seeds, split in (
-            ("--seeds", self.seeds, "test"),
-            ("--validation-seeds", self.validation_seeds, "validation"),
-        ):
-            # numpy draws the same of (seed, 0), SFT's, as of the seed alone, the prompts'.
-            if PROMPTS_SEED[split] in seeds:
-                raise UserError(
-                    f"{option}: the SFT of seed {PROMPTS_SEED[split]} would be on the very prompts of the "
-                    f"{split}: choose another"
                 )
         if shared := set(self.seeds) & set(self.validation_seeds):
             raise UserError(
