@@ -119,21 +119,27 @@ def _whole(text: str) -> str:
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[Token, ...]:
-    """The tokens with their log-probabilities; () unless they spell the content."""
+    """The tokens with their log-probabilities; () unless they spell the content.
+
+    From the last one back: some servers list those of the thinking, too, which is not in the content, and
+    an "A" that was thought of is not the one that was answered.
+    """
     listed = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(listed, list):
         return ()
-    tokens, start = [], 0
-    for entry in listed:
+    tokens, end = [], len(content)
+    for entry in reversed(listed):
         if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
             return ()
         text = entry["token"]
-        found = content.find(text, start)
-        if found < 0:  # a special token, as the one that ends the answer
+        start = end - len(text) if content.endswith(text, 0, end) else -1
+        if start < 0 and text.strip():  # white space elsewhere is not what was cut off the content's end
+            start = content.rfind(text, 0, end)
+        if start < 0:  # a special token, as the one that ends the answer
             continue
-        tokens.append(Token(text, found, _top(entry)))
-        start = found + len(text)
-    return tuple(tokens)
+        tokens.append(Token(text, start, _top(entry)))
+        end = start
+    return tuple(reversed(tokens))
 
 
 def _top(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:
