@@ -101,11 +101,15 @@ def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) 
     ]
 
 
-def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> None:
-    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's identity."""
+def write_table(
+    workdir: Path, table: VerdictTable, judged: str, judge: str, golds: str | None = None
+) -> None:
+    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's identity; golds:
+    their digest, of a judge that was shown them."""
     value = {
         "judged": judged,
         "judge": judge,
+        "golds": golds,
         "probabilities": _listed(table.probabilities),
         "orders": None if table.orders is None else _listed(table.orders),
         "missing": [dataclasses.astuple(one) for one in table.missing],
@@ -113,11 +117,11 @@ def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> 
     _put(_table_path(workdir, table.key), json.dumps(value))
 
 
-def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable:
-    """The verdicts of a comparison; `judged` and `judge` as for `write_table`.
+def read_table(workdir: Path, key: Key, judged: str, judge: str, golds: str = "") -> VerdictTable:
+    """The verdicts of a comparison; `judged`, `judge` and `golds` as for `write_table`.
 
-    Raises UserError where there are none, they are about other texts, or by the judge as it once was
-    (another version, model or parameter): such must not stand in one report with the others.
+    Raises UserError where there are none, they are about other texts or golds, or by the judge as it once
+    was (another version, model or parameter): such must not stand in one report with the others.
     """
     path = _table_path(workdir, key)
     if not path.is_file():
@@ -125,6 +129,8 @@ def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if value["judged"] != judged:
         raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
+    if value.get("golds") not in (None, golds):
+        raise UserError(f"{path} is by other golds: judge again, with --stage=judge")
     if value.get("judge") != judge:
         raise UserError(
             f"{path} is by the judge {key.judge!r} as it was before (another model, template, "
