@@ -195,7 +195,9 @@ def test_log_probabilities_of_thinking_that_is_kept_apart():
     thought = [token("Is"), token(' "'), token("A", A=0.1, B=0.9), token('" it? No:')]
     answered = [token("\n"), token("A", A=0.8, B=0.2), token("<|im_end|>")]
     assert soft(said, thought + answered) == pytest.approx(0.8)
-    # The white space behind the answer is not in the content either.
+    # White space around the answer is not in the content either.
+    spaced = [token("\n"), token(" A", **{" A": 0.8, " B": 0.2}), token("\n")]
+    assert soft(said, thought + spaced) == pytest.approx(0.8)
     lines = [token("Answer:"), token("\n"), token("A", A=0.8, B=0.2), token("\n")]
     assert soft("Answer:\nA", thought + lines) == pytest.approx(0.8)
 

@@ -132,14 +132,23 @@ def _tokens(logprobs: Any, content: str) -> tuple[Token, ...]:
         if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
             return ()
         text = entry["token"]
-        start = end - len(text) if content.endswith(text, 0, end) else -1
-        if start < 0 and text.strip():  # white space elsewhere is not what was cut off the content's end
-            start = content.rfind(text, 0, end)
+        start = _before(content, end, text)
         if start < 0:  # a special token, as the one that ends the answer
             continue
         tokens.append(Token(text, start, _top(entry)))
         end = start
     return tuple(reversed(tokens))
+
+
+def _before(content: str, end: int, token: str) -> int:
+    """Where a token stands that ends at `end`, or before it; -1 where there is none."""
+    bare = token.strip()
+    if content.endswith(token, 0, end):
+        return end - len(token)
+    # White space may have been cut off at either end of the content, and is nothing to look for further in.
+    if bare and end in (len(content), len(bare)) and content.endswith(bare, 0, end):
+        return end - len(bare)
+    return content.rfind(token, 0, end) if bare else -1
 
 
 def _top(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:
