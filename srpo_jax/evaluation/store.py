@@ -30,11 +30,12 @@ from srpo_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The documents of a set that are put to the models. all_ids: of the whole set."""
+    """The documents of a set that are put to the models; how says which. all_ids: of the whole set."""
 
     set: DocumentSet
     documents: tuple[Document, ...]
     all_ids: tuple[str, ...] = ()
+    how: str = ""
 
     @property
     def name(self) -> str:
@@ -64,7 +65,8 @@ def require_apart(models: Sequence[str], sets: Sequence[DocumentSet]) -> None:
 def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
     """Each set's file, whole or not at all."""
     for one in chosen:
-        lines = [dataclasses.asdict(one.set), *map(document_sets.to_json, one.documents)]
+        header = {**dataclasses.asdict(one.set), "how": one.how}
+        lines = [header, *map(document_sets.to_json, one.documents)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         _put(_documents_path(workdir, one.name), text)
 
@@ -81,14 +83,16 @@ def read_documents(workdir: Path, sets: Sequence[DocumentSet]) -> list[Chosen]:
         path = _documents_path(workdir, asked.name)
         if not path.is_file():
             raise UserError(f"{path} is missing: write first, with --stage=write")
-        described, records = samples.read(path)
-        one = DocumentSet(**{**(described or {}), "fields": tuple((described or {})["fields"])})
+        header, records = samples.read(path)
+        described = dict(header or {})
+        how = described.pop("how", "")
+        one = DocumentSet(**{**described, "fields": tuple(described["fields"])})
         if one.split != asked.split:
             raise UserError(
                 f"{path} is of the split {one.split!r}, and {asked.split!r} is asked for: write that, with "
                 "--stage=write, or set config.evaluate.split"
             )
-        found.append(Chosen(one, tuple(map(document_sets.from_json, records))))
+        found.append(Chosen(one, tuple(map(document_sets.from_json, records)), how=how))
     return found
 
 

@@ -79,12 +79,21 @@ def choose(settings: Settings, sources: Mapping[str, str]) -> tuple[list[Chosen]
             f"{one.name} ({one.split})",
             own.skip,
         )
-        chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every)))
+        how = _how_chosen(settings, one.split, bool(renderers))
+        chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every), how))
         jobs += [
             Job(name, sources[name], one.name, documents, prompts[name], renderers[name])
             for name in sources
         ]
     return chosen, jobs
+
+
+def _how_chosen(settings: Settings, split: str, limited: bool) -> str:
+    """For a report. limited: some model's prompts must not be too long."""
+    own = settings.evaluate
+    behind = f", behind the first {own.skip}" if own.skip else ""
+    limit = f", of at most {own.max_prompt_tokens} prompt tokens" if limited else ""
+    return f"the first {own.count} of {split}{limit}{behind}"
 
 
 @dataclasses.dataclass(frozen=True)

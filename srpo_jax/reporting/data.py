@@ -205,7 +205,8 @@ class Rules:
 class Report:
     """Everything that is written at the end of an evaluation; `assemble.assemble` makes it by its rules.
 
-    `notes` say what the rules are, by name: interval, controlled, spread, test, missing.
+    `notes` say what the rules are, by name: interval, controlled, spread, test, missing; and decoding where
+    reports were compared that differ in it.
     """
 
     evidence: Evidence

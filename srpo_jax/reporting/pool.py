@@ -14,6 +14,7 @@ from srpo_jax.reporting.compare import (
     common_judges,
     common_rules,
     common_template,
+    decoding,
     read,
     short_names,
 )
@@ -91,18 +92,12 @@ def _require_alike(first: Evidence, other: Evidence, name: str, other_name: str)
                 f"{has} has the {what} {odd} and {lacks} has not: only reports with the same sets, "
                 "models and comparisons can be pooled"
             )
-    mine, theirs = _decoding(first), _decoding(other)
+    mine, theirs = decoding(first), decoding(other)
     if mine and theirs and mine != theirs:
         raise UserError(
             f"{name} was decoded with {mine} and {other_name} with {theirs}: one rate of both would be "
             "neither's"
         )
-
-
-def _decoding(evidence: Evidence) -> str:
-    """What the texts depend on of how they were decoded, as `evaluate` says it; "" where nothing does."""
-    said = dict(evidence.facts).get("decoding", "").split(", ")
-    return ", ".join(one for one in said if one.split(" ")[0] not in ("batch_size", "refill"))
 
 
 def _described(evidence: Evidence) -> set[str]:

@@ -354,6 +354,7 @@ def test_samples_of_other_settings_or_weights_are_not_reported(outputs, tmp_path
     made = run(outputs, tmp_path, stages=("judge", "report"))
     assert ("model a", "tiny, weights 1234567890ab, float32") in made.evidence.facts
     assert ("outputs gpt", str(tmp_path / "gpt.jsonl")) in made.evidence.facts
+    assert ("documents of wikipedia", "the first 5 of test") in made.evidence.facts
     write("aclsum", "fedcba0987654321")
     with pytest.raises(
         UserError, match=r"a-aclsum\.jsonl is by other weights than the other samples"
