@@ -86,6 +86,7 @@ def evaluate(
 
     def judge_and_report() -> None:
         chosen, written, found = _read(settings, workdir, who)
+        weights = writing.written_by(settings, workdir, chosen, who)
         asked = _judges(settings, workdir, chosen) if "judge" in stages else ()
         judging.judge(workdir, asked, found, settings.evaluate)
         if "report" in stages:
@@ -96,7 +97,7 @@ def evaluate(
                 texts=tuple(Texts(w.model, w.documents, w.revisions, w.cut) for w in written),
                 tables=tuple(tables),
                 judges=tuple(records),
-                facts=(*facts, *_facts(settings)),
+                facts=(*facts, *_facts(settings, who, weights, chosen)),
                 command=" ".join(["python -m", _module(), *sys.argv[1:]]),
             )
             result = assemble(evidence, Rules(missing_as_ties=settings.judge.missing == "tie"))
@@ -182,16 +183,28 @@ def _documents(chosen: Chosen, template: str) -> Documents:
     )
 
 
-def _facts(settings: Settings) -> list[tuple[str, str]]:
-    """Machine, versions and settings, as the report shows them."""
+def _facts(
+    settings: Settings, who: Contestants, weights: Mapping[str, str], chosen: Sequence[Chosen]
+) -> list[tuple[str, str]]:
+    """Machine, versions, documents, who wrote and under which settings, as the report shows them."""
     devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s)"
-    decoding = dataclasses.asdict(settings.sampling)
-    return [
+    facts = [
         *provenance.facts(devices),
-        ("model", f"{settings.model.source}, {settings.model.dtype}"),
-        ("decoding", ", ".join(f"{key} {value}" for key, value in decoding.items())),
-        ("seed", str(settings.seed)),
+        *((f"documents of {one.name}", one.how) for one in chosen if one.how),
+        *(
+            (f"model {name}", f"{source}, weights {weights[name][:12]}, {settings.model.dtype}")
+            for name, source in who.models.items()
+        ),
+        *((f"outputs {name}", ", ".join(map(str, files))) for name, files in who.outputs.items()),
     ]
+    if who.models:
+        decoding, own = dataclasses.asdict(settings.sampling), settings.evaluate
+        facts.append(("decoding", ", ".join(f"{key} {value}" for key, value in decoding.items())))
+        if who.best_of:
+            best = f"temperature {own.best_temperature}, top_p {own.best_top_p}"
+            facts.append(("decoding for the best of k+1", best))
+        facts.append(("seed", str(settings.seed)))
+    return facts
 
 
 def _module() -> str:

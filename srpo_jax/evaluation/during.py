@@ -139,6 +139,7 @@ def asked(settings: Settings, workdir: Path, source: Source) -> Asked | None:
         {"": renderer},
         f"config.train.evaluate_documents: {chosen.name} ({chosen.split})",
     )
+    distributed.require_alike(prompts[""], f"puts other prompts of {chosen.name}")
     loaded: list[Judge] = []
     load = lambda: loaded.append(judges.load(settings.judge, workdir, documents=documents))
     distributed.from_main(load)

@@ -36,6 +36,11 @@ class Match:
         return store.digest([document.text for document in self.chosen.documents], self.a, self.b)
 
     @property
+    def golds(self) -> str:
+        """A digest of the golds, on which verdicts of a judge that is shown them depend."""
+        return store.digest([document.gold for document in self.chosen.documents])
+
+    @property
     def judged(self) -> list[int]:
         """Documents that have an opponent's completion."""
         return [i for i, texts in enumerate(self.b) if texts[0] is not None]
@@ -106,7 +111,8 @@ def judge(
         )
         # What a judge is may only be known once it was asked: where an endpoint's verdicts are read.
         for match, table in zip(found, tables, strict=True):
-            store.write_table(workdir, table, match.digest, record.identity)
+            golds = match.golds if knows_gold(one) else None
+            store.write_table(workdir, table, match.digest, record.identity, golds)
         store.write_judge(workdir, record)
 
 
@@ -145,7 +151,7 @@ def verdicts(
     for entry in sorted(judged, key=lambda e: (places.get(e.name, len(places)), e.name)):
         try:
             tables += [
-                store.read_table(workdir, m.key(entry.name), m.digest, entry.identity)
+                store.read_table(workdir, m.key(entry.name), m.digest, entry.identity, m.golds)
                 for m in found
             ]
         except UserError as error:

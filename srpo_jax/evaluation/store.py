@@ -30,11 +30,12 @@ from srpo_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """The documents of a set that are put to the models. all_ids: of the whole set."""
+    """The documents of a set that are put to the models; how says which. all_ids: of the whole set."""
 
     set: DocumentSet
     documents: tuple[Document, ...]
     all_ids: tuple[str, ...] = ()
+    how: str = ""
 
     @property
     def name(self) -> str:
@@ -64,7 +65,8 @@ def require_apart(models: Sequence[str], sets: Sequence[DocumentSet]) -> None:
 def write_documents(workdir: Path, chosen: Sequence[Chosen]) -> None:
     """Each set's file, whole or not at all."""
     for one in chosen:
-        lines = [dataclasses.asdict(one.set), *map(document_sets.to_json, one.documents)]
+        header = {**dataclasses.asdict(one.set), "how": one.how}
+        lines = [header, *map(document_sets.to_json, one.documents)]
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         _put(_documents_path(workdir, one.name), text)
 
@@ -81,14 +83,16 @@ def read_documents(workdir: Path, sets: Sequence[DocumentSet]) -> list[Chosen]:
         path = _documents_path(workdir, asked.name)
         if not path.is_file():
             raise UserError(f"{path} is missing: write first, with --stage=write")
-        described, records = samples.read(path)
-        one = DocumentSet(**{**(described or {}), "fields": tuple((described or {})["fields"])})
+        header, records = samples.read(path)
+        described = dict(header or {})
+        how = described.pop("how", "")
+        one = DocumentSet(**{**described, "fields": tuple(described["fields"])})
         if one.split != asked.split:
             raise UserError(
                 f"{path} is of the split {one.split!r}, and {asked.split!r} is asked for: write that, with "
                 "--stage=write, or set config.evaluate.split"
             )
-        found.append(Chosen(one, tuple(map(document_sets.from_json, records))))
+        found.append(Chosen(one, tuple(map(document_sets.from_json, records)), how=how))
     return found
 
 
@@ -101,11 +105,15 @@ def read_written(workdir: Path, chosen: Sequence[Chosen], names: Sequence[str]) 
     ]
 
 
-def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> None:
-    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's identity."""
+def write_table(
+    workdir: Path, table: VerdictTable, judged: str, judge: str, golds: str | None = None
+) -> None:
+    """judged: the digest of what the verdicts are about, see `digest`; judge: the judge's identity; golds:
+    their digest, of a judge that was shown them."""
     value = {
         "judged": judged,
         "judge": judge,
+        "golds": golds,
         "probabilities": _listed(table.probabilities),
         "orders": None if table.orders is None else _listed(table.orders),
         "missing": [dataclasses.astuple(one) for one in table.missing],
@@ -113,11 +121,11 @@ def write_table(workdir: Path, table: VerdictTable, judged: str, judge: str) -> 
     _put(_table_path(workdir, table.key), json.dumps(value))
 
 
-def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable:
-    """The verdicts of a comparison; `judged` and `judge` as for `write_table`.
+def read_table(workdir: Path, key: Key, judged: str, judge: str, golds: str = "") -> VerdictTable:
+    """The verdicts of a comparison; `judged`, `judge` and `golds` as for `write_table`.
 
-    Raises UserError where there are none, they are about other texts, or by the judge as it once was
-    (another version, model or parameter): such must not stand in one report with the others.
+    Raises UserError where there are none, they are about other texts or golds, or by the judge as it once
+    was (another version, model or parameter): such must not stand in one report with the others.
     """
     path = _table_path(workdir, key)
     if not path.is_file():
@@ -125,6 +133,8 @@ def read_table(workdir: Path, key: Key, judged: str, judge: str) -> VerdictTable
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     if value["judged"] != judged:
         raise UserError(f"{path} is about other texts: judge them, with --stage=judge")
+    if value.get("golds") not in (None, golds):
+        raise UserError(f"{path} is by other golds: judge again, with --stage=judge")
     if value.get("judge") != judge:
         raise UserError(
             f"{path} is by the judge {key.judge!r} as it was before (another model, template, "

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,12 +29,14 @@ from srpo_jax.prompts.selection import select
 from srpo_jax.revision import Shape, samples
 from srpo_jax.revision.samples import Record
 from srpo_jax.runtime import distributed
+from srpo_jax.runtime.errors import UserError
 from srpo_jax.runtime.metrics import Progress, status
 
 # (number of a document, what was made of it), one after the other.
 Made = Iterator[tuple[int, Record]]
 
 CHUNK = 4  # batches of samples of which the best are chosen together
+_BEST = tuple(f"config.evaluate.best_{name}" for name in ("by", "temperature", "top_p"))
 
 
 def write(settings: Settings, workdir: Path, who: Contestants) -> None:
@@ -76,12 +79,21 @@ def choose(settings: Settings, sources: Mapping[str, str]) -> tuple[list[Chosen]
             f"{one.name} ({one.split})",
             own.skip,
         )
-        chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every)))
+        how = _how_chosen(settings, one.split, bool(renderers))
+        chosen.append(Chosen(one, tuple(documents), tuple(d.id for d in every), how))
         jobs += [
             Job(name, sources[name], one.name, documents, prompts[name], renderers[name])
             for name in sources
         ]
     return chosen, jobs
+
+
+def _how_chosen(settings: Settings, split: str, limited: bool) -> str:
+    """For a report. limited: some model's prompts must not be too long."""
+    own = settings.evaluate
+    behind = f", behind the first {own.skip}" if own.skip else ""
+    limit = f", of at most {own.max_prompt_tokens} prompt tokens" if limited else ""
+    return f"the first {own.count} of {split}{limit}{behind}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +146,7 @@ def _write_model(
     foreseen = revision.shapes(asked, need, settings.sampling.batch_size)
     once = revision.shapes(asked, revision.Need(new, False), settings.sampling.batch_size)
     for job in jobs:
-        header = _header(settings, job, weights)
+        header = _header(settings, job.renderer.name, weights)
 
         def revise(part: Sequence[int], job: Job = job) -> Made:
             return _revised(settings, model(), job, part, foreseen, spent)
@@ -147,8 +159,7 @@ def _write_model(
         def choose(part: Sequence[int], job: Job = job) -> Made:
             return _best(settings, model(), job, part, once, spent)
 
-        own = settings.evaluate
-        header |= {"best": [own.best_by, own.best_temperature, own.best_top_p]}
+        header |= {"best": _best_header(settings)}
         path = store.samples_path(workdir, best, job.set)
         few = _at_once(settings)
         write_records(path, header, job, few, choose, f"sample {job.model} on {job.set}")
@@ -175,6 +186,8 @@ def write_records(
         {"id": document.id, "row": row, "prompt": _digest(prompt)}
         for row, (document, prompt) in enumerate(zip(job.documents, job.prompts, strict=True))
     ]
+    # One that read others would write answers to them under the names of these.
+    distributed.require_alike(begins, f"puts other prompts of {job.set}")
 
     def fits(found: list[Record]) -> bool:
         """Whether they are about these documents, asked in the same words, or about others behind them."""
@@ -207,12 +220,62 @@ def _cut_share(path: Path) -> float:
     return float(np.mean(cut)) if cut else 0.0
 
 
-def _header(settings: Settings, job: Job, weights: str) -> Record:
+def written_by(
+    settings: Settings, workdir: Path, chosen: Sequence[Chosen], who: Contestants
+) -> dict[str, str]:
+    """The digest of the weights that each model's samples are of, as their files say.
+
+    Raises UserError for samples of other settings, which a report would tell of in the place of theirs, and
+    for those of a model that had other weights on another set.
+    """
+    found: dict[str, str] = {}
+    for one in chosen:
+        asked = _header(settings, one.set.template or settings.data.template, "")
+        for name in (*who.models, *who.best_of):
+            more = {"best": _best_header(settings)} if name in who.best_of else {}
+            path = store.samples_path(workdir, name, one.name)
+            header = samples.read(path)[0] or {}
+            written = _by_setting(header)
+            for key, now in _by_setting(asked | more).items():
+                if key in written and written[key] != now:
+                    raise UserError(
+                        f"{path} was written with {key}={written[key]!r}, and {now!r} is asked for: write "
+                        f"it again, with --stage=write, or set {key} to what it was"
+                    )
+            model, weights = who.best_of.get(name, name), header.get("weights", "")
+            if found.setdefault(model, weights) != weights:
+                raise UserError(
+                    f"{path} is by other weights than the other samples of {model}: write it again, with "
+                    "--stage=write"
+                )
+    return found
+
+
+def _by_setting(header: Record) -> Record:
+    """What a header says of each setting, by the setting's name."""
+    named = {
+        "config.data.template": header.get("template"),
+        "config.model.dtype": header.get("dtype"),
+        "config.evaluate.revisions": header.get("revisions"),
+        "config.seed": header.get("seed"),
+        **{f"config.sampling.{key}": value for key, value in header.get("sampling", {}).items()},
+        **dict(zip(_BEST, header.get("best", ()), strict=False)),
+    }
+    return {key: value for key, value in named.items() if value is not None}
+
+
+def _best_header(settings: Settings) -> list[Any]:
+    """What the choice of the likeliest sample depends on, in the order of _BEST."""
+    own = settings.evaluate
+    return [own.best_by, own.best_temperature, own.best_top_p]
+
+
+def _header(settings: Settings, template: str, weights: str) -> Record:
     """Everything that the texts depend on, but for the prompts, which the records name."""
     sampling = settings.sampling
     return {
         "weights": weights,
-        "template": job.renderer.name,
+        "template": template,
         "dtype": settings.model.dtype,
         "sampling": {
             "max_new_tokens": sampling.max_new_tokens,

@@ -66,6 +66,7 @@ def draw(
     own = settings.pairs
     ids = [document.id for document in documents]
     source = loading.pinned(settings.model.source)  # a run may go on while this is interrupted
+    distributed.require_alike(prompts, "puts other prompts")  # it would draw its own rows of them
     header = _header(settings) | {"source": source, "prompts": _digest(prompts)}
     if weights:
         header[WEIGHTS] = weights

@@ -264,6 +264,7 @@ def prepare_task(settings: Settings, workdir: Path, source: Source) -> Task:
 
 def own(settings: Settings, workdir: Path, source: Source, base: str, task: Task) -> None:
     """Makes the workdir this run's, or checks that it is. Called by all processes."""
+    distributed.require_alike(task.prompts, "puts other prompts")
     digest = hashlib.sha256(repr(task.prompts).encode()).hexdigest()
     known = {"tokenizer": source.tokenizer.fingerprint, "documents": digest}
 

@@ -78,7 +78,12 @@ def compare(folders: Sequence[str | Path], *, title: str, joined: bool = False) 
         facts=common_facts(reports, names),
         command=f"python -m srpo_jax.evaluate {flag} {' '.join(map(str, folders))}",
     )
-    return assemble(evidence, common_rules([each.rules for each in found], names))
+    made = assemble(evidence, common_rules([each.rules for each in found], names))
+    said = {name: decoding(each) for each, name in zip(reports, names, strict=True)}
+    if len(set(filter(None, said.values()))) < 2:
+        return made
+    how = "; ".join(f"{name} {one or 'unknown'}" for name, one in said.items())
+    return replace(made, notes=made.notes | {"decoding": f"Not all were decoded alike: {how}."})
 
 
 def common_facts(parts: Sequence[Evidence], names: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -140,6 +145,12 @@ def _sets(reports: Sequence[Evidence], names: Sequence[str]) -> tuple[Documents,
         replace(documents, template=common_template(templates[documents.name]))
         for documents, _ in found.values()
     )
+
+
+def decoding(evidence: Evidence) -> str:
+    """What the texts depend on of how they were decoded, as `evaluate` says it; "" where nothing does."""
+    said = dict(evidence.facts).get("decoding", "").split(", ")
+    return ", ".join(one for one in said if one.split(" ")[0] not in ("batch_size", "refill"))
 
 
 def common_template(templates: Mapping[str, str]) -> str:

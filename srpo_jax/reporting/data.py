@@ -6,6 +6,7 @@ tuple by revision has an entry for k = 0 … K.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from srpo_jax.reporting.evidence import Documents, Evidence
@@ -204,7 +205,8 @@ class Rules:
 class Report:
     """Everything that is written at the end of an evaluation; `assemble.assemble` makes it by its rules.
 
-    `notes` say what the rules are, by name: interval, controlled, spread, test, missing.
+    `notes` say what the rules are, by name: interval, controlled, spread, test, missing; and decoding where
+    reports were compared that differ in it.
     """
 
     evidence: Evidence
@@ -254,6 +256,11 @@ class Report:
     def styled(self, documents: str) -> tuple[Style, ...]:
         """The styles of all models on one set."""
         return tuple(each for each in self.styles if each.documents == documents)
+
+
+def judged(curves: Sequence[Curve]) -> int:
+    """How many documents these rates are over, at most: of a set, some may have no gold to meet."""
+    return max(cell.count for curve in curves for cell in curve.cells)
 
 
 def opponent_phrase(opponent: str) -> str:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from srpo_jax.reporting.data import Curve, Report, opponent_phrase
+from srpo_jax.reporting.data import Curve, Report, judged, opponent_phrase
 from srpo_jax.reporting.evidence import Documents
 from srpo_jax.reporting.wording import short
 
@@ -151,7 +151,7 @@ def _draw_panel(
 ) -> None:
     last = max(len(curve.cells) for curve in curves) - 1
     panel.set_title(
-        f"{short(documents.name, 24)}: {documents.role}, n = {len(documents.ids):,}",
+        f"{short(documents.name, 24)}: {documents.role}, n = {judged(curves):,}",
         fontsize=10.5,
         loc="left",
         pad=10,

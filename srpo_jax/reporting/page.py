@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from srpo_jax.reporting import summary
-from srpo_jax.reporting.data import Curve, Difference, Report, opponent_phrase
+from srpo_jax.reporting.data import Curve, Difference, Report, judged, opponent_phrase
 from srpo_jax.reporting.evidence import Documents, JudgeCheck, Texts
 from srpo_jax.reporting.figure import Look, draw_apart, looks
 from srpo_jax.reporting.table import gold_words, judge_facts, judge_lines
@@ -116,6 +116,7 @@ def _part(report: Report, view: tuple[str, str], documents: Documents) -> dict[s
     differences = report.compared(documents.name, view)
     return {
         "documents": documents,
+        "judged": judged(curves),
         "curves": curves,
         "by_model": {curve.key.model: curve for curve in curves},
         "ks": range(max(last.values()) + 1),

@@ -14,6 +14,7 @@ from srpo_jax.reporting.compare import (
     common_judges,
     common_rules,
     common_template,
+    decoding,
     read,
     short_names,
 )
@@ -32,7 +33,7 @@ def pool(folders: Sequence[str | Path], *, title: str) -> Report:
     are over documents, as if all of one part's had not the same weights in common: what other seeds would
     bring is not in them. It is in the facts: the change from y_0 in each part, and its mean over parts with
     Student's interval. Raises UserError for fewer than two folders, a document that two reports have,
-    and reports whose models, sets, comparisons, judges or rules differ.
+    and reports whose models, sets, comparisons, decoding, judges or rules differ.
     """
     if len(folders) < 2:
         raise UserError("--pool needs at least two folders of reports")
@@ -91,6 +92,12 @@ def _require_alike(first: Evidence, other: Evidence, name: str, other_name: str)
                 f"{has} has the {what} {odd} and {lacks} has not: only reports with the same sets, "
                 "models and comparisons can be pooled"
             )
+    mine, theirs = decoding(first), decoding(other)
+    if mine and theirs and mine != theirs:
+        raise UserError(
+            f"{name} was decoded with {mine} and {other_name} with {theirs}: one rate of both would be "
+            "neither's"
+        )
 
 
 def _described(evidence: Evidence) -> set[str]:

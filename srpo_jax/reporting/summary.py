@@ -30,8 +30,9 @@ def findings(report: Report) -> list[str]:
 
 
 def warnings(report: Report) -> list[str]:
-    """What makes the numbers worth less: proxies, judges that do not judge, missing verdicts, cut texts, a
-    first model that rewrites where it should edit, and gains that are the judge's alone."""
+    """What makes the numbers worth less: proxies, models decoded in other ways, judges that do not judge,
+    missing verdicts, cut texts, a first model that rewrites where it should edit, and gains that are the
+    judge's alone."""
     judged = {judge for judge, _ in report.views}
     found = [
         f"{judge.name} is a proxy: it stands in for human readers, has not been validated against "
@@ -39,6 +40,7 @@ def warnings(report: Report) -> list[str]:
         for judge in report.evidence.judges
         if judge.is_proxy and judge.name in judged
     ]
+    found += [note for name, note in report.notes.items() if name == "decoding"]
     found += [f"{each.judge}: {each.warning}." for each in report.positions if each.warning]
     for absence in report.absences:
         if absence.share > MANY_MISSING:

@@ -12,13 +12,14 @@ Environment variables (set by launch/local.sh, or by hand on machines nothing el
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 import re
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Self, TypeVar, cast
 
@@ -119,6 +120,23 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     client.key_value_set(own, said)
     found = [_wait(client, f"{key}/{i}") for i in range(jax.process_count())]
     return [cast(T, _received(one)) for one in found]
+
+
+def require_alike(records: Iterable[Any], otherwise: str) -> None:
+    """UserError in all processes, which all call this, where one has other records than process 0.
+
+    records: plain ones, which `repr` tells apart. otherwise: what such a process does, in the middle of a
+    sentence.
+    """
+    digest = hashlib.sha256()
+    for one in records:
+        digest.update(repr(one).encode())
+    first, *others = everywhere(digest.hexdigest)
+    for process, other in enumerate(others, 1):
+        if other != first:
+            raise UserError(
+                f"process {process} {otherwise} than process 0: bring all hosts the same files"
+            )
 
 
 # By what the other processes end where one has failed: with the status of that one, so that whatever starts

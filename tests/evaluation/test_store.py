@@ -32,6 +32,16 @@ def test_verdicts_about_other_texts_or_by_another_version_are_refused(
         store.read_table(tmp_path, TABLE.key, judged, judge)
 
 
+def test_verdicts_by_a_judge_that_was_shown_other_golds_are_refused(tmp_path):
+    store.write_table(tmp_path, TABLE, "texts", "version 1", "golds")
+    store.read_table(tmp_path, TABLE.key, "texts", "version 1", "golds")
+    with pytest.raises(UserError, match=r"is by other golds: judge again, with --stage=judge"):
+        store.read_table(tmp_path, TABLE.key, "texts", "version 1", "corrected golds")
+    # Who was not shown them says the same of any.
+    store.write_table(tmp_path, TABLE, "texts", "version 1")
+    store.read_table(tmp_path, TABLE.key, "texts", "version 1", "corrected golds")
+
+
 def test_documents_of_another_split_are_refused(tmp_path):
     written = DocumentSet("news.jsonl", "news", split="validation")
     store.write_documents(tmp_path, [Chosen(written, (Document("1", "x", "y"),))])

@@ -130,6 +130,12 @@ def test_auto_takes_structured_output_next(endpoint):
     assert len(endpoint.asked) == 7
 
 
+def test_what_verdicts_depend_on_is_told_where_it_is_not_the_default(endpoint):
+    usual = make(endpoint, verdict="logprobs", label_mass=0.1, top_logprobs=5).facts
+    other = make(endpoint, verdict="logprobs", label_mass=0.5, top_logprobs=20, system=False).facts
+    assert other == usual | {"system": "False", "label_mass": "0.5", "top_logprobs": "20"}
+
+
 @pytest.mark.parametrize("refuses", [True, False])
 def test_auto_takes_the_text_last_and_remembers(endpoint, tmp_path, refuses):
     """Some endpoints refuse what they do not know, others overlook it."""

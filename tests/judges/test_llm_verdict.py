@@ -36,6 +36,7 @@ def read(said, template=SUMMARY, mode="text", mass=0.1, **more):
             "Summary A is better.",
             "I prefer A.",
             "A is better",
+            "A is better: it has fewer errors and is less wordy.",
             "**A** is better.",
         ),
         *("I would choose Summary **A**.", "The better summary is A", "The better one is A."),
@@ -106,6 +107,8 @@ def test_the_other_verdicts(said, score):
         ),
         *('{"verdict": "neither"}', '{"verdict": "A"} {"verdict": "B"}', "Summary A isn't better"),
         "<think>A is better",  # thinking that has no end
+        *("Summary B is less accurate.", "A is too long.", "Summary A omits the date."),
+        *("I'd rate Summary A lower.", "The worst is A", "Summary A repeats itself."),
     ],
 )
 def test_what_names_both_or_neither_is_no_verdict(said):
@@ -184,6 +187,19 @@ def test_log_probabilities_where_the_verdict_stands():
     assert soft("A", ended) == pytest.approx(0.8)
     in_json = [token('{"'), token("verdict"), token('":"'), token("B", A=0.3, B=0.7), token('"}')]
     assert soft('{"verdict":"B"}', in_json) == pytest.approx(0.3)
+
+
+def test_log_probabilities_of_thinking_that_is_kept_apart():
+    """Some servers list its tokens, too, which the content does not have."""
+    said = {"role": "assistant", "content": "A", "reasoning_content": 'Is "A" it? No:'}
+    thought = [token("Is"), token(' "'), token("A", A=0.1, B=0.9), token('" it? No:')]
+    answered = [token("\n"), token("A", A=0.8, B=0.2), token("<|im_end|>")]
+    assert soft(said, thought + answered) == pytest.approx(0.8)
+    # White space around the answer is not in the content either.
+    spaced = [token("\n"), token(" A", **{" A": 0.8, " B": 0.2}), token("\n")]
+    assert soft(said, thought + spaced) == pytest.approx(0.8)
+    lines = [token("Answer:"), token("\n"), token("A", A=0.8, B=0.2), token("\n")]
+    assert soft("Answer:\nA", thought + lines) == pytest.approx(0.8)
 
 
 def test_log_probabilities_of_a_single_token():

@@ -332,6 +332,42 @@ def test_verdicts_of_other_parameters_are_not_mixed(outputs, tmp_path, monkeypat
         run(outputs, tmp_path / "run", stages=("report",))
 
 
+def test_samples_of_other_settings_or_weights_are_not_reported(outputs, tmp_path):
+    run(outputs, tmp_path, stages=("write",))
+    sampling = {"max_new_tokens": 6, "temperature": 0.0, "top_p": 1.0}
+    told = {
+        "template": "plain",
+        "dtype": "float32",
+        "sampling": sampling,
+        "revisions": 2,
+        "seed": 0,
+    }
+
+    def write(name, weights):
+        records = [{"id": d.id, "revisions": ["y"] * 3} for d in DOCUMENTS[name]]
+        lines = map(json.dumps, [{"weights": weights, **told}, *records])
+        (tmp_path / "samples" / f"a-{name}.jsonl").write_text("".join(f"{x}\n" for x in lines))
+
+    for name in DOCUMENTS:
+        write(name, "1234567890abcdef")
+    outputs.evaluate.models = ("a=tiny",)
+    made = run(outputs, tmp_path, stages=("judge", "report"))
+    assert ("model a", "tiny, weights 1234567890ab, float32") in made.evidence.facts
+    assert ("outputs gpt", str(tmp_path / "gpt.jsonl")) in made.evidence.facts
+    assert ("documents of wikipedia", "the first 5 of test") in made.evidence.facts
+    write("aclsum", "fedcba0987654321")
+    with pytest.raises(
+        UserError, match=r"a-aclsum\.jsonl is by other weights than the other samples"
+    ):
+        run(outputs, tmp_path, stages=("report",))
+    outputs.sampling.temperature = 0.5
+    said = (
+        r"a-wikipedia\.jsonl was written with config\.sampling\.temperature=0\.0, and 0\.5 is asked"
+    )
+    with pytest.raises(UserError, match=said):
+        run(outputs, tmp_path, stages=("report",))
+
+
 def test_what_revision_leaves_alone_costs_nothing_more(outputs, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate.judges, "load_all", loading.load_all)
     outputs.judge.update({"name": "llm", "model": "m", "api_key_env": "NOBODY_SET_IT"})

@@ -5,6 +5,7 @@ import pytest
 
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.compare import compare
+from srpo_jax.reporting.summary import warnings
 from srpo_jax.reporting.verdicts import GOLD
 from srpo_jax.runtime.errors import UserError
 from tests.reports import documents, evidence, report, texts, verdicts
@@ -48,6 +49,15 @@ def test_templates_of_all_are_said(folders):
     assert alike.sets[0].template == "tldr"
     other = compare(folders(c=of("srpo", **put("tldr")), d=of("dpo", **put("plain"))), title="")
     assert other.sets[0].template == "tldr (c), plain (d)"
+
+
+def test_other_decoding_is_warned_of(folders):
+    said = {"a": "0.0, batch_size 2", "b": "0.0, batch_size 4", "c": "0.7, batch_size 2"}
+    made = {k: of(k, facts=(("decoding", f"temperature {t}"),)) for k, t in said.items()}
+    a, b, c = folders(**made)
+    assert "decoding" not in compare([a, b], title="alike").notes
+    note = "Not all were decoded alike: a temperature 0.0; c temperature 0.7."
+    assert note in warnings(compare([a, c], title="other"))
 
 
 def test_results_are_read_from_a_file_of_any_name(folders, tmp_path):

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from srpo_jax.reporting.page import render
-from tests.reports import HOSTILE, documents, hostile, report, texts, verdicts
+from tests.reports import HOSTILE, NAN, documents, hostile, report, texts, verdicts
 
 
 class Page(HTMLParser):
@@ -115,6 +115,17 @@ def test_text_of_others_is_shown_and_never_interpreted():
     assert page.text.count("alert(1)") >= 9
     assert page.data["sets"][0]["prompts"] == [HOSTILE]
     assert "49" not in re.sub(r"\d*\.\d+", "", page.text)  # {{ 7 * 7 }} was not computed
+
+
+def test_the_page_counts_the_documents_that_were_judged():
+    page = render(
+        report(
+            sets=(documents(golds=("one", "two", "three", None)),),
+            texts=(texts("start"),),
+            tables=(verdicts("start", rows=[[0.0, 1.0, 1.0]] * 3 + [[NAN] * 3]),),
+        )
+    )
+    assert re.search(r", on\s+3 Wikipedia documents \(in distribution\)", page)
 
 
 def test_the_page_says_nothing_of_a_proxy_where_no_judge_is_one():

@@ -73,6 +73,24 @@ def test_parts_that_do_not_fit_are_named(folders, other, message):
         pool(folders(a=part(0, 3), b=other), title="no")
 
 
+def test_parts_that_were_decoded_in_other_ways_are_not_pooled(folders):
+    greedy, warm, larger = (
+        (
+            (
+                "decoding",
+                f"max_new_tokens 6, temperature {t}, top_p 1.0, batch_size {size}, refill 0.1",
+            ),
+        )
+        for t, size in ((0.0, 2), (0.7, 2), (0.0, 4))
+    )
+    facts = {"a": greedy, "b": larger, "c": warm}
+    a, b, c = folders(**{k: part(3 * i, 3, facts=f) for i, (k, f) in enumerate(facts.items())})
+    pool([a, b], title="both")
+    said = r"a was decoded with max_new_tokens 6, temperature 0\.0, top_p 1\.0 and c with .* 0\.7, top_p"
+    with pytest.raises(UserError, match=said):
+        pool([a, c], title="no")
+
+
 def test_one_report_is_not_pooled(folders):
     with pytest.raises(UserError, match="at least two"):
         pool(folders(a=part(0, 3)), title="no")

@@ -283,6 +283,14 @@ def test_what_fails_in_one_process_ends_the_others_with_its_status(
         assert type(caught.value) is kind
 
 
+def test_a_process_with_other_prompts_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed.require_alike(["x"], "puts other prompts")
+    monkeypatch.setattr(distributed, "everywhere", lambda work: [work(), work(), "another"])
+    said = "process 2 puts other prompts than process 0: bring all hosts the same files"
+    with pytest.raises(UserError, match=said):
+        distributed.require_alike(["x"], "puts other prompts")
+
+
 def test_a_process_that_is_gone_is_no_mistake(in_process) -> None:
     in_process(1)
     with pytest.raises(Unavailable, match="another process is gone"):

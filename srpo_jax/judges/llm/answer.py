@@ -119,21 +119,36 @@ def _whole(text: str) -> str:
 
 
 def _tokens(logprobs: Any, content: str) -> tuple[Token, ...]:
-    """The tokens with their log-probabilities; () unless they spell the content."""
+    """The tokens with their log-probabilities; () unless they spell the content.
+
+    From the last one back: some servers list those of the thinking, too, which is not in the content, and
+    an "A" that was thought of is not the one that was answered.
+    """
     listed = logprobs.get("content") if isinstance(logprobs, dict) else None
     if not isinstance(listed, list):
         return ()
-    tokens, start = [], 0
-    for entry in listed:
+    tokens, end = [], len(content)
+    for entry in reversed(listed):
         if not isinstance(entry, dict) or not isinstance(entry.get("token"), str):
             return ()
         text = entry["token"]
-        found = content.find(text, start)
-        if found < 0:  # a special token, as the one that ends the answer
+        start = _before(content, end, text)
+        if start < 0:  # a special token, as the one that ends the answer
             continue
-        tokens.append(Token(text, found, _top(entry)))
-        start = found + len(text)
-    return tuple(tokens)
+        tokens.append(Token(text, start, _top(entry)))
+        end = start
+    return tuple(reversed(tokens))
+
+
+def _before(content: str, end: int, token: str) -> int:
+    """Where a token stands that ends at `end`, or before it; -1 where there is none."""
+    bare = token.strip()
+    if content.endswith(token, 0, end):
+        return end - len(token)
+    # White space may have been cut off at either end of the content, and is nothing to look for further in.
+    if bare and end in (len(content), len(bare)) and content.endswith(bare, 0, end):
+        return end - len(bare)
+    return content.rfind(token, 0, end) if bare else -1
 
 
 def _top(entry: dict[str, Any]) -> tuple[tuple[str, float], ...]:

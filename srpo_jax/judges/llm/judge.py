@@ -67,6 +67,7 @@ class LlmJudge:
             "template": f"{self.template.task} ({self.template.digest})",
             "parameters": sent,
             "verdict": self._interview.mode,
+            **_unusual(self._settings),
         }
 
     def judge(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Verdicts:
@@ -157,6 +158,14 @@ class LlmJudge:
             f"{self._settings.model} ({counts}), more than config.judge.missing_share={allowed:g} allows: "
             f"{self._interview.example(record)}"
         )
+
+
+def _unusual(settings: JudgeSettings) -> dict[str, str]:
+    """How it is asked beside its parameters, where that is not the default: verdicts depend on it."""
+    usual = JudgeSettings()
+    named = ("system", "label_mass", "top_logprobs")
+    own = {name: getattr(settings, name) for name in named}
+    return {k: str(value) for k, value in own.items() if value != getattr(usual, k)}
 
 
 def _both_orders(triples: Sequence[Question]) -> list[Question]:

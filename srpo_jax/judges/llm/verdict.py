@@ -26,8 +26,18 @@ _STATED = (
 )
 _KEYS = ("verdict", "answer", "winner", "preferred", "choice", "better")
 _DOUBT = re.compile(
-    r"\b(?:not|never|neither|nor|cannot|both|worse|inferior|unsure|unclear|unable)\b|n['’]t\b",
+    r"\b(?:not|never|neither|nor|cannot|both|worse|worst|inferior|unsure|unclear|unable)\b|n['’]t\b",
     re.IGNORECASE,
+)
+# "Summary A is too long" names what is blamed; "A is better, with fewer errors" does not.
+_PRAISE = re.compile(
+    r"\b(?:better|best|prefer\w*|choose|chose|pick|favou?r\w*|superior|wins?|winner|tie)\b", re.I
+)
+_FAULT = re.compile(
+    r"\b(?:too|less|lower|weak\w*|poor\w*|wrong|incorrect|inaccura\w+|imprecise|incomplete|unfinished|"
+    r"unsupported|misleading|misstates?|vague|wordy|verbose|redundant|repeat\w*|repetiti\w+|lack\w*|"
+    r"misses|missing|omit\w*|fail\w*|errors?|mistakes?|invent\w*|hallucinat\w*|contradict\w*)\b",
+    re.I,
 )
 # What follows a lone "A" that is the label and not the article.
 _VERB = r"(?:is|was|wins|does|has|and|or|over|because|since|seems|than|as|by|would|gets|reads)\b"
@@ -147,8 +157,8 @@ def _lines(text: str, template: Template) -> list[Label]:
 
 
 def _named(text: str, template: Template) -> list[Label]:
-    """ "Summary A is better": all labels a text names, unless it doubts."""
-    if _DOUBT.search(text):
+    """ "Summary A is better": all labels a text names, unless it doubts, or finds faults alone."""
+    if _DOUBT.search(text) or (_FAULT.search(text) and not _PRAISE.search(text)):
         return []
     found = []
     for letter in (label for label in template.labels if len(label) == 1):
