@@ -18,7 +18,7 @@ from srpo_jax.theory.revision_task.cells import METHODS, Cell, Store, curve, wor
 from srpo_jax.theory.revision_task.desk import CIRCLE, Desk
 from srpo_jax.theory.revision_task.exact import REVISIONS
 from srpo_jax.theory.revision_task.measure import SAMPLED, Way
-from srpo_jax.theory.revision_task.network import Recipe
+from srpo_jax.theory.revision_task.network import PROMPTS_SEED, Recipe
 
 RULE = (
     "for each method the same number of betas is tried on validation seeds and validation prompts; the "
@@ -67,6 +67,12 @@ class Plan:
                     f"{option} must be different numbers from 0 to {SEEDS_BELOW - 1}, at least one: "
                     f"{list(seeds)}"
                 )
+        if (prompts := PROMPTS_SEED["validation"]) in self.validation_seeds:
+            # As seed 17 of the test, see `sft_examples`; among --seeds it is a published one.
+            raise UserError(
+                f"--validation-seeds: SFT of seed {prompts} is on the very prompts of the validation: "
+                "choose another"
+            )
         if shared := set(self.seeds) & set(self.validation_seeds):
             raise UserError(
                 f"seed {min(shared)} is in --seeds and in --validation-seeds: what selects must not test"
