@@ -4,7 +4,7 @@
 
 DIR/NAME.json.gz has what WORKDIR/report/results.json has: the models' texts, all verdicts, ids and facts.
 Prompts are left out, and of golds no letter is left but their number, which lengths are compared by; of the
-command no folder is left, but names are.
+command no folder is left, but names are. Verdicts have six digits: half the file was noise behind them.
 `python -m srpo_jax.evaluate --compare DIR/A.json.gz DIR/B.json.gz` makes tables of them.
 """
 
@@ -14,9 +14,12 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.compare import read
 from srpo_jax.reporting.evidence import Documents
+from srpo_jax.reporting.verdicts import VerdictTable
 from srpo_jax.runtime.errors import UserError
 
 
@@ -25,11 +28,22 @@ def keep(workdir: Path, path: Path) -> int:
     report = read(workdir / "report")
     sets = tuple(_silent(documents) for documents in report.evidence.sets)
     command = nowhere(report.evidence.command)
-    evidence = dataclasses.replace(report.evidence, sets=sets, command=command)
+    tables = tuple(map(shortened, report.evidence.tables))
+    evidence = dataclasses.replace(report.evidence, sets=sets, tables=tables, command=command)
     kept = to_json(dataclasses.replace(report, evidence=evidence)).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(kept, mtime=0))
     return path.stat().st_size
+
+
+def shortened(table: VerdictTable) -> VerdictTable:
+    """With six significant digits."""
+    orders = None if table.orders is None else _six_digits(table.orders)
+    return dataclasses.replace(table, probabilities=_six_digits(table.probabilities), orders=orders)
+
+
+def _six_digits(values: np.ndarray) -> np.ndarray:
+    return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
 
 
 def nowhere(command: str) -> str:

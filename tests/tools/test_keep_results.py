@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from srpo_jax.reporting.assemble import assemble
 from srpo_jax.reporting.codec import to_json
 from srpo_jax.reporting.compare import read
@@ -22,7 +24,13 @@ def ran(*arguments):
 
 
 def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):
-    whole = report()
+    given = report().evidence
+    tables = tuple(map(keep_results.shortened, given.tables))
+    whole = assemble(dataclasses.replace(given, tables=tables), report().rules)
+    for table, short in zip(given.tables, tables, strict=True):
+        np.testing.assert_allclose(short.probabilities, table.probabilities, rtol=5e-6)
+        draws = [values == 0.5 for values in (short.probabilities, table.probabilities)]
+        np.testing.assert_array_equal(*draws)
     folder = tmp_path / "run" / "report"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(to_json(whole), encoding="utf-8")
