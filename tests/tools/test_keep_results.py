@@ -25,6 +25,7 @@ def ran(*arguments):
 
 def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):
     given = report().evidence
+    given = dataclasses.replace(given, facts=(("model x", "/runs/x, weights ab"), *given.facts))
     tables = tuple(map(keep_results.shortened, given.tables))
     whole = assemble(dataclasses.replace(given, tables=tables), report().rules)
     for table, short in zip(given.tables, tables, strict=True):
@@ -44,6 +45,7 @@ def test_verdicts_and_lengths_stay_and_texts_of_others_go(tmp_path):
     for documents in kept.evidence.sets:
         assert not "".join((*documents.prompts, *filter(None, documents.golds))).strip("· \n")
     assert kept.evidence.texts == whole.evidence.texts
+    assert kept.evidence.facts == (("model x", "x, weights ab"), *given.facts[1:])
 
 
 def test_where_things_lay_is_left_out():
@@ -55,6 +57,7 @@ def test_where_things_lay_is_left_out():
         "python -m srpo_jax.evaluate --config=configs/a.py:texts:out:1 --workdir=b "
         "--config.evaluate.models=('x=x@40','y=y','z=runs/z')"
     )
+    assert keep_results.nowhere("/runs/x/dpo, weights ab, float32") == "dpo, weights ab, float32"
 
 
 def test_a_folder_without_a_report_is_named(tmp_path):
